@@ -1,0 +1,151 @@
+"""The client: TCP connections in, streams of a few sessions out.
+
+In      a `ClientConfig`
+Out     a running client
+Knows   session slots, expiry (WIRE.md 8.4). Not: how a session works
+"""
+
+import random
+import socket
+from threading import Thread
+
+from kcptun_lite import log
+from kcptun_lite.app.config import ClientConfig
+from kcptun_lite.app.tunnel import Tunnel
+from kcptun_lite.core.buffers import Address
+from kcptun_lite.errors import KcptunError, SessionError, TransportError
+from kcptun_lite.net.endpoint import Dialer
+from kcptun_lite.net.relay import listen, tune
+from kcptun_lite.net.session import Session
+from kcptun_lite.net.ticker import monotonic_ms
+from kcptun_lite.net.udp import UdpOptions, UdpSocket
+
+REDIAL_PAUSE = 1.0  # s between attempts to make a session's socket (as kcptun)
+
+
+class Client(Tunnel):
+    """Accepts TCP connections and gives each a stream of the next session slot."""
+
+    config: ClientConfig
+
+    def __init__(self, config: ClientConfig) -> None:
+        super().__init__(config)
+        self._dialer = Dialer(self.plant, self._open_socket)
+        self._slots: list[Session | None] = [None] * config.conn
+        self._expired: list[Session] = []
+        self._accepted = 0
+        self._dialed = 0
+        local = config.localaddr
+        self._listening = listen(local.host, local.port_min, local.path)
+        self._acceptor = Thread(target=self._accept_loop, name="accept")
+
+    def _start(self) -> None:
+        self.log_start(_socket_name(self._listening))
+        self._acceptor.start()
+
+    def _stop_accepting(self) -> None:
+        try:
+            self._listening.shutdown(socket.SHUT_RDWR)  # wakes the thread in accept
+        except OSError:
+            pass
+        if self._acceptor.ident is not None:
+            self._acceptor.join()
+        self._listening.close()
+
+    def _sessions(self) -> list[Session]:
+        return [session for session in self._slots if session] + self._expired
+
+    def _close_sessions(self) -> None:
+        for session in self._sessions():
+            session.close()
+            session.join()
+
+    # -- accept thread -------------------------------------------------------------------------
+
+    def _accept_loop(self) -> None:
+        while self.wait_for_relay_slot():
+            try:
+                tcp, _ = self._listening.accept()
+            except OSError as exc:
+                if self.is_stopping:
+                    return
+                log.limited("accept", f"accept: {exc.strerror}", log.Level.ERROR)
+                self.wait_for_stop(0.1)
+                continue
+            try:
+                self._serve(tcp)
+            except KcptunError as exc:
+                log.limited("stream", f"no stream: {exc}")
+                tcp.close()
+
+    def _serve(self, tcp: socket.socket) -> None:
+        tune(tcp)
+        slot = self._accepted % len(self._slots)
+        self._accepted += 1
+        source = _peer_name(tcp)
+        session = self._session(slot)
+        stream = session.open_stream()
+        remote = f"{session.remote[0]}:{session.remote[1]}({stream.sid})"
+        self.start_relay(lambda: tcp, stream, lambda: f"in: {source} out: {remote}")
+
+    def _session(self, slot: int) -> Session:
+        """The session of a slot, a new one if it is dead or has expired. Raises: SessionError on stop."""
+        session = self._slots[slot]
+        if session and not session.is_closed:
+            age = monotonic_ms() - session.opened_at
+            if not self.config.autoexpire or age < self.config.autoexpire * 1000:
+                return session
+            self._expired.append(session)
+        session = self._dial()
+        self.count_session(session)
+        self._slots[slot] = session
+        local, remote = session.local_address, session.remote
+        log.info(f"smux version: {self.config.smuxver} on connection: {local[0]}:{local[1]} -> {remote[0]}:{remote[1]}")
+        return session
+
+    def _dial(self) -> Session:
+        has_complained = False
+        while not self.is_stopping:
+            try:
+                return self._dialer.dial(self.session_closed)
+            except TransportError as exc:
+                if not has_complained:
+                    log.warning(f"re-connecting: {exc}; trying again every {REDIAL_PAUSE:g} s")
+                    has_complained = True
+                self.wait_for_stop(REDIAL_PAUSE)
+        raise SessionError("the client stops")
+
+    def _open_socket(self) -> tuple[UdpSocket, Address]:
+        """A socket and a server's address: the servers in turn, a random port of each one's range."""
+        remotes = self.config.remoteaddr
+        remote = remotes[self._dialed % len(remotes)]
+        self._dialed += 1
+        port = random.randint(remote.port_min, remote.port_max)
+        udp, addresses = UdpSocket.dial(remote.host, port, UdpOptions(self.config.sockbuf, self.config.dscp))
+        return udp, addresses[0]
+
+    # -- main thread ---------------------------------------------------------------------------
+
+    def _every_second(self, now: int) -> None:
+        super()._every_second(now)
+        for session in list(self._expired):
+            limit = (self.config.autoexpire + self.config.scavengettl) * 1000
+            if session.is_closed or not session.stream_count or now - session.opened_at >= limit:
+                session.close()
+                session.join()
+                self._expired.remove(session)
+
+
+def _socket_name(sock: socket.socket) -> str:
+    name = sock.getsockname()
+    return name if isinstance(name, str) else f"{name[0]}:{name[1]}"
+
+
+def _peer_name(sock: socket.socket) -> str:
+    name = sock.getpeername()
+    return f"{name[0]}:{name[1]}" if isinstance(name, tuple) else "unix"
+
+
+def run(config: ClientConfig) -> int:
+    """Run the client until it is told to stop; returns the exit code."""
+    return Client(config).run()

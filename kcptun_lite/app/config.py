@@ -1,0 +1,190 @@
+"""What the two programs run on: every option as a checked value, and how it is told in the log.
+
+In      plain values, checked and resolved before
+Out     `ClientConfig`, `ServerConfig`; the start-up lines of `describe`
+Knows   names, units and meaning of the options. Not: where they came from, or how they are checked
+Wire    WIRE.md 8.1, 8.7
+Cost    imports nothing that the worker does not have anyway
+
+A configuration crosses from the program that parsed it to the one that works as a plain dict
+(`pack`, `unpack`), because marshal, which needs no import, carries nothing else.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple, Self
+
+from kcptun_lite import __version__
+
+Plain = dict[str, Any]
+"names and values that marshal can carry"
+
+
+class Endpoint(NamedTuple):
+    """Where to listen or to connect: a host with one port or a range of them, or a unix socket."""
+
+    host: str = ""
+    "name or address without brackets; empty: all addresses (only to listen on)"
+    port_min: int = 0
+    port_max: int = 0
+    path: str = ""
+    "unix socket; a leading @ stands for Linux's abstract name space. If set, the rest is empty"
+
+    def __str__(self) -> str:
+        if self.path:
+            return self.path
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        ports = f"{self.port_min}" if self.port_min == self.port_max else f"{self.port_min}-{self.port_max}"
+        return f"{host}:{ports}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommonConfig:
+    """The options that both programs have."""
+
+    key: str
+    "the passphrase"
+    crypt: str
+    mtu: int
+    "bytes of UDP payload"
+    sndwnd: int
+    "segments"
+    rcvwnd: int
+    "segments"
+    datashard: int
+    "0, together with parityshard: no error correction is sent"
+    parityshard: int
+    nodelay: int
+    "this and the next three: the mode's numbers"
+    interval: int
+    "ms"
+    resend: int
+    nc: int
+    acknodelay: bool
+    nocomp: bool
+    dscp: int
+    sockbuf: int
+    "bytes"
+    ratelimit: int
+    "bytes/s and session; 0: no limit"
+    smuxver: int
+    smuxbuf: int
+    "bytes"
+    streambuf: int
+    "bytes"
+    framesize: int
+    "bytes"
+    keepalive: int
+    "s"
+    closewait: int
+    "s"
+    qpp: bool
+    qppcount: int
+    snmplog: str
+    "path with Go's time layout; empty: none"
+    snmpperiod: int
+    "s; 0: none"
+    log: str
+    "path; empty: stderr"
+    loglevel: str
+    quiet: bool
+    memlimit: int
+    "bytes; 0: no limit"
+    gogc: int | None
+    "percent of the buffers in use that may lie idle; None: all"
+    maxstreams: int
+
+    def pack(self) -> Plain:
+        """Everything as plain values; `unpack` is the way back."""
+        return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
+
+    @classmethod
+    def unpack(cls, values: Plain) -> Self:
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientConfig(CommonConfig):
+    """What the client runs on."""
+
+    localaddr: Endpoint
+    remoteaddr: tuple[Endpoint, ...]
+    "servers to try, one or more"
+    conn: int
+    "sessions used in turn"
+    autoexpire: int
+    "s; 0: sessions do not expire"
+    scavengettl: int
+    "s that an expired session may live on"
+    check: bool
+    "try the server once and say what is wrong"
+
+    @classmethod
+    def unpack(cls, values: Plain) -> Self:
+        remotes = tuple(Endpoint(*remote) for remote in values["remoteaddr"])
+        return cls(**values | {"localaddr": Endpoint(*values["localaddr"]), "remoteaddr": remotes})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig(CommonConfig):
+    """What the server runs on."""
+
+    listen: Endpoint
+    target: Endpoint
+    maxsessions: int
+    strict: bool
+    "clients with another smuxver or nocomp are not served"
+
+    @classmethod
+    def unpack(cls, values: Plain) -> Self:
+        return cls(**values | {"listen": Endpoint(*values["listen"]), "target": Endpoint(*values["target"])})
+
+
+def _plain(value: Any) -> Any:
+    return tuple(map(_plain, value)) if isinstance(value, tuple) else value
+
+
+def describe(config: ClientConfig | ServerConfig, listening: str = "") -> list[str]:
+    """The lines kcptun logs at its start, in its order (WIRE.md 8.7); never the key.
+
+    Args:
+        listening: the address really bound, where the configuration left the port to the system.
+    """
+    client = config if isinstance(config, ClientConfig) else None
+    server = config if isinstance(config, ServerConfig) else None
+    lines = [f"version: {__version__}", f"smux version: {config.smuxver}"]
+    if client:
+        lines.append(f"listening on: {listening or client.localaddr}")
+    if server:
+        lines += [f"listening on: {listening or server.listen}", f"target: {server.target}"]
+    lines += [
+        f"encryption: {config.crypt}",
+        f"nodelay parameters: {config.nodelay} {config.interval} {config.resend} {config.nc}",
+    ]
+    if client:
+        lines.append(f"remote address: {','.join(map(str, client.remoteaddr))}")
+    lines += [
+        f"sndwnd: {config.sndwnd} rcvwnd: {config.rcvwnd}",
+        f"compression: {_go(not config.nocomp)}",
+        f"mtu: {config.mtu}",
+        f"datashard: {config.datashard} parityshard: {config.parityshard}",
+        f"acknodelay: {_go(config.acknodelay)}",
+        f"dscp: {config.dscp}",
+        f"sockbuf: {config.sockbuf}",
+        f"smuxbuf: {config.smuxbuf}",
+        f"streambuf: {config.streambuf}",
+        f"keepalive: {config.keepalive}",
+    ]
+    if client:
+        lines += [
+            f"conn: {client.conn}",
+            f"autoexpire: {client.autoexpire}",
+            f"scavengettl: {client.scavengettl}",
+        ]
+    lines += [f"snmplog: {config.snmplog}", f"snmpperiod: {config.snmpperiod}"]
+    if server:
+        lines.append("pprof: false")
+    return [*lines, f"quiet: {_go(config.quiet)}", "tcp: false"]
+
+
+def _go(value: bool) -> str:
+    return "true" if value else "false"

@@ -1,0 +1,228 @@
+"""Every option in one table: its names, defaults, reader and one line of help.
+
+In      nothing
+Out     `OPTIONS` in the order of the help text, `MODES`
+Knows   what each option alone may be. Not: where values come from, which options must fit each other
+Wire    WIRE.md 8.1 (the options of three generations of kcptun), 8.2 (modes)
+Cost    loaded by the program that parses, never by the worker
+"""
+
+from dataclasses import dataclass
+
+from kcptun_lite.app import values
+from kcptun_lite.core.crypt import METHODS
+from kcptun_lite.core.wire import FEC_MAX_SHARDS, MTU_MAX
+
+DEFAULT_KEY = "it's a secrect"  # kcptun's own, spelt as there; everybody knows it
+MANUAL = "manual"
+MANUAL_OPTIONS = ("nodelay", "interval", "resend", "nc")
+
+# mode -> MANUAL_OPTIONS, as since 2017-03-21
+MODES: dict[str, tuple[int, int, int, int]] = {
+    "normal": (0, 40, 2, 1),
+    "fast": (0, 30, 2, 1),
+    "fast2": (1, 20, 2, 1),
+    "fast3": (1, 10, 2, 1),
+}
+
+MTU_MIN = 50  # bytes; kcp-go ignores less
+WINDOW_MAX = 0xFFFF  # segments; `wnd` has 16 bits on the wire
+KEEPALIVE_MAX_S = 30  # smux drops a peer that is silent for 30 s, and beats at least that often
+FRAME_MAX = 0xFFFF  # bytes; the length of a smux frame has 16 bits
+
+BASIC, TUNING, STREAMS, REPORTS, EXPERT = "basic", "tuning", "streams and memory", "log and statistics", "expert"
+GROUPS = (BASIC, TUNING, STREAMS, REPORTS, EXPERT)
+
+_METAVARS: dict[values.Reader, str] = {
+    values.switch: "=false",
+    values.size: "SIZE",
+    values.percent: "N",
+    values.text: "TEXT",
+    values.listening_or_path: "ADDRESS",
+    values.listening_range: "ADDRESS",
+    values.remotes: "ADDRESS",
+    values.target: "ADDRESS",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option of one or both programs."""
+
+    name: str
+    "as kcptun spells it on the command line"
+    read: values.Reader
+    client: str | None
+    "the client's default as a text; None: the client has no such option"
+    server: str | None
+    group: str
+    help: str
+    aliases: tuple[str, ...] = ()
+    json: str = ""
+    "its key in a -c file, if that is not the name in lower case"
+
+    @property
+    def dest(self) -> str:
+        return self.name.lower()
+
+    @property
+    def flag(self) -> str:
+        return f"--{self.name}" if len(self.name) > 1 else f"-{self.name}"
+
+    @property
+    def variable(self) -> str:
+        return f"KCPTUN_{self.name.upper()}"
+
+    @property
+    def json_key(self) -> str:
+        return self.json or self.dest
+
+    @property
+    def json_types(self) -> tuple[type, ...]:
+        """What its value may be in a -c file."""
+        if self.read is values.switch:
+            return (bool,)
+        if isinstance(self.read, values.Number):
+            return (int,)
+        return (str, int) if self.read in (values.size, values.percent) else (str,)
+
+    @property
+    def is_switch(self) -> bool:
+        return self.read is values.switch
+
+    @property
+    def metavar(self) -> str:
+        """What stands for the value in the help text; a switch is not followed by one, but may be by `=false`."""
+        if isinstance(self.read, values.Number):
+            return "N"
+        return _METAVARS.get(self.read, "WORD")
+
+    def default(self, program: str) -> str | None:
+        return self.client if program == "client" else self.server
+
+
+def _option(name: str, read: values.Reader, default: str, group: str, help: str, json: str = "") -> Option:
+    """An option of both programs with one default."""
+    return Option(name, read, default, default, group, help, json=json)
+
+
+_count = values.Number(0)
+_bytes = values.Number(1)
+_shards = values.Number(0, FEC_MAX_SHARDS)
+_window = values.Number(1, WINDOW_MAX)
+
+OPTIONS: tuple[Option, ...] = (
+    Option(
+        "localaddr",
+        values.listening_or_path,
+        ":12948",
+        None,
+        BASIC,
+        "where programs connect to: host:port (no host: all addresses) or the path of a unix socket",
+        ("l",),
+    ),
+    Option(
+        "remoteaddr",
+        values.remotes,
+        "vps:29900",
+        None,
+        BASIC,
+        "the server: host:port or host:min-max (a random port for each session); several, with commas, to fall back on",
+        ("r",),
+    ),
+    Option(
+        "listen",
+        values.listening_range,
+        None,
+        ":29900",
+        BASIC,
+        "UDP port to serve on: host:port or host:min-max (no host: all addresses)",
+        ("l",),
+    ),
+    Option(
+        "target",
+        values.target,
+        None,
+        "127.0.0.1:12948",
+        BASIC,
+        "where streams are connected to: host:port or the path of a unix socket",
+        ("t",),
+    ),
+    _option("key", values.text, DEFAULT_KEY, BASIC, "the secret shared with the other end; better in the environment"),
+    _option("crypt", values.OneOf(tuple(METHODS)), "aes", BASIC, f"{', '.join(METHODS)}; the same at both ends"),
+    _option(
+        "mode",
+        values.OneOf((*reversed(MODES), MANUAL), "; kcptun takes other words for manual, here it must be written"),
+        "fast",
+        BASIC,
+        f"{', '.join(reversed(MODES))}: from quick to thrifty; {MANUAL}: the numbers of the expert options",
+    ),
+    _option("c", values.text, "", BASIC, "JSON file with kcptun's keys; what it sets goes before the command line"),
+    Option("check", values.switch, "false", None, BASIC, "try the server once, say what is wrong, and end"),
+    Option(
+        "conn",
+        values.Number(1, 0xFFFF),
+        "1",
+        None,
+        TUNING,
+        "number of sessions (UDP sockets) that streams take turns on",
+    ),
+    Option("autoexpire", _count, "0", None, TUNING, "seconds after which a session gets no more new streams; 0: never"),
+    Option("scavengettl", _count, "600", None, TUNING, "seconds an expired session may live on for its open streams"),
+    _option("mtu", values.Number(MTU_MIN, MTU_MAX), "1350", TUNING, "bytes of UDP payload in the largest packet"),
+    Option("sndwnd", _window, "128", "1024", TUNING, "packets under way at most; bandwidth x round trip / mtu"),
+    Option("rcvwnd", _window, "512", "1024", TUNING, "packets the other end may have under way at most"),
+    Option("datashard", _shards, "10", "10", TUNING, "packets in an error correction group; 0: none", ("ds",)),
+    Option("parityshard", _shards, "3", "3", TUNING, "packets added to each group; 0: none", ("ps",)),
+    _option("dscp", values.Number(0, 63), "0", TUNING, "DSCP class of the UDP packets"),
+    _option("nocomp", values.switch, "false", TUNING, "do not compress; the same at both ends"),
+    _option("sockbuf", _bytes, "4194304", TUNING, "bytes of the UDP socket's buffers, each way"),
+    _option(
+        "ratelimit",
+        values.Number(-values.INT32_MAX),
+        "0",
+        TUNING,
+        "bytes per second and session sent at most; 0: no limit",
+    ),
+    _option(
+        "smuxver", values.Number(1, 2), "1", STREAMS, "version of the stream protocol; the server adapts to its client"
+    ),
+    _option("smuxbuf", _bytes, "4194304", STREAMS, "bytes received for all streams of a session and not yet passed on"),
+    _option("streambuf", _bytes, "2097152", STREAMS, "bytes received for one stream and not yet passed on, smuxver 2"),
+    _option("framesize", values.Number(1, FRAME_MAX), "32768", STREAMS, "bytes in the largest frame of a stream"),
+    _option(
+        "keepalive", values.Number(1, KEEPALIVE_MAX_S), "10", STREAMS, "seconds between signs of life of a session"
+    ),
+    Option("closewait", _count, "0", "30", STREAMS, "seconds a stream with one closed end may wait for the other"),
+    _option("maxstreams", _bytes, "1024", STREAMS, "streams open at most"),
+    Option("maxsessions", _bytes, None, "1024", STREAMS, "sessions at most; further clients are not answered"),
+    Option(
+        "strict", values.switch, None, "false", STREAMS, "serve only clients whose smuxver and nocomp are the server's own"
+    ),
+    _option("memlimit", values.size, "0", STREAMS, "memory to stay within, such as 24M; also read from GOMEMLIMIT"),
+    _option(
+        "gogc", values.percent, "100", STREAMS, "idle buffers kept, percent of those in use, or off; also from GOGC"
+    ),
+    _option("log", values.text, "", REPORTS, "file to append the log to, instead of stderr"),
+    _option(
+        "loglevel", values.OneOf(("error", "warning", "info", "debug")), "info", REPORTS, "error, warning, info, debug"
+    ),
+    _option("quiet", values.switch, "false", REPORTS, "no lines about streams opened and closed"),
+    _option(
+        "snmplog",
+        values.text,
+        "",
+        REPORTS,
+        "CSV file to append counters to; Go's time layout in the name: ./snmp-20060102.log",
+    ),
+    _option("snmpperiod", _count, "60", REPORTS, "seconds between two lines of snmplog; 0: none"),
+    _option("acknodelay", values.switch, "false", EXPERT, "send acknowledgements at once, not with the next round"),
+    _option("nodelay", _count, "0", EXPERT, "mode manual: 1 shortens the wait before sending again"),
+    _option("interval", _count, "50", EXPERT, "mode manual: milliseconds between two rounds of sending, 10 to 5000"),
+    _option("resend", _count, "0", EXPERT, "mode manual: send again after so many newer acknowledgements; 0: never"),
+    _option("nc", _count, "0", EXPERT, "mode manual: 1 switches congestion control off"),
+    _option("QPP", values.switch, "false", EXPERT, "scramble streams with permutation pads; the same at both ends"),
+    _option("QPPCount", values.Number(1, 0xFFFF), "61", EXPERT, "number of those pads", json="qpp-count"),
+    _option("tcp", values.switch, "false", EXPERT, "accepted for kcptun's sake; does nothing here"),
+    _option("pprof", values.switch, "false", EXPERT, "accepted for kcptun's sake; does nothing here"),
+)

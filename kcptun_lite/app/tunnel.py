@@ -1,0 +1,197 @@
+"""What the client and the server have in common: the plant, the relays, the life from start to stop.
+
+In      a configuration
+Out     a running program; sums of counters
+Knows   lifetimes and their order. Not: who dials whom
+"""
+
+from collections.abc import Callable, Iterable
+from threading import Condition, Event, Lock
+
+from kcptun_lite import log
+from kcptun_lite.app import signals
+from kcptun_lite.app.config import ClientConfig, ServerConfig, describe
+from kcptun_lite.app.stats import SnmpLog, snmp_line
+from kcptun_lite.core.buffers import BufferPool
+from kcptun_lite.core.conversation import ConversationParams
+from kcptun_lite.core.counters import Counters, total
+from kcptun_lite.core.crypt import METHODS, derive_key
+from kcptun_lite.core.kcp import KcpParams
+from kcptun_lite.errors import SessionClosed, SessionError
+from kcptun_lite.net.endpoint import Plant
+from kcptun_lite.net.relay import Opener, Relay
+from kcptun_lite.net.session import Session
+from kcptun_lite.net.stream import Stream
+from kcptun_lite.net.ticker import UpdateThread, monotonic_ms
+
+HOUSEKEEPING = 1.0  # s between looks at expiry, statistics, idle buffers
+FLUSH_LIMIT = 1500  # ms that a stopping program waits for its peers to acknowledge what was queued
+
+
+class Tunnel:
+    """The frame of a program; `Client` and `Server` fill in `_start`, `_stop_accepting` and `_sessions`."""
+
+    def __init__(self, config: ClientConfig | ServerConfig) -> None:
+        self.config = config
+        self.pool = BufferPool(Lock(), gogc=config.gogc)
+        self.ticker = UpdateThread()
+        self.plant = Plant(_params(config), config.crypt, derive_key(config.key), self.pool, self.ticker)
+        self.retired = Counters()
+        "what closed sessions have counted"
+        self._stop = Event()
+        self._lock = Lock()
+        self._relay_gone = Condition(self._lock)
+        self._relays: set[Relay] = set()
+        self._snmp_log = SnmpLog(config.snmplog, config.snmpperiod)
+        self._max_connections = 0
+
+    # -- for the two programs ------------------------------------------------------------------
+
+    @property
+    def is_stopping(self) -> bool:
+        return self._stop.is_set()
+
+    def wait_for_stop(self, timeout_s: float) -> bool:
+        return self._stop.wait(timeout_s)
+
+    def wait_for_relay_slot(self) -> bool:
+        """Block while --maxstreams are open; False when the program stops."""
+        with self._lock:
+            while len(self._relays) >= self.config.maxstreams and not self.is_stopping:
+                self._relay_gone.wait()
+        return not self.is_stopping
+
+    def start_relay(self, open_tcp: Opener, stream: Stream, name: Callable[[], str]) -> None:
+        """Serve a stream with a TCP connection; `name` gives `in: A out: B` for the log."""
+        relay = Relay(
+            open_tcp,
+            stream,
+            self.pool,
+            closewait_s=self.config.closewait,
+            on_closed=lambda relay: self._relay_closed(relay, name()),
+        )
+        with self._lock:
+            is_welcome = not self.is_stopping and len(self._relays) < self.config.maxstreams
+            if is_welcome:
+                self._relays.add(relay)
+        if not is_welcome:
+            log.limited("maxstreams", f"stream refused: --maxstreams {self.config.maxstreams} are open")
+            stream.close()
+            return
+        log.stream(f"stream opened {name()}")
+        relay.start()
+
+    def _relay_closed(self, relay: Relay, name: str) -> None:
+        cause = f" ({relay.failure})" if relay.failure else ""
+        log.stream(f"stream closed {name}{cause}")
+        with self._lock:
+            self._relays.discard(relay)
+            self._relay_gone.notify()
+
+    def session_closed(self, session: Session, reason: SessionError) -> None:
+        """Remember the counts of a session that is over."""
+        session.counters.current_established = 0
+        with self._lock:
+            self.retired.add(session.counters)
+        if not isinstance(reason, SessionClosed):
+            log.info(f"session {session.conversation.conv:08x} with {session.remote[0]} closed: {reason}")
+
+    def count_session(self, session: Session) -> None:
+        session.counters.current_established = 1
+        self._max_connections = max(self._max_connections, len(self._sessions()) + 1)
+
+    def counters(self) -> Counters:
+        """The sum over all sessions, closed ones included."""
+        with self._lock:
+            retired = total([self.retired])
+        result = total([retired, *self._other_counters(), *(s.counters for s in self._sessions() if not s.is_closed)])
+        result.max_connections = self._max_connections
+        return result
+
+    # -- life ----------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Work until SIGTERM or SIGINT; returns the exit code."""
+        log.info(f"initiating key derivation with {self.config.crypt}")
+        if remark := METHODS[self.config.crypt].remark:
+            log.warning(f"--crypt {self.config.crypt}: {remark}")
+        signals.block()
+        self.ticker.start()
+        try:
+            self._start()
+            while (number := signals.wait(HOUSEKEEPING)) not in signals.STOP:
+                if number == signals.REPORT:
+                    log.info(snmp_line(self.counters()))
+                self._every_second(monotonic_ms())
+        finally:
+            self._shut_down()
+        return 0
+
+    def _every_second(self, now: int) -> None:
+        self._snmp_log.tick(now, self.counters)
+        self.pool.trim()
+
+    def _shut_down(self) -> None:
+        """Stop from the outside in: doors, relays, sessions, update thread."""
+        self._stop.set()
+        self._stop_accepting()
+        with self._lock:
+            relays = list(self._relays)
+            self._relay_gone.notify_all()
+        for relay in relays:
+            relay.stop()
+        deadline = monotonic_ms() + FLUSH_LIMIT
+        pause = Event()
+        while monotonic_ms() < deadline and not all(session.is_flushed() for session in self._sessions()):
+            pause.wait(0.01)
+        for relay in relays:
+            relay.join()
+        self._close_sessions()
+        self.ticker.stop()
+        self.ticker.join()
+
+    def log_start(self, listening: str) -> None:
+        for line in describe(self.config, listening):
+            log.info(line)
+
+    # -- what differs --------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        raise NotImplementedError
+
+    def _stop_accepting(self) -> None:
+        raise NotImplementedError
+
+    def _close_sessions(self) -> None:
+        raise NotImplementedError
+
+    def _sessions(self) -> list[Session]:
+        raise NotImplementedError
+
+    def _other_counters(self) -> Iterable[Counters]:
+        return ()
+
+
+def _params(config: ClientConfig | ServerConfig) -> ConversationParams:
+    return ConversationParams(
+        KcpParams(
+            nodelay=config.nodelay,
+            interval=config.interval,
+            resend=config.resend,
+            nc=config.nc,
+            snd_wnd=config.sndwnd,
+            rcv_wnd=config.rcvwnd,
+            mtu=config.mtu,
+            acknodelay=config.acknodelay,
+        ),
+        data_shards=config.datashard,
+        parity_shards=config.parityshard,
+        compress=not config.nocomp,
+        smux_version=config.smuxver,
+        max_frame=config.framesize,
+        smux_buffer=config.smuxbuf,
+        stream_buffer=config.streambuf,
+        keepalive=config.keepalive * 1000,
+        max_streams=config.maxstreams,
+        adapts=isinstance(config, ServerConfig) and not config.strict,
+    )

@@ -1,0 +1,176 @@
+"""Readers: the text of an option's value in, the value out.
+
+In      one text, from the command line, the environment or a file
+Out     a number, a switch, a size, a word of a list, an address
+Knows   how each kind of value is written. Not: options
+Wire    WIRE.md 8.1, 8.4 (port ranges)
+Cost    loaded by the program that parses, never by the worker
+
+A reader raises ValueError with a sentence that says what is wrong and what to write instead.
+"""
+
+import difflib
+import re
+import socket
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from kcptun_lite.app.config import Endpoint
+
+Value = str | int | bool | None | Endpoint | tuple[Endpoint, ...]
+Reader = Callable[[str], Value]
+
+INT32_MAX = 2**31 - 1
+
+_SIZE = re.compile(r"(\d+)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
+_SIZE_FACTORS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """` (did you mean X?)` in whatever case X has, or nothing if no word is near."""
+    by_lower = {known.lower(): known for known in words}
+    close = difflib.get_close_matches(word.lower(), by_lower, n=1)
+    return f" (did you mean {by_lower[close[0]]}?)" if close else ""
+
+
+def text(value: str) -> str:
+    return value
+
+
+def switch(value: str) -> bool:
+    """Go's spellings of true and false, and yes, no, on, off for environments."""
+    word = value.lower()
+    if word in ("1", "t", "true", "yes", "on"):
+        return True
+    if word in ("0", "f", "false", "no", "off"):
+        return False
+    raise ValueError(f"{value!r} is neither true nor false")
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """Decimal, 0x, 0o or 0b, within bounds."""
+
+    minimum: int
+    maximum: int = INT32_MAX
+
+    def __call__(self, value: str) -> int:
+        try:
+            result = int(value, 0)
+        except ValueError:
+            raise ValueError(f"{value!r} is not a whole number (write 10, 0xa, 0o12 or 0b1010)") from None
+        if not self.minimum <= result <= self.maximum:
+            raise ValueError(f"{result} is out of range; it must be {self.minimum} to {self.maximum}")
+        return result
+
+
+@dataclass(frozen=True, slots=True)
+class OneOf:
+    """A word of a list."""
+
+    words: tuple[str, ...]
+    remark: str = ""
+
+    def __call__(self, value: str) -> str:
+        if value not in self.words:
+            raise ValueError(
+                f"{value!r} is not known{nearest(value, self.words)}; it can be {', '.join(self.words)}{self.remark}"
+            )
+        return value
+
+
+def size(value: str) -> int:
+    """24M, 24MiB, 25165824; K, M, G and T count in steps of 1024. `off` is 0."""
+    if value.lower() == "off":
+        return 0
+    match = _SIZE.fullmatch(value.strip())
+    if not match:
+        raise ValueError(f"{value!r} is not a size (write 24M, 24MiB or a number of bytes)")
+    return int(match[1]) * _SIZE_FACTORS[match[2].upper()]
+
+
+def percent(value: str) -> int | None:
+    """A percentage as GOGC takes it; `off`, or less than 0, is None."""
+    if value.lower() == "off":
+        return None
+    result = Number(-INT32_MAX)(value)
+    return result if result >= 0 else None
+
+
+def listening(value: str, *, ranges: bool = False) -> Endpoint:
+    """host:port with all addresses for an empty host and any free port for 0."""
+    host, port_min, port_max = _split(value, lowest_port=0)
+    if port_min != port_max and not ranges:
+        raise ValueError(f"{value!r} has a range of ports; only one can be listened on here")
+    return Endpoint(host, port_min, port_max)
+
+
+def listening_range(value: str) -> Endpoint:
+    return listening(value, ranges=True)
+
+
+def listening_or_path(value: str) -> Endpoint:
+    return Endpoint(path=value) if _is_path(value) else listening(value)
+
+
+def remotes(value: str) -> tuple[Endpoint, ...]:
+    """One or more host:port or host:min-max, with commas between."""
+    result = []
+    for part in value.split(","):
+        host, port_min, port_max = _split(part.strip(), lowest_port=1)
+        result.append(Endpoint(host or "127.0.0.1", port_min, port_max))
+    return tuple(result)
+
+
+def target(value: str) -> Endpoint:
+    if _is_path(value):
+        return Endpoint(path=value)
+    found = remotes(value)
+    if len(found) > 1 or found[0].port_min != found[0].port_max:
+        raise ValueError(f"{value!r} must be one host and one port")
+    return found[0]
+
+
+def _is_path(value: str) -> bool:
+    """A unix socket has a slash in its path or, in the abstract name space, a leading @.
+
+    kcptun takes everything that is not host:port for a path; with a forgotten port it makes a socket file "127.0.0.1".
+    """
+    return "/" in value or value.startswith("@")
+
+
+def _split(value: str, lowest_port: int) -> tuple[str, int, int]:
+    """Host, lowest and highest port.
+
+    An IPv6 address may come without brackets as long as it can be read in one way only. In fe80::1:443 the last
+    group can be a port or not, so that is refused; in ::1:29900 it must be one, having five digits.
+    """
+    match = re.fullmatch(r"(.*):(\d{1,5})(?:-(\d{1,5}))?", value)
+    if not match:
+        raise ValueError(
+            f"{value!r} has no port; write host:port, [IPv6]:port or, for a unix socket, a path with a slash"
+        )
+    host = match[1]
+    port_min, port_max = int(match[2]), int(match[3] or match[2])
+    if not lowest_port <= port_min <= port_max <= 65535 or (port_min == 0 and port_max):
+        raise ValueError(f"{value!r} has no usable port; ports are {lowest_port} to 65535, the lower one first")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+        if not _is_ipv6(host):
+            raise ValueError(f"{value!r} has no IPv6 address between its brackets")
+    elif ":" in host:
+        if not _is_ipv6(host):
+            raise ValueError(f"{value!r} is no address with a port; write an IPv6 address as [address]:port")
+        if _is_ipv6(value):
+            raise ValueError(f"{value!r} can be read in two ways; write [{host}]:{match[2]} or [{value}]:port")
+    elif any(char in "[]/@" or char.isspace() for char in host):
+        raise ValueError(f"{value!r} is no address with a port; write host:port")
+    return host, port_min, port_max
+
+
+def _is_ipv6(value: str) -> bool:
+    try:
+        socket.inet_pton(socket.AF_INET6, value.partition("%")[0])
+    except (OSError, ValueError):
+        return False
+    return True

@@ -1,0 +1,257 @@
+"""One end of one conversation: smux, snappy, KCP and FEC, put together; all layers but encryption.
+
+In      opened packets, stream data from above, `now`
+Out     packets in a tray, still to be sealed; stream data and events upwards
+Knows   the order of the layers, and when one must wait for another. Not: keys, sockets, threads
+Wire    WIRE.md section 1
+Cost    the sum of its rooms
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kcptun_lite.core.buffers import BATCH_BYTES, PACKET_ALIGNMENT, PacketBatch
+from kcptun_lite.core.counters import Counters
+from kcptun_lite.core.fec import FecDecoder, FecEncoder
+from kcptun_lite.core.kcp import Flush, Kcp, KcpParams
+from kcptun_lite.core.smux import Event, SmuxSession
+from kcptun_lite.core.snappy import SnappyDecoder, SnappyEncoder
+from kcptun_lite.core.wire import FEC_HEADER_SIZE, SNAPPY_IDENTIFIER, Buffer
+
+KEEPALIVE_TIMEOUT = 30_000  # ms; fixed in every generation of the Go program (WIRE.md 7.4)
+
+
+@dataclass(frozen=True, slots=True)
+class ConversationParams:
+    """What an end is set to (WIRE.md 8.1); sizes in bytes, times in ms."""
+
+    kcp: KcpParams
+    data_shards: int = 10
+    parity_shards: int = 3
+    compress: bool = True
+    smux_version: int = 1
+    max_frame: int = 32_768
+    smux_buffer: int = 4_194_304
+    stream_buffer: int = 2_097_152
+    keepalive: int = 10_000
+    max_streams: int = 1024
+    adapts: bool = False
+    "take smux version and compression from the peer's first bytes (servers)"
+
+
+class Conversation:
+    """All layers of one end but encryption. Not thread-safe; nobody below it knows the clock."""
+
+    def __init__(
+        self,
+        conv: int,
+        params: ConversationParams,
+        counters: Counters,
+        *,
+        is_client: bool,
+        headroom: int,
+        tailroom: int,
+        now: int,
+    ) -> None:
+        """`headroom` and `tailroom` are what encryption adds to a packet."""
+        self.conv = conv
+        self.params = params
+        self.is_compressed = params.compress
+        self._counters = counters
+        self._is_client = is_client
+        has_fec = params.data_shards > 0 and params.parity_shards > 0
+        self.kcp = Kcp(
+            conv, params.kcp, counters, headroom=headroom + FEC_HEADER_SIZE * has_fec, tailroom=tailroom
+        )
+        self._encoder = (
+            FecEncoder(params.data_shards, params.parity_shards, headroom, tailroom, counters) if has_fec else None
+        )
+        self._decoder = FecDecoder(
+            params.data_shards if has_fec else 0, params.parity_shards if has_fec else 0, counters
+        )
+        self._slot = -(-params.kcp.mtu // PACKET_ALIGNMENT) * PACKET_ALIGNMENT
+        self._snappy_encoder: SnappyEncoder | None = None
+        self._snappy_decoder: SnappyDecoder | None = None
+        self._smux: SmuxSession | None = None
+        self.smux_version = 0
+        "1 or 2; 0 until an adapting end has heard the peer's first bytes"
+        self._is_settled = not params.adapts
+        self._events: list[Event] = []
+        self._now = now
+        if self._is_settled:
+            self._settle_compression(params.compress)
+            self._settle_smux(params.smux_version)
+
+    # -- streams -------------------------------------------------------------------------------
+
+    def open_stream(self) -> int:
+        """Open a stream and return its id."""
+        sid = self._streams.open_stream()
+        self._push_frames()
+        return sid
+
+    def send_stream_data(self, sid: int, data: memoryview) -> int:
+        """Take bytes of a stream; returns how many, 0 while the session or the stream must wait.
+
+        Raises: StreamClosed, StreamReset.
+        """
+        room = self.kcp.send_room
+        if room <= 0:
+            return 0
+        taken = self._streams.send_data(sid, data[: room * self.kcp.mss])
+        self._push_frames()
+        return taken
+
+    def stream_room(self, sid: int) -> int:
+        """Bytes that the peer's window for this stream lets through; 0 is "wait for StreamWritable"."""
+        return self._streams.send_room(sid)
+
+    def take_stream_data(self, sid: int, limit: int) -> list[bytes]:
+        """Received bytes of a stream, in order, about `limit`; what this unblocks shows in the events."""
+        chunks = self._streams.take(sid, limit)
+        if chunks:
+            self._push_frames()
+            self._pull()
+        return chunks
+
+    def is_finished(self, sid: int) -> bool:
+        """Whether the peer has ended the stream and all its data was taken."""
+        return self._streams.is_finished(sid)
+
+    def finish_stream(self, sid: int) -> None:
+        """Tell the peer that no more comes; receiving goes on."""
+        self._streams.finish(sid)
+        self._push_frames()
+
+    def close_stream(self, sid: int) -> None:
+        """Give the stream up in both directions."""
+        self._streams.close(sid)
+        self._push_frames()
+        self._pull()
+
+    def take_events(self) -> list[Event]:
+        """What has happened since the last call."""
+        events, self._events = self._events, []
+        return events
+
+    @property
+    def held_bytes(self) -> int:
+        """Everything buffered in this conversation."""
+        held = self.kcp.send_bytes + self.kcp.unread_bytes + self._decoder.held_bytes
+        if self._snappy_decoder:
+            held += self._snappy_decoder.held_bytes
+        return held + (self._smux.held_bytes if self._smux else 0)
+
+    # -- packets -------------------------------------------------------------------------------
+
+    def receive_packets(self, packets: Sequence[memoryview], now: int) -> None:
+        """Take opened packets of this conversation; the views are free again when this returns.
+
+        Raises: RemoteProtocolError when the bytes in order make no sense; the session must end.
+        """
+        self._now = now
+        kcp = self.kcp
+        datagrams, recovered = self._decoder.receive(packets, now)
+        kcp.receive(datagrams, now)
+        if recovered:
+            kcp.receive(recovered, now, recovered=True)
+        self._pull()
+        if kcp.ready_count:
+            kcp.detach()
+
+    def packets_to_send(self, batch: PacketBatch, now: int) -> bool:
+        """Put packets into the tray, still to be sealed; True if the tray was full: send it and call again."""
+        self._now = now
+        slots = (batch.capacity - batch.end) // self._slot
+        encoder = self._encoder
+        if encoder is None:
+            return self.kcp.flush(batch, now, slots)
+        first = len(batch)
+        data, parity = self.params.data_shards, self.params.parity_shards
+        more = self.kcp.flush(batch, now, max(1, (slots - parity) * data // (data + parity)))
+        if len(batch) > first:
+            encoder.protect(batch, first, now)
+        return more
+
+    @property
+    def tray_bytes(self) -> int:
+        """The size of tray this conversation needs: a group's parity must fit beside its data."""
+        return max(BATCH_BYTES, (self.params.parity_shards + 16) * self._slot)
+
+    @property
+    def flush_wanted(self) -> Flush:
+        """What should go out without waiting for `next_deadline`."""
+        return self.kcp.flush_wanted
+
+    def tick(self, now: int) -> None:
+        """Do what time has made due: keep-alive, retransmission, delayed acknowledgements.
+
+        Raises: KeepaliveTimeout.
+        """
+        self._now = now
+        if self._smux:
+            self._smux.tick(now)
+            self._push_frames()
+        deadline = self.kcp.next_deadline()
+        if deadline is not None and now >= deadline:
+            self.kcp.flush_wanted = Flush.EVERYTHING
+
+    def next_deadline(self) -> int | None:
+        """ms of the next `tick` that matters to KCP; keep-alive runs on the caller's slow rhythm."""
+        return self.kcp.next_deadline()
+
+    # -- inside --------------------------------------------------------------------------------
+
+    @property
+    def _streams(self) -> SmuxSession:
+        assert self._smux is not None, "no stream exists before the peer's first bytes"
+        return self._smux
+
+    def _settle_compression(self, compress: bool) -> None:
+        self.is_compressed = compress
+        if compress:
+            self._snappy_encoder = SnappyEncoder()
+            self._snappy_decoder = SnappyDecoder()
+
+    def _settle_smux(self, version: int) -> None:
+        params = self.params
+        self.smux_version = version
+        self._smux = SmuxSession(
+            is_client=self._is_client,
+            version=version,
+            max_frame=params.max_frame,
+            receive_buffer=params.smux_buffer,
+            stream_buffer=params.stream_buffer,
+            keepalive_ms=params.keepalive,
+            keepalive_timeout_ms=KEEPALIVE_TIMEOUT,
+            now=self._now,
+            max_streams=params.max_streams,
+        )
+
+    def _pull(self) -> None:
+        """Move what KCP has in order up to the streams, as far as their buffers allow."""
+        while self._smux is None or self._smux.receive_budget > 0:
+            parts = self.kcp.read()
+            if not parts:
+                return
+            data: Buffer = b"".join(parts)
+            if not data:
+                continue
+            if not self._is_settled:
+                # The identifier opens every compressed session, a frame's version byte every other one.
+                self._is_settled = True
+                self._settle_compression(data[0] == SNAPPY_IDENTIFIER[0])
+            if self._snappy_decoder:
+                data = self._snappy_decoder.feed(data)
+                if not data:
+                    continue
+            if self._smux is None:
+                self._settle_smux(data[0] if data[0] in (1, 2) else self.params.smux_version)
+            self._events += self._streams.feed(data)
+            self._push_frames()
+
+    def _push_frames(self) -> None:
+        frames = self._streams.frames_to_send()
+        if frames:
+            encoder = self._snappy_encoder
+            self.kcp.send(encoder.encode(frames) if encoder else b"".join(frames))

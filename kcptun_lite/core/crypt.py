@@ -1,0 +1,380 @@
+"""The wall between us and the network: packets sealed and opened, a batch at a time.
+
+In      PacketBatch: bodies behind `headroom` to seal, packets as they came to open
+Out     the same batch: nonce, checksum or tag written and all encrypted; or bodies, the bad ones dropped
+Knows   every method of --crypt, its key and its header. Not: FEC, KCP, whose packet it is
+Wire    WIRE.md 2; kcp-go crypt.go, kcptun std/crypt.go
+Cost    per packet of 1350 bytes in a batch of 64, seal / open: aes 3.5 / 1.6 us, of that CRC-32 0.7;
+        all methods: docs/performance
+
+Running ciphers. A packet is CFB from a constant IV, and its first 16 bytes are a random nonce that the receiver
+decrypts and throws away. CFB deciphers a block from itself and the block before it, so from the second
+block on (the third, with blocks of 8 bytes) nothing depends on the IV, nor on anything that went before the
+packet: whatever feedback a packet starts from, every receiver finds the same checksum and body. So one CFB object
+may run on over the whole arena, from packet to packet and through the gaps between them: packets start at
+multiples of 16, and what the gaps hold feeds only into the next nonce. One call instead of sixty-four.
+
+Nothing is lost by it: the first ciphertext block is a fresh random nonce XOR a value fixed before the nonce was
+drawn, be that E(IV) or E(last block). It is uniformly random either way, and so is where the key stream goes from there.
+
+Opening needs no chain at all: P[i] = C[i] XOR E(C[i - 1]) is one ECB call over the arena and one XOR.
+"""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import lru_cache
+from struct import Struct
+from typing import Any, Protocol
+
+from kcptun_lite.core.buffers import BufferPool, PacketBatch, RandomBytes, borrow
+from kcptun_lite.core.ciphers import CFB_IV, LaneCfb, sm4, tea, twofish, xtea
+from kcptun_lite.core.counters import Counters
+from kcptun_lite.core.cryptodome import load
+from kcptun_lite.core.gcm import make_gcm
+from kcptun_lite.core.pbkdf2 import pbkdf2_sha1
+from kcptun_lite.core.wire import (
+    CRYPT_GCM_NONCE_SIZE,
+    CRYPT_GCM_TAG_SIZE,
+    CRYPT_HEADER_SIZE,
+    CRYPT_NONCE_SIZE,
+    KCP_HEADER_SIZE,
+    KCP_PUSH,
+    KCP_SEGMENT,
+    KCP_WINS,
+    MTU_MAX,
+    fec_type,
+)
+from kcptun_lite.errors import ConfigError, LocalProtocolError
+
+KEY_SALT = b"kcp-go"
+KEY_ROUNDS = 4096
+KEY_SIZE = 32  # bytes
+XOR_SALT = b"sH3CIVoF#rWLtJo6"
+XOR_ROUNDS = 32
+SALSA20_NONCE_SIZE = 8  # bytes of the packet's nonce, left in clear
+
+_CHECKED_HEADER = Struct("<16sI")  # nonce, CRC-32 of what follows
+_CRC_OF_HEADER = Struct("<16xI")
+
+
+class PacketCrypt(Protocol):
+    """Seals and opens whole batches in place. Not thread-safe: one per thread or per lock."""
+
+    headroom: int
+    "bytes in front of every body"
+    tailroom: int
+    "bytes behind every body"
+
+    def seal(self, batch: PacketBatch) -> None:
+        """Encrypt all live packets; `lengths` include headroom and tailroom already."""
+
+    def open(self, batch: PacketBatch, counters: Counters) -> None:
+        """Decrypt all live packets; afterwards `starts` and `lengths` are those of the bodies.
+
+        Dropped and counted: `in_checksum_errors` for a wrong checksum or tag and for packets too short to have
+        one, `kcp_in_errors` for bodies shorter than a KCP header. Good ones: `in_packets`, `in_bytes`.
+        """
+
+
+class PacketCipher(Protocol):
+    """The encryption alone, from the first byte of each packet, in place."""
+
+    def encrypt(self, batch: PacketBatch) -> None: ...
+    def decrypt(self, batch: PacketBatch) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One name of --crypt (WIRE.md 2.2)."""
+
+    key_size: int
+    "bytes taken from the front of the derived key"
+    make_cipher: "Callable[[bytes, BufferPool], PacketCipher] | None" = None
+    "None for the two that carry no nonce of 16 and no CRC: null, aes-128-gcm"
+    remark: str = ""
+    "one sentence for the log when it is chosen, or nothing"
+
+
+def derive_key(passphrase: str) -> bytes:
+    """The 32 bytes all keys are cut from (WIRE.md 2.1)."""
+    return pbkdf2_sha1(passphrase.encode(), KEY_SALT, KEY_ROUNDS, KEY_SIZE)
+
+
+def make_crypt(method: str, key: bytes, random_bytes: RandomBytes, pool: BufferPool) -> PacketCrypt:
+    """The crypt of one thread. `key`: from `derive_key`.
+
+    Raises: LocalProtocolError for a name not in METHODS; ConfigError if a library is missing or the cipher
+    refuses the key.
+    """
+    if method not in METHODS:
+        raise LocalProtocolError(f"no such encryption method: {method}")
+    chosen = METHODS[method]
+    if chosen.make_cipher is not None:
+        return CheckedCrypt(chosen.make_cipher(key[: chosen.key_size], pool), random_bytes)
+    if method == "null":
+        return NullCrypt()
+    return GcmCrypt(key[: chosen.key_size], random_bytes)
+
+
+def fitting_methods(key: bytes, packet: bytes) -> list[str]:
+    """The methods under which `packet`, as it came, passes its check with this derived key.
+
+    For explaining why a peer is not understood: slow (some ms), and it loads the libraries of all methods.
+    `null` has no check; it fits if the packet looks like FEC or KCP in clear.
+    """
+    pool = BufferPool(nullcontext(), floor_bytes=0)
+    fitting = []
+    for method in METHODS:
+        arena = bytearray(-len(packet) % 16 + len(packet))
+        arena[: len(packet)] = packet
+        batch = PacketBatch(memoryview(arena))
+        batch.commit(len(packet))
+        try:
+            make_crypt(method, key, bytes, pool).open(batch, Counters())
+        except ConfigError:
+            continue
+        if batch.lengths[0] and (method != "null" or _is_plausible(packet)):
+            fitting.append(method)
+    return fitting
+
+
+def _is_plausible(body: bytes) -> bool:
+    """Whether a body of at least 24 bytes starts with a FEC header or a whole KCP segment."""
+    if fec_type(body):
+        return True
+    _, command, fragment, _, _, _, _, length = KCP_SEGMENT.unpack_from(body)
+    return KCP_PUSH <= command <= KCP_WINS and fragment == 0 and length <= len(body) - KCP_HEADER_SIZE
+
+
+# --- The three kinds of header --------------------------------------------------------------------------
+
+
+class CheckedCrypt:
+    """nonce 16 | CRC-32 | body, all of it encrypted: every method but two (WIRE.md 2.3)."""
+
+    headroom = CRYPT_HEADER_SIZE
+    tailroom = 0
+
+    def __init__(self, cipher: PacketCipher, random_bytes: RandomBytes) -> None:
+        from zlib import crc32
+
+        self._cipher = cipher
+        self._random_bytes = random_bytes
+        self._crc32 = crc32
+
+    def seal(self, batch: PacketBatch) -> None:
+        arena, crc32 = batch.arena, self._crc32
+        nonces = self._random_bytes(CRYPT_NONCE_SIZE * len(batch))
+        at = 0
+        for start, length in zip(batch.starts, batch.lengths, strict=True):
+            if length:
+                checksum = crc32(arena[start + CRYPT_HEADER_SIZE : start + length])
+                _CHECKED_HEADER.pack_into(arena, start, nonces[at : at + CRYPT_NONCE_SIZE], checksum)
+                at += CRYPT_NONCE_SIZE
+        self._cipher.encrypt(batch)
+
+    def open(self, batch: PacketBatch, counters: Counters) -> None:
+        self._cipher.decrypt(batch)
+        arena, starts, lengths, crc32 = batch.arena, batch.starts, batch.lengths, self._crc32
+        packets = total = 0
+        for i, length in enumerate(lengths):
+            if not length:
+                continue
+            start = starts[i]
+            size = length - CRYPT_HEADER_SIZE
+            body = start + CRYPT_HEADER_SIZE
+            if size < 0 or crc32(arena[body : start + length]) != _CRC_OF_HEADER.unpack_from(arena, start)[0]:
+                lengths[i] = 0
+                counters.in_checksum_errors += 1
+            elif size < KCP_HEADER_SIZE:
+                lengths[i] = 0
+                counters.kcp_in_errors += 1
+            else:
+                starts[i] = body
+                lengths[i] = size
+                packets += 1
+                total += size
+        counters.in_packets += packets
+        counters.in_bytes += total
+
+
+class GcmCrypt:
+    """nonce 12 | body | tag 16 (WIRE.md 2.6)."""
+
+    headroom = CRYPT_GCM_NONCE_SIZE
+    tailroom = CRYPT_GCM_TAG_SIZE
+
+    def __init__(self, key: bytes, random_bytes: RandomBytes) -> None:
+        self._gcm = make_gcm(key)
+        self._random_bytes = random_bytes
+
+    def seal(self, batch: PacketBatch) -> None:
+        arena = batch.arena
+        packets = [(start, length) for start, length in zip(batch.starts, batch.lengths, strict=True) if length]
+        nonces = self._random_bytes(CRYPT_GCM_NONCE_SIZE * len(packets))
+        for i, (start, _) in enumerate(packets):
+            at = CRYPT_GCM_NONCE_SIZE * i
+            arena[start : start + CRYPT_GCM_NONCE_SIZE] = nonces[at : at + CRYPT_GCM_NONCE_SIZE]
+        self._gcm.seal(arena, packets)
+
+    def open(self, batch: PacketBatch, counters: Counters) -> None:
+        starts, lengths = batch.starts, batch.lengths
+        overhead = CRYPT_GCM_NONCE_SIZE + CRYPT_GCM_TAG_SIZE
+        whole = []
+        for i, length in enumerate(lengths):
+            if length >= overhead:
+                whole.append(i)
+            elif length:
+                lengths[i] = 0
+                counters.in_checksum_errors += 1
+        verdicts = self._gcm.open(batch.arena, [(starts[i], lengths[i]) for i in whole])
+        for i, genuine in zip(whole, verdicts, strict=True):
+            size = lengths[i] - overhead
+            starts[i] += CRYPT_GCM_NONCE_SIZE
+            if genuine and size >= KCP_HEADER_SIZE:
+                lengths[i] = size
+                counters.in_packets += 1
+                counters.in_bytes += size
+            else:
+                lengths[i] = 0
+                if genuine:
+                    counters.kcp_in_errors += 1
+                else:
+                    counters.in_checksum_errors += 1
+
+
+class NullCrypt:
+    """The body and nothing else."""
+
+    headroom = 0
+    tailroom = 0
+
+    def seal(self, batch: PacketBatch) -> None:
+        pass
+
+    def open(self, batch: PacketBatch, counters: Counters) -> None:
+        for i, length in enumerate(batch.lengths):
+            if length >= KCP_HEADER_SIZE:
+                counters.in_packets += 1
+                counters.in_bytes += length
+            elif length:
+                batch.lengths[i] = 0
+                counters.kcp_in_errors += 1
+
+
+# --- The ciphers of CheckedCrypt ------------------------------------------------------------------------
+
+
+class RunningCfb:
+    """A block cipher of pycryptodome in CFB, running on from packet to packet; see the top of this file."""
+
+    def __init__(self, module: Any, key: bytes, pool: BufferPool) -> None:
+        """`module`: Crypto.Cipher.AES or a sibling. Raises: ConfigError if it refuses the key."""
+        block = module.block_size
+        try:
+            self._running = module.new(key, module.MODE_CFB, iv=CFB_IV[:block], segment_size=8 * block)
+            self._ecb = module.new(key, module.MODE_ECB)
+        except ValueError as exc:  # 3DES with two equal thirds: one passphrase in 2**55
+            raise ConfigError(f"this key is too weak for the encryption method ({exc}); choose another key") from exc
+        self._strxor = load("Util.strxor").strxor
+        self._block = block
+        self._pool = pool
+
+    def encrypt(self, batch: PacketBatch) -> None:
+        if batch.end:
+            used = batch.arena[: batch.end]
+            self._running.encrypt(used, output=used)
+
+    def decrypt(self, batch: PacketBatch) -> None:
+        end = batch.end
+        if not end:
+            return
+        fed_back = end - self._block
+        with borrow(self._pool, end) as keystream:
+            self._ecb.encrypt(batch.arena[:fed_back], output=keystream[:fed_back])
+            after = batch.arena[self._block : end]
+            self._strxor(after, keystream[:fed_back], output=after)
+
+
+class Salsa20Packets:
+    """Salsa20/20 from counter 0, keyed anew for every packet by its first 8 bytes (WIRE.md 2.4)."""
+
+    def __init__(self, key: bytes, pool: BufferPool) -> None:
+        self._new = load("Cipher.Salsa20").new
+        self._key = key
+
+    def encrypt(self, batch: PacketBatch) -> None:
+        for packet in batch.views():
+            if len(packet) > SALSA20_NONCE_SIZE:
+                secret = packet[SALSA20_NONCE_SIZE:]
+                self._new(self._key, packet[:SALSA20_NONCE_SIZE]).encrypt(secret, output=secret)
+
+    decrypt = encrypt
+
+
+class XorTable:
+    """Every packet XOR the same 1500 bytes (WIRE.md 2.5); the table is laid under all packets for one XOR."""
+
+    def __init__(self, key: bytes, pool: BufferPool) -> None:
+        self._strxor = load("Util.strxor").strxor
+        self._table = memoryview(_xor_table(key))
+        self._pool = pool
+
+    def encrypt(self, batch: PacketBatch) -> None:
+        end = batch.end
+        if not end:
+            return
+        with borrow(self._pool, end) as tables:
+            for start, length in zip(batch.starts, batch.lengths, strict=True):
+                size = min(length, MTU_MAX)  # beyond the table no packet can be valid
+                tables[start : start + size] = self._table[:size]
+            used = batch.arena[:end]
+            self._strxor(used, tables[:end], output=used)
+
+    decrypt = encrypt
+
+
+@lru_cache(maxsize=1)
+def _xor_table(key: bytes) -> bytes:
+    return pbkdf2_sha1(key, XOR_SALT, XOR_ROUNDS, MTU_MAX)
+
+
+class Clear:
+    """No encryption: the method none has nonce and checksum only."""
+
+    def __init__(self, key: bytes, pool: BufferPool) -> None:
+        pass
+
+    def encrypt(self, batch: PacketBatch) -> None:
+        pass
+
+    decrypt = encrypt
+
+
+def _native(name: str) -> Callable[[bytes, BufferPool], PacketCipher]:
+    return lambda key, pool: RunningCfb(load(f"Cipher.{name}"), key, pool)
+
+
+# --- The table ------------------------------------------------------------------------------------------
+
+_IN_PYTHON = "is computed in Python here and slow (about {} Mbit/s on a fast core); aes is both faster and safer"
+
+METHODS: dict[str, Method] = {
+    "aes": Method(32, _native("AES")),
+    "aes-128": Method(16, _native("AES")),
+    "aes-128-gcm": Method(16),
+    "aes-192": Method(24, _native("AES")),
+    "salsa20": Method(32, Salsa20Packets),
+    "blowfish": Method(32, _native("Blowfish")),
+    "twofish": Method(32, lambda key, pool: LaneCfb(twofish(key), pool), "twofish " + _IN_PYTHON.format(30)),
+    "cast5": Method(16, _native("CAST")),
+    "3des": Method(24, _native("DES3"), "3des is slow everywhere (about 60 Mbit/s on a fast core); aes is both faster and safer"),
+    "tea": Method(16, lambda key, pool: LaneCfb(tea(key), pool), "tea has 8 of the 32 cycles it was made with and is no protection; use aes"),
+    "xtea": Method(16, lambda key, pool: LaneCfb(xtea(key), pool), "xtea " + _IN_PYTHON.format(100)),
+    "xor": Method(32, XorTable, "xor hides nothing from anyone who compares two packets; use aes"),
+    "sm4": Method(16, lambda key, pool: LaneCfb(sm4(key), pool), "sm4 " + _IN_PYTHON.format(80)),
+    "none": Method(0, Clear, "none encrypts nothing: anyone on the way can read and change the traffic"),
+    "null": Method(0, None, "null encrypts and checks nothing: anyone on the way can read and change the traffic"),
+}  # fmt: skip
+"the methods by name, in the order of kcptun's help"

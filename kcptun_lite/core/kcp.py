@@ -1,0 +1,464 @@
+"""KCP, the reliable stream over datagrams: segments, acknowledgements, windows, retransmission.
+
+In      datagrams from the peer, bytes from above, `now`
+Out     bytes in order; datagrams written behind the headroom of a tray's packets
+Knows   one conversation. Not: FEC, keys, sockets, the clock
+Wire    WIRE.md section 4 (the 2021 rules; the newest generation's triggers for acknowledgements)
+Cost    about 1.6 us per segment sent, 1.0 us per segment received in order
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+from kcptun_lite.core.buffers import PacketBatch
+from kcptun_lite.core.counters import Counters
+from kcptun_lite.core.datagrams import DatagramWriter
+from kcptun_lite.core.recovery import Cause, CongestionWindow, RttEstimator, SendWindow
+from kcptun_lite.core.wire import (
+    KCP_ACK,
+    KCP_HEADER_SIZE,
+    KCP_PROBE_INITIAL,
+    KCP_PROBE_LIMIT,
+    KCP_PUSH,
+    KCP_RTO_MIN,
+    KCP_RTO_MIN_NODELAY,
+    KCP_SEGMENT,
+    KCP_WASK,
+    KCP_WINS,
+    KCP_WND_INITIAL,
+    MASK32,
+    Buffer,
+)
+
+# Bytes that may wait for the window besides what is in flight. Short, so that a quiet stream's request
+# does not stand behind a bulk stream's backlog; long enough to fill a tray when acknowledgements come.
+QUEUE_TARGET = 128 * 1024
+READ_SEGMENTS = 128  # read at once; decompressed they may be 22 times as much
+HALF32 = 0x80000000
+WND_MAX = 0xFFFF  # segments; the field has 16 bits
+
+
+@dataclass(frozen=True, slots=True)
+class KcpParams:
+    """The knobs of one end (WIRE.md 8.1, 8.2); windows in segments, interval in ms, mtu in bytes of UDP payload."""
+
+    nodelay: int = 0
+    interval: int = 30
+    resend: int = 2
+    nc: int = 1
+    snd_wnd: int = 128
+    rcv_wnd: int = 512
+    mtu: int = 1350
+    acknodelay: bool = False
+
+
+class Flush(IntEnum):
+    """What should be sent without waiting for the timer."""
+
+    NOTHING = 0
+    ACKS = 1
+    EVERYTHING = 2
+
+
+class Kcp:
+    """One end of one conversation, in stream mode."""
+
+    def __init__(
+        self, conv: int, params: KcpParams, counters: Counters, *, headroom: int, tailroom: int, first_sn: int = 0
+    ) -> None:
+        """`headroom` and `tailroom` are what other rooms add around a datagram; `first_sn` is 0 but in tests."""
+        self.conv = conv
+        self.mss = params.mtu - headroom - tailroom - KCP_HEADER_SIZE
+        self.rcv_wnd = params.rcv_wnd
+        self.rmt_wnd = KCP_WND_INITIAL
+        self.rtt = RttEstimator(KCP_RTO_MIN_NODELAY if params.nodelay else KCP_RTO_MIN, params.interval)
+        self.window = SendWindow(params.resend, first_sn)
+        self.flush_wanted = Flush.NOTHING
+        self.send_bytes = 0
+        "bytes queued or in flight"
+        self.early_bytes = 0
+        "bytes received out of order"
+        self.heard_at: int | None = None
+        "ms; when a datagram of this conversation last came in"
+        self._params = params
+        self._counters = counters
+        self._headroom = headroom
+        self._tailroom = tailroom
+        self._acks_in_datagram = (self.mss + KCP_HEADER_SIZE) // KCP_HEADER_SIZE
+        self._congestion = None if params.nc else CongestionWindow(self.mss)
+        # sending: chunks not yet numbered, and how far the first one is used up
+        self._queue: deque[bytes] = deque()
+        self._queue_offset = 0
+        self._queue_bytes = 0
+        # receiving: in order and not yet read; beyond rcv_nxt
+        self._rcv_nxt = first_sn
+        self._ready: list[Buffer] = []
+        self._early: dict[int, bytes] = {}
+        # acknowledgements owed: of early segments, and of the newest segment if that came in order
+        self._acks: list[tuple[int, int]] = []
+        self._tail_ack: tuple[int, int] | None = None
+        self._ack_count = 0
+        self._ack_due: int | None = None
+        # window probes
+        self._ask = False
+        self._tell = False
+        self._probe_wait = 0
+        self._probe_at = 0
+
+    # -- above ---------------------------------------------------------------------------------
+
+    def send(self, data: bytes) -> None:
+        """Queue bytes of the stream; they go out with the next flush as far as the window allows."""
+        self._queue.append(data)
+        self._queue_bytes += len(data)
+        self.send_bytes += len(data)
+        self._counters.bytes_sent += len(data)
+        self.flush_wanted = Flush.EVERYTHING
+
+    @property
+    def send_room(self) -> int:
+        """Segments that may still be queued; 0 or less is "wait" (WIRE.md 4.9)."""
+        if self._queue_bytes >= QUEUE_TARGET:
+            return 0
+        queued = -(-self._queue_bytes // self.mss)
+        return self._params.snd_wnd - queued - len(self.window.segments)
+
+    def read(self) -> list[Buffer]:
+        """The next bytes in order, at most READ_SEGMENTS pieces; views into the received datagrams until `detach`."""
+        ready = self._ready
+        if not ready:
+            return []
+        was_shut = len(ready) >= self.rcv_wnd
+        self._ready = ready[READ_SEGMENTS:]
+        del ready[READ_SEGMENTS:]
+        if was_shut:  # our window was shut: say that it is open again
+            self._tell = True
+            self.flush_wanted = Flush.EVERYTHING
+        self._move_early()
+        self._counters.bytes_received += sum(map(len, ready))
+        return ready
+
+    def detach(self) -> None:
+        """Copy what has not been read, because the datagrams it points into are about to be overwritten."""
+        self._ready = [bytes(part) for part in self._ready]
+
+    @property
+    def ready_count(self) -> int:
+        """Segments in order that wait to be read."""
+        return len(self._ready)
+
+    @property
+    def unread_bytes(self) -> int:
+        """Bytes received and not yet read, in order or not."""
+        return self.early_bytes + sum(map(len, self._ready))
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether everything sent has been acknowledged and nothing waits."""
+        return not self.window.segments and not self._queue
+
+    # -- below: receiving ----------------------------------------------------------------------
+
+    def receive(self, datagrams: Sequence[memoryview], now: int, *, recovered: bool = False) -> None:
+        """Take datagrams of the peer; what is bad in them is counted and dropped.
+
+        `recovered`: they come from parity, late and out of order, so their window field and
+        timestamps say nothing (WIRE.md 3.5).
+        """
+        una_before = self.window.snd_una
+        index = 0
+        while index < len(datagrams):
+            if not recovered:
+                index = self._receive_in_order(datagrams, index, now)
+                if index == len(datagrams):
+                    break
+            if not self._receive_one(datagrams[index], now, recovered):
+                self._counters.kcp_in_errors += 1
+            index += 1
+        if self.window.snd_una != una_before:
+            if self._congestion is not None:
+                self._congestion.on_progress(self.rmt_wnd)
+            self.flush_wanted = Flush.EVERYTHING
+        elif self.window.has_fast or (self._probe_wait and self.rmt_wnd):  # a hole, or the shut window is open
+            self.flush_wanted = Flush.EVERYTHING
+        if self._ack_count:
+            if self._ack_due is None:
+                # kcp-go's timer runs free, so an ACK waits half an interval on average: we wait just that.
+                self._ack_due = now + self._params.interval // 2
+            if self._params.acknodelay or self._ack_count >= self._acks_in_datagram:
+                self.flush_wanted = max(self.flush_wanted, Flush.ACKS)
+
+    def _receive_in_order(self, datagrams: Sequence[memoryview], index: int, now: int) -> int:
+        """The short road for what bulk traffic is made of: datagrams that are the next segment and no more.
+
+        Returns the index of the first datagram that is anything else. 0.7 us per segment where
+        `_receive_one` takes 1.2.
+        """
+        unpack = KCP_SEGMENT.unpack_from
+        conv = self.conv
+        una_known = self.window.snd_una & MASK32
+        expected = self._rcv_nxt & MASK32
+        ready = self._ready
+        room = 0 if self._early else self.rcv_wnd - len(ready)
+        first = index
+        wnd = ts = 0
+        for datagram in datagrams[index : index + room]:
+            size = len(datagram) - KCP_HEADER_SIZE
+            if size < 0:
+                break
+            conv_field, cmd, _, wnd_field, ts_field, sn, una, length = unpack(datagram)
+            if sn != expected or cmd != KCP_PUSH or length != size or una != una_known or conv_field != conv:
+                break
+            ready.append(datagram[KCP_HEADER_SIZE:])
+            expected = (expected + 1) & MASK32
+            wnd, ts = wnd_field, ts_field
+            index += 1
+        count = index - first
+        if count:
+            self._rcv_nxt += count
+            self._tail_ack = ((expected - 1) & MASK32, ts)
+            self._ack_count += count
+            self._counters.in_segments += count
+            self.rmt_wnd = wnd
+            self.heard_at = now
+        return index
+
+    def _receive_one(self, datagram: memoryview, now: int, recovered: bool) -> bool:
+        unpack = KCP_SEGMENT.unpack_from
+        window = self.window
+        size = len(datagram)
+        at = 0
+        acks: list[tuple[int, int]] = []
+        segments = 0
+        last_una = -1
+        wnd = self.rmt_wnd
+        is_good = size >= KCP_HEADER_SIZE
+        while size - at >= KCP_HEADER_SIZE:
+            conv, cmd, _, wnd_field, ts, sn, una, length = unpack(datagram, at)
+            at += KCP_HEADER_SIZE
+            if conv != self.conv or length > size - at or not KCP_PUSH <= cmd <= KCP_WINS:
+                is_good = False
+                break
+            segments += 1
+            wnd = wnd_field
+            if una != last_una:
+                last_una = una
+                self.send_bytes -= window.acknowledge_until(una)
+            if cmd == KCP_PUSH:
+                offset = (sn - self._rcv_nxt) & MASK32
+                if offset == 0 and len(self._ready) < self.rcv_wnd:
+                    self._ready.append(datagram[at : at + length])
+                    self._rcv_nxt += 1
+                    self._tail_ack = (sn, ts)
+                    self._ack_count += 1
+                    if self._early:
+                        self._move_early()
+                else:
+                    self._receive_out_of_order(offset, sn, ts, datagram[at : at + length], recovered)
+                at += length
+            elif cmd == KCP_ACK:
+                acks.append((sn, ts))
+            elif cmd == KCP_WASK:
+                self._tell = True
+                self.flush_wanted = Flush.EVERYTHING
+        self._counters.in_segments += segments
+        if acks:
+            window.acknowledge(acks)
+        if segments:
+            self.heard_at = now
+            if not recovered:
+                self.rmt_wnd = wnd
+                if acks and is_good:
+                    rtt = (now - acks[-1][1]) & MASK32
+                    if rtt < HALF32:
+                        self.rtt.sample(rtt)
+        return is_good
+
+    def _receive_out_of_order(self, offset: int, sn: int, ts: int, payload: memoryview, recovered: bool) -> None:
+        if offset >= HALF32:  # an old one again: our acknowledgement was lost
+            self._tail_ack = (sn, ts)
+        elif offset < self.rcv_wnd:
+            full_sn = self._rcv_nxt + offset
+            self._acks.append((sn, ts))
+            self._tail_ack = None
+            if full_sn not in self._early:
+                self._early[full_sn] = bytes(payload)
+                self.early_bytes += len(payload)
+                self._ack_count += 1
+                return
+        else:  # beyond our window: not even acknowledged
+            self._counters.repeated += not recovered
+            return
+        self._ack_count += 1
+        self._counters.repeated += not recovered
+
+    def _move_early(self) -> None:
+        early = self._early
+        while early and self._rcv_nxt in early and len(self._ready) < self.rcv_wnd:
+            payload = early.pop(self._rcv_nxt)
+            self.early_bytes -= len(payload)
+            self._ready.append(payload)
+            self._rcv_nxt += 1
+
+    # -- below: sending ------------------------------------------------------------------------
+
+    def next_deadline(self) -> int | None:
+        """ms at which a flush is due though nothing happens before; None if nothing is under way."""
+        deadlines = [at for at in (self._ack_due, self.window.next_resend) if at is not None]
+        if self._queue and self._probe_wait:
+            deadlines.append(self._probe_at)
+        return min(deadlines) if deadlines else None
+
+    def flush(self, batch: PacketBatch, now: int, max_packets: int) -> bool:
+        """Write what is due into at most `max_packets` new packets; True if more is due.
+
+        Each packet is `headroom` bytes of room, a datagram, `tailroom` bytes of room.
+        """
+        acks_only = self.flush_wanted is Flush.ACKS and (self._ack_due is None or now < self._ack_due)
+        writer = DatagramWriter(
+            batch,
+            max_packets,
+            self.conv,
+            min(max(0, self.rcv_wnd - len(self._ready)), WND_MAX),
+            self._rcv_nxt,
+            self.mss,
+            self._headroom,
+            self._tailroom,
+        )
+        is_complete = self._write_acks(writer)
+        if is_complete and not acks_only:
+            is_complete = self._write_probes(writer, now) and self._write_data(writer, now)
+        writer.close()
+        self._counters.out_segments += writer.segments
+        if is_complete:
+            self.flush_wanted = Flush.NOTHING
+        return not is_complete
+
+    def _write_acks(self, writer: DatagramWriter) -> bool:
+        rcv_nxt = self._rcv_nxt
+        acks = self._acks
+        written = 0
+        for sn, ts in acks:
+            # What lies before rcv_nxt is told by una; only the last entry always goes (WIRE.md 4.7).
+            if (sn - rcv_nxt) & MASK32 < HALF32 or (self._tail_ack is None and written == len(acks) - 1):
+                if not writer.write(KCP_ACK, ts, sn, b""):
+                    del acks[:written]
+                    return False
+            written += 1
+        acks.clear()
+        if self._tail_ack is not None:
+            sn, ts = self._tail_ack
+            if not writer.write(KCP_ACK, ts, sn, b""):
+                return False
+            self._tail_ack = None
+        self._ack_count = 0
+        self._ack_due = None
+        return True
+
+    def _write_probes(self, writer: DatagramWriter, now: int) -> bool:
+        if self.rmt_wnd:
+            self._probe_wait = 0
+        elif not self._probe_wait:
+            self._probe_wait = KCP_PROBE_INITIAL
+            self._probe_at = now + self._probe_wait
+        elif now >= self._probe_at:
+            self._probe_wait = min(self._probe_wait * 3 // 2, KCP_PROBE_LIMIT)
+            self._probe_at = now + self._probe_wait
+            self._ask = True
+        if self._ask and not writer.write(KCP_WASK, 0, 0, b""):
+            return False
+        self._ask = False
+        if self._tell and not writer.write(KCP_WINS, 0, 0, b""):
+            return False
+        self._tell = False
+        return True
+
+    def _write_data(self, writer: DatagramWriter, now: int) -> bool:
+        window = self.window
+        limit = min(self._params.snd_wnd, self.rmt_wnd)
+        if self._congestion is not None:
+            limit = min(limit, self._congestion.cwnd)
+        last = window.snd_una + limit
+        has_fresh = bool(self._queue) and window.snd_nxt < last
+        if not self._write_again(writer, now, limit, early=not has_fresh):
+            return False
+        rto = self.rtt.rto
+        while self._queue and window.snd_nxt < last:
+            if pieces := self._cut_full(min(last - window.snd_nxt, writer.packets_left())):
+                writer.write_full(window.push(pieces, now, rto), now, pieces)
+                continue
+            if not writer.has_room(min(self.mss, self._queue_bytes)):
+                return False
+            piece = self._cut()
+            writer.write(KCP_PUSH, now, window.push([piece], now, rto), piece)
+        return True
+
+    def _write_again(self, writer: DatagramWriter, now: int, limit: int, *, early: bool) -> bool:
+        window = self.window
+        counters = self._counters
+        rto = self.rtt.rto
+        skipped = timed_out = False
+        for segment, cause in window.due(now, early=early):
+            if not writer.write(KCP_PUSH, now, segment.sn, segment.payload):
+                return False
+            window.resent(segment, cause, now, rto, self._params.nodelay)
+            counters.retransmitted += 1
+            if cause is Cause.TIMEOUT:
+                counters.lost += 1
+                timed_out = True
+            else:
+                counters.fast_retransmitted += cause is Cause.FAST
+                counters.early_retransmitted += cause is Cause.EARLY
+                skipped = True
+        if timed_out or skipped:
+            # One more walk, so that the next deadline and the flags are exact again.
+            window.due(now, early=False)
+        if self._congestion is not None:
+            if skipped:
+                self._congestion.on_fast_retransmit(window.snd_nxt - window.snd_una, self._params.resend)
+            if timed_out:
+                self._congestion.on_timeout(limit)
+        return True
+
+    def _cut_full(self, most: int) -> list[bytes]:
+        """Up to `most` pieces of exactly mss bytes from the first chunk of the queue."""
+        head = self._queue[0]
+        start, mss = self._queue_offset, self.mss
+        count = min(most, (len(head) - start) // mss)
+        end = start + count * mss
+        self._queue_bytes -= end - start
+        if end == len(head):
+            self._queue.popleft()
+            end = 0
+        self._queue_offset = end
+        return [head[at : at + mss] for at in range(start, start + count * mss, mss)]
+
+    def _cut(self) -> bytes:
+        """The next mss bytes of the queue, or what there is."""
+        head = self._queue[0]
+        start = self._queue_offset
+        piece = head[start : start + self.mss]
+        self._queue_offset = start + len(piece)
+        if self._queue_offset == len(head):
+            self._queue.popleft()
+            self._queue_offset = 0
+            if len(piece) < self.mss and self._queue:
+                piece = self._fill(piece)
+        self._queue_bytes -= len(piece)
+        return piece
+
+    def _fill(self, piece: bytes) -> bytes:
+        parts = [piece]
+        missing = self.mss - len(piece)
+        while missing and self._queue:
+            head = self._queue[0]
+            part = head[self._queue_offset : self._queue_offset + missing]
+            parts.append(part)
+            missing -= len(part)
+            self._queue_offset += len(part)
+            if self._queue_offset == len(head):
+                self._queue.popleft()
+                self._queue_offset = 0
+        return b"".join(parts)

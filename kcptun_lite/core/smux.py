@@ -1,0 +1,397 @@
+"""Many streams in one: stream data in, frames out, and back again, with flow control and keep-alive.
+
+In      data and wishes of streams; bytes of the peer's frames, cut anywhere; `now`
+Out     frames as buffers in order; events; the peer's data
+Knows   frames, versions 1 and 2. Not: compression, segments, the clock, who reads a stream
+Wire    WIRE.md section 7; smux session.go, stream.go
+Cost    feed 1 us per call and 1 us per frame, one copy of the payload; send_data 1 us per frame, no copy
+
+A stream is two halves, and each ends with the FIN of its sender: `fin_sent` and `fin_received` are all the
+state there is. When both are set and the data is taken the stream is forgotten, and what comes for a stream
+we do not know is dropped, as every generation of smux does.
+"""
+
+from dataclasses import dataclass, field
+
+from kcptun_lite.core.wire import (
+    MASK32,
+    SMUX_FIN,
+    SMUX_HEADER,
+    SMUX_HEADER_SIZE,
+    SMUX_NOP,
+    SMUX_PEER_WINDOW_INITIAL,
+    SMUX_PSH,
+    SMUX_SYN,
+    SMUX_UPD,
+    SMUX_UPDATE,
+    SNAPPY_IDENTIFIER,
+    Buffer,
+    diff32,
+)
+from kcptun_lite.errors import KeepaliveTimeout, SessionClosed, SmuxError, StreamClosed
+
+SMUX_MAX_STREAMS = 1024  # opened by the peer, at once; smux defaultAcceptBacklog
+UNLIMITED_ROOM = 1 << 30  # bytes; a version 1 stream has no window of its own
+_WINDOW_MAX = 0x7FFFFFFF  # bytes; the window is reckoned on the 32-bit circle, half of it is the most
+_JOINED_CHUNK_MAX = 1024  # bytes; smaller pieces are joined, else 2 bytes of payload would hold 56 of memory
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something happened to the stream `sid`."""
+
+    sid: int
+
+
+class StreamOpened(Event):
+    """The peer has opened a stream."""
+
+    __slots__ = ()
+
+
+class StreamReadable(Event):
+    """There is data where there was none."""
+
+    __slots__ = ()
+
+
+class StreamWritable(Event):
+    """The peer's window has opened where it was closed (version 2)."""
+
+    __slots__ = ()
+
+
+class StreamFinished(Event):
+    """The peer will send no more; data received before may still be there to take."""
+
+    __slots__ = ()
+
+
+@dataclass(slots=True)
+class _Stream:
+    from_peer: bool
+    chunks: list[bytes] = field(default_factory=list)
+    "received, not taken"
+    fin_sent: bool = False
+    fin_received: bool = False
+
+    # Version 2 (WIRE.md 7.5); all in bytes since the start, but for the window.
+    written: int = 0
+    peer_consumed: int = 0
+    peer_window: int = SMUX_PEER_WINDOW_INITIAL
+    consumed: int = 0
+    announced: int = 0
+    "`consumed` as the peer was last told"
+
+    def unread_bytes(self) -> int:
+        return sum(map(len, self.chunks))
+
+    def send_room(self) -> int:
+        return max(0, self.peer_window - (self.written - self.peer_consumed))
+
+
+class SmuxSession:
+    """One end of a session. What it wants to send waits in `frames_to_send`, all else is answered at once."""
+
+    def __init__(
+        self,
+        *,
+        is_client: bool,
+        version: int,
+        max_frame: int,
+        receive_buffer: int,
+        stream_buffer: int,
+        keepalive_ms: int,
+        keepalive_timeout_ms: int,
+        now: int,
+        max_streams: int = SMUX_MAX_STREAMS,
+    ) -> None:
+        """A session that has sent and heard nothing.
+
+        Args:
+            version: 1 or 2, the same on both ends; nothing is negotiated.
+            max_frame: most bytes of payload in a frame we send, up to 65,535.
+            receive_buffer: bytes of all streams that may wait to be taken (`--smuxbuf`).
+            stream_buffer: window of one stream, in bytes (`--streambuf`); used by version 2.
+            max_streams: how many streams the peer may have open; one more is answered with FIN.
+        """
+        self._version = version
+        self._max_frame = max_frame
+        self._receive_buffer = receive_buffer
+        self._stream_buffer = stream_buffer
+        self._keepalive_ms = keepalive_ms
+        self._keepalive_timeout_ms = keepalive_timeout_ms
+        self._max_streams = max_streams
+
+        self.receive_budget = receive_buffer
+        "bytes that may still come; at 0 and below nothing more should be fed"
+        self.refused_streams = 0
+        "streams of the peer that were one too many"
+
+        self._streams: dict[int, _Stream] = {}
+        self._streams_from_peer = 0
+        self._next_sid = 3 if is_client else 2  # smux counts up by 2 before the first use, too
+
+        self._to_send: list[Buffer] = []
+        self._to_send_bytes = 0
+
+        # Where the peer's bytes have been cut: inside a header, or inside a payload.
+        self._header = b""
+        self._payload_sid = 0
+        self._payload_left = 0
+
+        self._heard = False
+        self._next_nop = now + keepalive_ms
+        self._next_check = now + keepalive_timeout_ms
+
+    def __repr__(self) -> str:
+        return (
+            f"<SmuxSession v{self._version} streams={len(self._streams)} "
+            f"budget={self.receive_budget}/{self._receive_buffer} to_send={self._to_send_bytes}>"
+        )
+
+    # Questions
+
+    @property
+    def stream_count(self) -> int:
+        return len(self._streams)
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes kept: received and not taken, queued to be sent, the start of a header."""
+        return self._receive_buffer - self.receive_budget + self._to_send_bytes + len(self._header)
+
+    def has_stream(self, sid: int) -> bool:
+        """Whether the stream is there: opened, not closed, and not ended by both ends with all data taken."""
+        return sid in self._streams
+
+    def is_finished(self, sid: int) -> bool:
+        """Whether nothing is there to take nor ever will be."""
+        stream = self._streams.get(sid)
+        return stream is None or (stream.fin_received and not stream.chunks)
+
+    # Sending
+
+    def open_stream(self) -> int:
+        """Give the sid of a new stream and queue its SYN; data may follow at once.
+
+        Raises SessionClosed when all ids are used up: only a new session has more.
+        """
+        while self._next_sid in self._streams:  # a peer may count as it likes
+            self._next_sid += 2
+        sid = self._next_sid
+        if sid > MASK32:
+            raise SessionClosed("all stream ids of the session are used up")
+        self._next_sid += 2
+        self._streams[sid] = _Stream(from_peer=False)
+        self._queue_frame(SMUX_SYN, sid)
+        return sid
+
+    def send_room(self, sid: int) -> int:
+        """Bytes of the stream the peer has a window for; 0 means to wait for StreamWritable.
+
+        Raises StreamClosed as `send_data` does.
+        """
+        stream = self._sending_stream(sid)
+        return UNLIMITED_ROOM if self._version == 1 else stream.send_room()
+
+    def send_data(self, sid: int, data: memoryview) -> int:
+        """Queue as much of `data` as there is room for, in frames, and give its length in bytes.
+
+        `data` is not copied: it must stay as it is until the frames are taken and put together.
+        Raises StreamClosed when the stream was finished or closed by us, or is over.
+        """
+        accepted = min(len(data), self.send_room(sid))
+        self._streams[sid].written += accepted
+        for start in range(0, accepted, self._max_frame):
+            payload = data[start : min(start + self._max_frame, accepted)]
+            self._queue_frame(SMUX_PSH, sid, payload)
+        return accepted
+
+    def finish(self, sid: int) -> None:
+        """Queue FIN behind all data of the stream: we send no more, receiving goes on."""
+        stream = self._streams.get(sid)
+        if stream is not None and not stream.fin_sent:
+            stream.fin_sent = True
+            self._queue_frame(SMUX_FIN, sid)
+            self._forget_if_over(sid, stream)
+
+    def close(self, sid: int) -> None:
+        """End the stream both ways; what it still had to take is gone, and the budget for it is back."""
+        self.finish(sid)
+        stream = self._streams.get(sid)
+        if stream is not None:
+            self.receive_budget += stream.unread_bytes()
+            self._forget(sid, stream)
+
+    def frames_to_send(self) -> list[Buffer]:
+        """Give the queued frames in order, as buffers to be put together; the queue is empty then."""
+        frames, self._to_send = self._to_send, []
+        self._to_send_bytes = 0
+        return frames
+
+    # Receiving
+
+    def feed(self, data: Buffer) -> list[Event]:
+        """Take bytes of the peer in and give what they brought about, in order.
+
+        The payload of a frame goes to its stream as it comes, nobody waits for the end of the frame.
+        Raises SmuxError: another version, an unknown command, an impossible length or window.
+        """
+        self._heard = self._heard or len(data) > 0
+        data = self._header + bytes(data) if self._header else bytes(data)
+        events: list[Event] = []
+        at, size = 0, len(data)
+        while at < size:
+            if self._payload_left:
+                end = min(at + self._payload_left, size)
+                self._payload_left -= end - at
+                self._receive_payload(self._payload_sid, data[at:end], events)
+                at = end
+                continue
+            if size - at < SMUX_HEADER_SIZE:
+                break
+            version, command, length, sid = SMUX_HEADER.unpack_from(data, at)
+            if version != self._version:
+                raise SmuxError(self._explain_version(data[at:]))
+            if command == SMUX_PSH:
+                self._payload_sid, self._payload_left = sid, length
+            elif command == SMUX_UPD and length == SMUX_UPDATE.size:
+                if size - at < SMUX_HEADER_SIZE + SMUX_UPDATE.size:
+                    break
+                consumed, window = SMUX_UPDATE.unpack_from(data, at + SMUX_HEADER_SIZE)
+                self._receive_update(sid, consumed, window, events)
+                at += SMUX_UPDATE.size
+            elif command > SMUX_UPD:
+                raise SmuxError(f"smux frame with unknown command {command}")
+            elif command == SMUX_UPD or length:  # smux of 2021 would take what follows for a header
+                raise SmuxError(f"smux frame with command {command} and length {length}")
+            elif command == SMUX_SYN:
+                self._receive_syn(sid, events)
+            elif command == SMUX_FIN:
+                self._receive_fin(sid, events)
+            at += SMUX_HEADER_SIZE
+        self._header = data[at:]
+        return events
+
+    def take(self, sid: int, limit: int) -> list[bytes]:
+        """Give received data in order: at most `limit` bytes, but a first chunk whole; [] if there is none.
+
+        The budget for it is back, and the peer is told of it by the rules of version 2.
+        """
+        stream = self._streams.get(sid)
+        if stream is None or not stream.chunks:
+            return []
+        count, taken = 0, 0
+        for chunk in stream.chunks:
+            if count and taken + len(chunk) > limit:
+                break
+            count += 1
+            taken += len(chunk)
+        chunks = stream.chunks[:count]
+        del stream.chunks[:count]
+        self.receive_budget += taken
+        stream.consumed += taken
+        self._maybe_queue_update(sid, stream)
+        self._forget_if_over(sid, stream)
+        return chunks
+
+    # Time
+
+    def tick(self, now: int) -> None:
+        """Queue NOP when it is due, and look whether the peer is alive (WIRE.md 7.4).
+
+        Raises KeepaliveTimeout when nothing was heard between two looks. While there is no budget we do not
+        listen ourselves, so silence says nothing.
+        """
+        if now >= self._next_nop:
+            self._next_nop = now + self._keepalive_ms
+            self._queue_frame(SMUX_NOP, 0)
+        if now >= self._next_check:
+            self._next_check = now + self._keepalive_timeout_ms
+            if not self._heard and self.receive_budget > 0:
+                raise KeepaliveTimeout(f"nothing heard from the peer for {self._keepalive_timeout_ms // 1000} s")
+            self._heard = False
+
+    # Inside
+
+    def _queue_frame(self, command: int, sid: int, payload: Buffer = b"") -> None:
+        self._to_send.append(SMUX_HEADER.pack(self._version, command, len(payload), sid))
+        if payload:
+            self._to_send.append(payload)
+        self._to_send_bytes += SMUX_HEADER_SIZE + len(payload)
+
+    def _sending_stream(self, sid: int) -> _Stream:
+        stream = self._streams.get(sid)
+        if stream is None or stream.fin_sent:
+            raise StreamClosed(f"stream {sid} is closed for sending")
+        return stream
+
+    def _forget_if_over(self, sid: int, stream: _Stream) -> None:
+        if stream.fin_sent and stream.fin_received and not stream.chunks:
+            self._forget(sid, stream)
+
+    def _forget(self, sid: int, stream: _Stream) -> None:
+        del self._streams[sid]
+        self._streams_from_peer -= stream.from_peer
+
+    def _receive_syn(self, sid: int, events: list[Event]) -> None:
+        if sid in self._streams:
+            return
+        if self._streams_from_peer >= self._max_streams:
+            self.refused_streams += 1
+            self._queue_frame(SMUX_FIN, sid)
+            return
+        self._streams[sid] = _Stream(from_peer=True)
+        self._streams_from_peer += 1
+        events.append(StreamOpened(sid))
+
+    def _receive_payload(self, sid: int, payload: bytes, events: list[Event]) -> None:
+        stream = self._streams.get(sid)
+        if stream is None or stream.fin_received:
+            return
+        self.receive_budget -= len(payload)
+        chunks = stream.chunks
+        if not chunks:
+            events.append(StreamReadable(sid))
+            chunks.append(payload)
+        elif len(chunks[-1]) + len(payload) <= _JOINED_CHUNK_MAX:
+            chunks[-1] += payload
+        else:
+            chunks.append(payload)
+
+    def _receive_fin(self, sid: int, events: list[Event]) -> None:
+        stream = self._streams.get(sid)
+        if stream is None or stream.fin_received:
+            return
+        stream.fin_received = True
+        events.append(StreamFinished(sid))
+        self._forget_if_over(sid, stream)
+
+    def _receive_update(self, sid: int, consumed: int, window: int, events: list[Event]) -> None:
+        """Set the peer's window anew; smux of 2021 lets UPD pass in version 1, where it means nothing."""
+        stream = self._streams.get(sid)
+        if stream is None or self._version == 1:
+            return
+        in_flight = diff32(stream.written & MASK32, consumed)
+        if in_flight < 0:
+            raise SmuxError(f"stream {sid}: the peer has consumed {-in_flight} bytes more than were sent")
+        was_closed = stream.send_room() == 0
+        stream.peer_consumed = stream.written - in_flight
+        stream.peer_window = min(window, _WINDOW_MAX)
+        if was_closed and stream.send_room() and not stream.fin_sent:
+            events.append(StreamWritable(sid))
+
+    def _maybe_queue_update(self, sid: int, stream: _Stream) -> None:
+        """Tell the peer on the first read, then whenever half a window has been read (smux stream.go, tryReadv2)."""
+        if self._version == 1 or stream.fin_received:
+            return
+        if stream.announced == 0 or stream.consumed - stream.announced >= self._stream_buffer // 2:
+            stream.announced = stream.consumed
+            update = SMUX_UPDATE.pack(stream.consumed & MASK32, self._stream_buffer)
+            self._queue_frame(SMUX_UPD, sid, update)
+
+    def _explain_version(self, start: bytes) -> str:
+        if SNAPPY_IDENTIFIER.startswith(start[: len(SNAPPY_IDENTIFIER)]):
+            return "a snappy stream in place of smux frames: --nocomp must be the same on both ends"
+        return f"frame of smux version {start[0]}, expected {self._version}: --smuxver must be the same on both ends"

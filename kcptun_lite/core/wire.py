@@ -1,0 +1,100 @@
+"""Every header on one page, and the arithmetic of 32-bit serial numbers.
+
+In      nothing
+Out     struct layouts, protocol constants, `diff32`, packet classification
+Knows   the layout of the wire. Not: what any field is for
+Wire    WIRE.md sections 1 to 7
+Cost    classification 0.2 us per packet
+
+UDP payload, CRC methods (aes, none, xor ...), FEC on
+ 0             16     20         24     26     28
+ +-------------+------+----------+------+------+--------------------------+   AEAD: nonce 12 | ... | tag 16
+ | nonce       | crc  | seqid    | type | size | datagram: segment(s)     |   null: starts at seqid, or at conv
+ +-------------+------+----------+------+------+--------------------------+   type 0xf1 data, 0xf2 parity
+ |<- encrypted from byte 0 (CFB), the nonce included -------------------->|   crc = CRC-32 of all behind it
+                                                                              size = 2 + len(datagram)
+segment   conv u32 . cmd u8 . frg u8 . wnd u16 . ts u32 . sn u32 . una u32 . len u32 . data        (little endian)
+frame     ver u8 . cmd u8 . length u16 . sid u32 . data                                            (little endian)
+chunk     type u8 . length u24 . masked crc32c u32 . data; the stream starts ff 06 00 00 "sNaPpY"
+Order of layers: TCP -> smux -> snappy -> KCP (stream mode) -> FEC -> crypt -> UDP
+"""
+
+import struct
+
+Buffer = bytes | bytearray | memoryview
+
+MASK32 = 0xFFFFFFFF
+MTU_MAX = 1500  # bytes of UDP payload; kcp-go mtuLimit, also the size of its receive buffers
+
+# Encryption (WIRE.md 2.3, 2.6)
+CRYPT_NONCE_SIZE = 16  # bytes
+CRYPT_CRC_SIZE = 4  # bytes
+CRYPT_HEADER_SIZE = CRYPT_NONCE_SIZE + CRYPT_CRC_SIZE  # bytes in front of the body, CRC methods
+CRYPT_GCM_NONCE_SIZE = 12  # bytes in front of the body, aes-128-gcm
+CRYPT_GCM_TAG_SIZE = 16  # bytes behind the body, aes-128-gcm
+
+# Forward error correction (WIRE.md 3.1)
+FEC_HEADER = struct.Struct("<IHH")  # seqid, type, size
+FEC_HEADER_SIZE = 8  # bytes
+FEC_PROTECTED_AT = 6  # offset from which Reed-Solomon covers a packet: the size field and the datagram
+FEC_DATA = 0xF1
+FEC_PARITY = 0xF2
+FEC_OUT_OF_BAND = 0xF3  # kcp-go 5.6.7x only, never sent by kcptun
+FEC_MAX_SHARDS = 256  # data + parity; GF(2^8)
+
+# KCP (WIRE.md 4.1, 4.2)
+KCP_SEGMENT = struct.Struct("<IBBHIIII")  # conv cmd frg wnd ts sn una len
+KCP_HEADER_SIZE = 24  # bytes
+KCP_PUSH = 81  # data
+KCP_ACK = 82
+KCP_WASK = 83  # asks for the window
+KCP_WINS = 84  # tells the window
+KCP_RTO_INITIAL = 200  # ms; kcp.go IKCP_RTO_DEF
+KCP_RTO_MIN = 100  # ms; IKCP_RTO_MIN
+KCP_RTO_MIN_NODELAY = 30  # ms; IKCP_RTO_NDL
+KCP_RTO_MAX = 60_000  # ms; IKCP_RTO_MAX
+KCP_PROBE_INITIAL = 500  # ms between questions for a closed window; kcp-go 5.6.7x (5.6.1: 7000)
+KCP_PROBE_LIMIT = 120_000  # ms
+KCP_SSTHRESH_INITIAL = 2  # segments
+KCP_SSTHRESH_MIN = 2  # segments
+KCP_WND_INITIAL = 32  # segments assumed of the peer before it has told; WIRE.md 4.2
+
+# snappy framing (WIRE.md 6)
+SNAPPY_IDENTIFIER = b"\xff\x06\x00\x00sNaPpY"
+SNAPPY_CHUNK_MAX = 65_536  # uncompressed bytes in one chunk
+
+# smux (WIRE.md 7.1, 7.5)
+SMUX_HEADER = struct.Struct("<BBHI")  # version cmd length sid
+SMUX_HEADER_SIZE = 8  # bytes
+SMUX_UPDATE = struct.Struct("<II")  # consumed, window: the payload of UPD
+SMUX_SYN = 0
+SMUX_FIN = 1
+SMUX_PSH = 2
+SMUX_NOP = 3
+SMUX_UPD = 4
+SMUX_PEER_WINDOW_INITIAL = 262_144  # bytes; smux initialPeerWindow
+
+
+def diff32(later: int, earlier: int) -> int:
+    """Signed distance from `earlier` to `later` on the 32-bit circle."""
+    return ((later - earlier + 0x80000000) & MASK32) - 0x80000000
+
+
+def fec_type(packet: Buffer) -> int:
+    """FEC_DATA, FEC_PARITY, FEC_OUT_OF_BAND, or 0 for bare KCP (WIRE.md 3.4).
+
+    No clash is possible: a KCP segment has its cmd (81..84) at offset 4.
+    """
+    if len(packet) < 6 or packet[5] or not FEC_DATA <= packet[4] <= FEC_OUT_OF_BAND:
+        return 0
+    return packet[4]
+
+
+def first_segment(packet: Buffer) -> tuple[int, int] | None:
+    """(conv, sn) of the first KCP segment of an opened packet; None for parity or too short (WIRE.md 5.2)."""
+    kind = fec_type(packet)
+    at = FEC_HEADER_SIZE if kind == FEC_DATA else 0
+    if kind > FEC_DATA or len(packet) < at + KCP_HEADER_SIZE:
+        return None
+    conv, _, _, _, _, sn, _, _ = KCP_SEGMENT.unpack_from(packet, at)
+    return conv, sn

@@ -1,0 +1,1 @@
+"""Sockets, threads, locks and the clock: the only floor that has them."""

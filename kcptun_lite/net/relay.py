@@ -1,0 +1,260 @@
+"""Two threads between a TCP (or unix) connection and a stream, and the sockets they need.
+
+In      a connection, a stream
+Out     their bytes, each way, until both ways have ended
+Knows   half-close, resets, idleness after a half-close. Not: sessions, options
+Wire    WIRE.md 7.7; better than it between two of ours: each direction ends by itself
+Cost    two threads of 16 KiB; a buffer only while bytes move; one system call per 64 KiB and direction
+"""
+
+import os
+import select
+import socket
+import struct
+from collections.abc import Callable
+from threading import Event, Lock, Thread
+
+from kcptun_lite import log
+from kcptun_lite.core.buffers import BufferPool, borrow
+from kcptun_lite.errors import KcptunError, StreamReset, TransportError
+from kcptun_lite.net.stream import Stream
+
+RELAY_BYTES = 65_536  # one read; two smux frames of 32 KiB, 50 KCP segments
+WRITE_BUFFERS = 512  # per gather write; IOV_MAX is 1024 on Linux
+CONNECT_TIMEOUT = 10.0  # s for the server to reach its target
+TCP_KEEPALIVE = 15  # s; a peer that vanished without a word must not hold a stream for ever
+STOP_LATENCY = struct.pack("ll", 1, 0)  # s, us; how soon a thread blocked in a send looks whether to stop
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: close sends RST
+
+Opener = Callable[[], socket.socket]
+
+
+def connect(host: str, port: int, path: str) -> socket.socket:
+    """A connection to a target. Raises: TransportError."""
+    where = path or f"{host}:{port}"
+    try:
+        if path:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                sock.settimeout(CONNECT_TIMEOUT)
+                sock.connect(_unix_address(path))
+            except OSError:
+                sock.close()
+                raise
+        else:
+            sock = socket.create_connection((host or "127.0.0.1", port), CONNECT_TIMEOUT)
+    except OSError as exc:
+        raise TransportError(f"cannot connect to {where}: {exc.strerror or exc}") from exc
+    tune(sock)
+    return sock
+
+
+def listen(host: str, port: int, path: str) -> socket.socket:
+    """A listening socket; an empty host is all addresses, both families. Raises: TransportError."""
+    try:
+        if path:
+            return _listen_unix(path)
+        if not host and socket.has_dualstack_ipv6():
+            return socket.create_server(("::", port), family=socket.AF_INET6, backlog=1024, dualstack_ipv6=True)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except OSError as exc:
+        raise TransportError(f"cannot listen on {path or f'{host}:{port}'}: {exc.strerror or exc}") from exc
+
+
+def _listen_unix(path: str) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.bind(_unix_address(path))
+    except OSError:
+        # A socket file that nobody listens on any more was left by a process that was killed.
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            if path.startswith("@") or not os.path.exists(path) or probe.connect_ex(path) == 0:
+                sock.close()
+                raise
+        os.unlink(path)
+        sock.bind(_unix_address(path))
+    sock.listen(1024)
+    return sock
+
+
+def _unix_address(path: str) -> str:
+    return "\0" + path[1:] if path.startswith("@") else path
+
+
+def tune(sock: socket.socket) -> None:
+    """No delay, keep-alive, blocking; on unix sockets only the last."""
+    sock.settimeout(None)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, STOP_LATENCY)
+    if sock.family != socket.AF_UNIX:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option in ("TCP_KEEPIDLE", "TCP_KEEPINTVL"):
+            if hasattr(socket, option):
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), TCP_KEEPALIVE)
+
+
+class Relay:
+    """Moves bytes between a connection and a stream until both directions have ended, or one has failed.
+
+    A direction that ends is passed on as such (`shutdown`, FIN). Then the other one may go on as long
+    as it moves: `closewait_s` without a byte ends it. A failure ends both at once, with a TCP reset.
+    """
+
+    def __init__(
+        self,
+        open_tcp: Opener,
+        stream: Stream,
+        pool: BufferPool,
+        *,
+        closewait_s: float,
+        on_closed: Callable[["Relay"], None],
+    ) -> None:
+        """`open_tcp` runs in the relay's own thread: connecting to a target may take its time."""
+        self.stream = stream
+        self.failure: KcptunError | None = None
+        self._open_tcp = open_tcp
+        self._pool = pool
+        self._closewait_s = closewait_s
+        self._on_closed = on_closed
+        self._tcp: socket.socket | None = None
+        self._lock = Lock()
+        self._is_stopped = False
+        self._moved = 0
+        self._up_ended = Event()
+        self._down_ended = Event()
+        self._up = Thread(target=self._run_up, name=f"up-{stream.sid}")
+        self._down = Thread(target=self._run_down, name=f"down-{stream.sid}")
+
+    def start(self) -> None:
+        self._up.start()
+
+    def stop(self) -> None:
+        """End both directions now; the connection is reset if they had not ended."""
+        self._fail(StreamReset("stopped"))
+
+    def join(self) -> None:
+        self._up.join()
+        if self._down.ident is not None:
+            self._down.join()
+
+    # -- TCP to stream -------------------------------------------------------------------------
+
+    def _run_up(self) -> None:
+        try:
+            try:
+                tcp = self._open_tcp()
+            except TransportError as exc:
+                log.limited("target", str(exc))
+                raise
+            with self._lock:
+                self._tcp = tcp
+                if self._is_stopped:
+                    return
+            self._down.start()
+            self._copy_up(tcp)
+            self.stream.close_write()
+            self._up_ended.set()
+            self._outlive(self._down_ended)
+        except KcptunError as exc:
+            self._fail(exc)
+        except Exception as exc:  # a bug: this stream ends, the tunnel does not
+            log.error(f"relay of stream {self.stream.sid}: {exc!r}")
+            self._fail(StreamReset(repr(exc)))
+        finally:
+            self._up_ended.set()
+            if self._down.ident is not None:
+                self._down.join()
+            self._finish()
+
+    def _copy_up(self, tcp: socket.socket) -> None:
+        readable = select.poll()
+        readable.register(tcp, select.POLLIN)
+        while True:
+            readable.poll()
+            with borrow(self._pool, RELAY_BYTES) as buffer:
+                try:
+                    while size := tcp.recv_into(buffer, 0, socket.MSG_DONTWAIT):
+                        self.stream.write(buffer[:size])
+                        self._moved += size
+                    return
+                except BlockingIOError:
+                    continue  # nothing there: wait without a buffer
+                except OSError as exc:
+                    raise TransportError(f"connection: {exc.strerror or exc}") from exc
+
+    # -- stream to TCP -------------------------------------------------------------------------
+
+    def _run_down(self) -> None:
+        try:
+            assert self._tcp is not None
+            self._copy_down(self._tcp)
+            self._down_ended.set()
+            self._outlive(self._up_ended)
+        except KcptunError as exc:
+            self._fail(exc)
+        except Exception as exc:
+            log.error(f"relay of stream {self.stream.sid}: {exc!r}")
+            self._fail(StreamReset(repr(exc)))
+        finally:
+            self._down_ended.set()
+
+    def _copy_down(self, tcp: socket.socket) -> None:
+        try:
+            while chunks := self.stream.read_chunks():
+                self._send_all(tcp, chunks)
+            tcp.shutdown(socket.SHUT_WR)
+        except OSError as exc:
+            raise TransportError(f"connection: {exc.strerror or exc}") from exc
+
+    def _send_all(self, tcp: socket.socket, chunks: list[bytes]) -> None:
+        views: list[bytes | memoryview] = list(chunks)
+        while views:
+            try:
+                sent = tcp.sendmsg(views[:WRITE_BUFFERS])
+            except BlockingIOError:  # SO_SNDTIMEO: nobody reads at the other end
+                if self._is_stopped:
+                    raise StreamReset("stopped") from None
+                continue
+            self._moved += sent
+            done = 0
+            while done < len(views) and sent >= len(views[done]):
+                sent -= len(views[done])
+                done += 1
+            del views[:done]
+            if sent:
+                views[0] = memoryview(views[0])[sent:]
+
+    # -- the end -------------------------------------------------------------------------------
+
+    def _outlive(self, other_ended: Event) -> None:
+        """Our direction has ended: wait for the other one as long as it moves."""
+        moved = -1
+        while not other_ended.wait(self._closewait_s):
+            if moved == self._moved:
+                raise StreamReset(f"half-closed and idle for {self._closewait_s:g} s")
+            moved = self._moved
+
+    def _fail(self, cause: KcptunError) -> None:
+        with self._lock:
+            if self._is_stopped:
+                return
+            self._is_stopped = True
+            is_over = self._up_ended.is_set() and self._down_ended.is_set()
+            if not is_over:
+                self.failure = cause
+            tcp = self._tcp
+        if tcp is not None:
+            try:
+                tcp.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+                tcp.shutdown(socket.SHUT_RD)  # wakes the thread in poll; a full shutdown would send a clean FIN
+            except OSError:
+                pass
+        self.stream.close()
+
+    def _finish(self) -> None:
+        """Both threads are done with the connection."""
+        if self._tcp is not None:
+            self._tcp.close()
+        self.stream.close()
+        self._on_closed(self)

@@ -1,0 +1,147 @@
+"""The blocking face of one smux stream.
+
+In      bytes from a relay thread, events from the session
+Out     lists of chunks to a relay thread
+Knows   waiting and being woken. Not: frames, sockets
+Cost    one lock and at most one wake-up per chunk, not per packet
+"""
+
+from collections import deque
+from threading import Condition, Lock
+from typing import Protocol
+
+from kcptun_lite.core.conversation import Conversation
+from kcptun_lite.core.kcp import Flush
+from kcptun_lite.errors import SessionError, StreamClosed, StreamReset
+
+READ_LIMIT = 262_144  # bytes taken at once; one gather write
+
+
+class StreamOwner(Protocol):
+    """What a stream needs of its session."""
+
+    lock: Lock
+    conversation: Conversation
+    writers: "deque[Stream]"
+    "streams that wait for room in KCP, first come first served"
+
+    def transmit(self) -> None:
+        """Send what the conversation wants sent; called without the lock."""
+
+    def forget_locked(self, stream: "Stream") -> None: ...
+
+
+class Stream:
+    """One stream of a session; `read_chunks` and `write` are each for one thread at a time.
+
+    All state is guarded by the session's lock.
+    """
+
+    def __init__(self, owner: StreamOwner, sid: int) -> None:
+        self.sid = sid
+        self._owner = owner
+        self._readable = Condition(owner.lock)
+        self._writable = Condition(owner.lock)
+        self._is_closed = False
+        self._cause: SessionError | None = None
+
+    def __repr__(self) -> str:
+        state = "closed" if self._is_closed else "dead" if self._cause else "open"
+        return f"<Stream {self.sid} {state} of {self._owner!r}>"
+
+    def read_chunks(self, limit: int = READ_LIMIT, timeout_s: float | None = None) -> list[bytes] | None:
+        """The next bytes, about `limit`; [] at the end of the stream, None when `timeout_s` has passed.
+
+        Raises: StreamReset if the session died before the end; StreamClosed after `close`.
+        """
+        owner = self._owner
+        with owner.lock:
+            while True:
+                self._check_alive_locked()
+                chunks = owner.conversation.take_stream_data(self.sid, limit)
+                if chunks:
+                    break
+                if owner.conversation.is_finished(self.sid):
+                    return []
+                if not self._readable.wait(timeout_s):
+                    return None
+            is_flush_wanted = owner.conversation.flush_wanted is not Flush.NOTHING
+        if is_flush_wanted:
+            owner.transmit()
+        return chunks
+
+    def write(self, data: memoryview) -> None:
+        """Send all of `data`; returns when the session has taken it.
+
+        Raises: StreamReset if the session died; StreamClosed after `close` or `close_write`.
+        """
+        owner = self._owner
+        while data:
+            with owner.lock:
+                taken = self._write_some_locked(data)
+            owner.transmit()
+            data = data[taken:]
+
+    def _write_some_locked(self, data: memoryview) -> int:
+        owner = self._owner
+        writers = owner.writers
+        conversation = owner.conversation
+        while True:
+            self._check_alive_locked()
+            if conversation.stream_room(self.sid):
+                break
+            self._writable.wait()
+        # Whoever waits for the session stands in line, so that a bulk stream cannot starve a quiet one.
+        writers.append(self)
+        try:
+            while writers[0] is not self or not (taken := conversation.send_stream_data(self.sid, data)):
+                self._writable.wait()
+                self._check_alive_locked()
+            return taken
+        finally:
+            writers.remove(self)
+            if writers and conversation.kcp.send_room > 0:
+                writers[0].wake_writer_locked()
+
+    def close_write(self) -> None:
+        """End our direction; the peer's goes on."""
+        owner = self._owner
+        with owner.lock:
+            if self._is_closed or self._cause:
+                return
+            owner.conversation.finish_stream(self.sid)
+        owner.transmit()
+
+    def close(self) -> None:
+        """Give the stream up in both directions; the other thread of the relay is woken. Idempotent."""
+        owner = self._owner
+        with owner.lock:
+            if self._is_closed:
+                return
+            self._is_closed = True
+            if not self._cause:
+                owner.conversation.close_stream(self.sid)
+            owner.forget_locked(self)
+            self._readable.notify_all()
+            self._writable.notify_all()
+        owner.transmit()
+
+    # -- for the session -----------------------------------------------------------------------
+
+    def wake_reader_locked(self) -> None:
+        self._readable.notify()
+
+    def wake_writer_locked(self) -> None:
+        self._writable.notify()
+
+    def die_locked(self, cause: SessionError) -> None:
+        """The session is over before the stream was."""
+        self._cause = cause
+        self._readable.notify_all()
+        self._writable.notify_all()
+
+    def _check_alive_locked(self) -> None:
+        if self._is_closed:
+            raise StreamClosed(f"stream {self.sid} is closed")
+        if self._cause:
+            raise StreamReset(f"stream {self.sid}: {self._cause}")

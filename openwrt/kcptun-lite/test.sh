@@ -1,0 +1,17 @@
+#!/bin/sh
+# Run on the target by the feed's CI after an installation: $1 package, $2 version.
+
+case "$1" in
+kcptun-lite-client | kcptun-lite-server)
+	"$1" --version 2>&1 | grep -F "$2"
+	;;
+kcptun-lite)
+	python3 -c 'import kcptun_lite, sys; sys.exit(kcptun_lite.__version__ != sys.argv[1])' "$2"
+	;;
+kcptun-lite-fec)
+	python3 -c 'import kcptun_lite, numpy'
+	;;
+kcptun-lite-snappy)
+	python3 -c 'import kcptun_lite, cramjam; cramjam.snappy.compress'
+	;;
+esac

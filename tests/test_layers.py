@@ -1,0 +1,133 @@
+"""The plan of the house: who may import whom, what may not be imported at all, and the card at every door."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "kcptun_lite"
+
+# A module imports only from modules of a lower level.
+LEVELS = {
+    "": 0,
+    "errors": 0,
+    "core.wire": 0,
+    "core.counters": 0,
+    "log": 1,
+    "core.buffers": 1,
+    "core.reed_solomon": 1,
+    "core.ciphers": 1,
+    "core.qpp": 1,
+    "core.recovery": 2,
+    "core.snappy": 2,
+    "core.smux": 2,
+    "core.fec": 2,
+    "core.crypt": 2,
+    "core.datagrams": 2,
+    "core.kcp": 3,
+    "core.conversation": 4,
+    "net.address": 5,
+    "net.ticker": 5,
+    "net.udp": 6,
+    "net.stream": 6,
+    "net.session": 7,
+    "net.endpoint": 8,
+    "net.relay": 8,
+    "app.config": 9,
+    "app.signals": 9,
+    "app.stats": 9,
+    "app.tunnel": 10,
+    "app.client": 11,
+    "app.server": 11,
+    "app.worker": 12,
+    "app.values": 13,
+    "app.options": 14,
+    "app.parsing": 15,
+    "app.cli": 16,
+    "__main__": 17,
+}
+
+# OpenWrt's python3-light lacks some of these, and all cost memory.
+NOWHERE = {"asyncio", "ctypes", "decimal", "logging", "multiprocessing", "ssl", "urllib"}
+# The core computes; sockets, threads, clocks, chance and logs are its callers' business.
+NOT_IN_CORE = {"os", "random", "secrets", "select", "selectors", "signal", "socket", "subprocess", "threading", "time"}
+# Megabytes that only those pay for who use them: imported inside functions.
+LATE = {"Crypto", "cramjam", "cryptography", "hashlib", "numpy"}
+
+PATHS = sorted(PACKAGE.rglob("*.py"))
+ROOMS = [path for path in PATHS if path.name not in ("__init__.py", "errors.py")]
+
+
+def module_name(path: Path) -> str:
+    """core/kcp.py -> core.kcp; the package itself is the empty name."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path, *, only_early: bool = False) -> Iterator[str]:
+    """Every module a file imports, `a.b` for `from a import b` too; `only_early`: those run by importing the file."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    late = set()
+    if only_early:
+        functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+        typing = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)]
+        late = {inner for outer in (*functions, *typing) for inner in ast.walk(outer)}
+    for node in ast.walk(tree):
+        if node in late:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: relative import"
+            yield str(node.module)
+            yield from (f"{node.module}.{name.name}" for name in node.names)
+
+
+def roots(path: Path, *, only_early: bool = False) -> set[str]:
+    return {name.partition(".")[0] for name in imports(path, only_early=only_early)}
+
+
+@pytest.mark.parametrize("path", PATHS, ids=module_name)
+def test_imports_go_down(path: Path) -> None:
+    name = module_name(path)
+    if path.name == "__init__.py":
+        assert not list(imports(path)), f"{name} holds more than a docstring and the version"
+        return
+    assert name in LEVELS, f"{name} has no level yet"
+    for imported in imports(path):
+        below = imported.removeprefix("kcptun_lite").removeprefix(".")
+        if imported.startswith("kcptun_lite") and below in LEVELS:
+            assert LEVELS[below] < LEVELS[name], f"{name} (level {LEVELS[name]}) imports {below} ({LEVELS[below]})"
+
+
+@pytest.mark.parametrize("path", PATHS, ids=module_name)
+def test_forbidden_imports_are_absent(path: Path) -> None:
+    assert not roots(path) & NOWHERE
+    assert not roots(path, only_early=True) & LATE
+    if "core" in path.parts:
+        assert not roots(path) & NOT_IN_CORE
+
+
+@pytest.mark.parametrize("path", ROOMS, ids=module_name)
+def test_every_room_has_its_card(path: Path) -> None:
+    card = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    first, *rest = card.splitlines()
+    assert first.endswith("."), "the first line is one sentence"
+    headings = [line.split()[0] for line in rest if line and not line.startswith(" ")]
+    assert {"In", "Out", "Knows"} <= set(headings)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=module_name)
+def test_files_can_be_read_in_one_sitting(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) < 500
+
+
+def test_this_test_sees_imports_wherever_they_hide(tmp_path: Path) -> None:
+    path = tmp_path / "room.py"
+    path.write_text(
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import numpy\n"
+        "def late() -> None:\n    from kcptun_lite.core import kcp\n    import hashlib\n"
+    )
+    assert {"kcptun_lite.core.kcp", "numpy", "hashlib"} <= set(imports(path))
+    assert roots(path, only_early=True) == {"typing"}

@@ -1,0 +1,134 @@
+"""The log: format, levels, limits, and what must not stop the program."""
+
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kcptun_lite import log
+from kcptun_lite.errors import ConfigError
+
+
+@pytest.fixture
+def logfile(tmp_path: Path) -> Iterator[Path]:
+    path = tmp_path / "kcptun.log"
+    log.setup(path=str(path))
+    yield path
+    log.setup()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A clock that stands still; its time is the list's one item."""
+    now = [1000.0]
+    monkeypatch.setattr(log, "monotonic", lambda: now[0])
+    monkeypatch.setattr(log, "_keys", {})
+    return now
+
+
+def texts(path: Path) -> list[str]:
+    """The lines without date and time."""
+    return [line[20:] for line in path.read_text().splitlines()]
+
+
+def test_a_line_looks_like_gos(logfile: Path) -> None:
+    log.info("key derivation done")
+    assert re.fullmatch(r"\d{4}/\d\d/\d\d \d\d:\d\d:\d\d key derivation done\n", logfile.read_text())
+
+
+def test_levels_are_named_and_filtered(logfile: Path) -> None:
+    log.error("e")
+    log.warning("w")
+    log.info("i")
+    log.debug("d")
+    assert texts(logfile) == ["error: e", "warning: w", "i"]
+    assert log.is_shown(log.Level.INFO) and not log.is_shown(log.Level.DEBUG)
+
+
+def test_quiet_drops_stream_lines_only(tmp_path: Path) -> None:
+    path = tmp_path / "quiet.log"
+    log.setup(path=str(path), quiet=True)
+    log.stream("stream opened in: a out: b")
+    log.info("kept")
+    log.setup()
+    assert texts(path) == ["kept"]
+
+
+def test_a_file_is_appended_to(tmp_path: Path) -> None:
+    path = tmp_path / "old.log"
+    path.write_text("2006/01/02 15:04:05 old\n")
+    log.setup(path=str(path))
+    log.info("new")
+    log.setup()
+    assert texts(path) == ["old", "new"]
+
+
+def test_a_file_that_cannot_be_opened_is_a_config_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--log: .*missing/x\.log cannot be opened: No such file"):
+        log.setup(path=str(tmp_path / "missing" / "x.log"))
+
+
+def test_a_peer_cannot_forge_lines_or_move_the_cursor(logfile: Path) -> None:
+    log.info("name\n2006/01/02 15:04:05 forged \x1b[2J \x7f \x9b \u202e \udc80 \\ 漢é")
+    (text,) = texts(logfile)
+    assert text == r"name\n2006/01/02 15:04:05 forged \x1b[2J \x7f \x9b \u202e \udc80 \ 漢é"
+
+
+def test_limited_speaks_once_a_second_and_tells_what_it_left_out(logfile: Path, clock: list[float]) -> None:
+    for _ in range(5):
+        log.limited("checksum", "bad packet")
+    log.limited("other", "another key")
+    clock[0] += log.LIMIT_S
+    log.limited("checksum", "bad packet")
+    clock[0] += log.LIMIT_S
+    log.limited("checksum", "bad packet")
+    assert texts(logfile) == [
+        "warning: bad packet",
+        "warning: another key",
+        "warning: bad packet (4 more like this)",
+        "warning: bad packet",
+    ]
+
+
+def test_limited_keeps_a_bounded_number_of_keys(logfile: Path, clock: list[float]) -> None:
+    for number in range(10_000):
+        log.limited(f"from {number}", "bad packet")
+    assert len(log._keys) <= log.LIMIT_KEYS + 1
+    assert len(texts(logfile)) <= log.LIMIT_KEYS + 1
+    clock[0] += log.LIMIT_S
+    log.limited("later", "old keys made room")
+    assert texts(logfile)[-1] == "warning: old keys made room"
+
+
+def test_limited_lines_below_the_level_cost_no_key(logfile: Path, clock: list[float]) -> None:
+    log.limited("debug", "per batch", log.Level.DEBUG)
+    assert not log._keys and texts(logfile) == []
+
+
+def test_lines_of_many_threads_stay_whole(logfile: Path) -> None:
+    def write(name: str) -> None:
+        for _ in range(100):
+            log.info(name * 200)
+
+    threads = [threading.Thread(target=write, args=(name,)) for name in "abcd"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    lines = texts(logfile)
+    assert sorted(lines) == sorted(name * 200 for name in "abcd" for _ in range(100))
+
+
+def test_a_closed_stderr_is_survived() -> None:
+    script = "import os; os.close(2); from kcptun_lite import log; log.error('nobody hears'); print('alive')"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=_root())
+    assert (done.returncode, done.stdout) == (0, "alive\n")
+
+
+def _root() -> str:
+    return os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
