@@ -110,7 +110,10 @@ class Program:
         """The port of the UDP socket it has bound, waiting until there is one."""
         deadline = monotonic() + timeout
         while monotonic() < deadline and self.is_running():
-            mine = {os.readlink(f"/proc/{self.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{self.pid}/fd")}
+            mine = set()
+            for descriptor in os.listdir(f"/proc/{self.pid}/fd"):
+                with suppress(FileNotFoundError):  # closed since
+                    mine.add(os.readlink(f"/proc/{self.pid}/fd/{descriptor}"))
             for table in ("udp", "udp6"):
                 for line in Path(f"/proc/{self.pid}/net/{table}").read_text().splitlines()[1:]:
                     fields = line.split()
@@ -256,6 +259,7 @@ class Tunnel:
                 stack.callback(self._proxy.stop)
             self.client, self.address = start_client(client_kind, {"remoteaddr": remote, **self._client_options})
             stack.callback(self.client.stop)
+            stack.callback(self.server.stop)  # first to go, while its peer can still acknowledge its last words
             self._stack = stack.pop_all()
         return self
 

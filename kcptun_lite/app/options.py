@@ -193,11 +193,16 @@ OPTIONS: tuple[Option, ...] = (
     _option(
         "keepalive", values.Number(1, KEEPALIVE_MAX_S), "10", STREAMS, "seconds between signs of life of a session"
     ),
-    Option("closewait", _count, "0", "30", STREAMS, "seconds a stream with one closed end may wait for the other"),
+    _option("closewait", _count, "300", STREAMS, "seconds without a byte after which a half-closed stream is cut"),
     _option("maxstreams", _bytes, "1024", STREAMS, "streams open at most"),
     Option("maxsessions", _bytes, None, "1024", STREAMS, "sessions at most; further clients are not answered"),
     Option(
-        "strict", values.switch, None, "false", STREAMS, "serve only clients whose smuxver and nocomp are the server's own"
+        "strict",
+        values.switch,
+        None,
+        "false",
+        STREAMS,
+        "serve only clients whose smuxver and nocomp are the server's own",
     ),
     _option("memlimit", values.size, "0", STREAMS, "memory to stay within, such as 24M; also read from GOMEMLIMIT"),
     _option(

@@ -151,7 +151,7 @@ class _Parsing:
         return f"{word!r} belongs to no option; options begin with a dash and values with blanks need quotes"
 
     def _from_file(self, path: str, read_file: FileReader) -> dict[str, str]:
-        """flag -> value from the JSON object in the file; Go's rules (WIRE.md 8.3) but for unknown keys, which we tell."""
+        """flag -> value from the JSON object in the file. Go's rules (WIRE.md 8.3), but unknown keys are told."""
         by_key = {option.json_key: option for option in self.options if option.name != "c"}
         given: dict[str, str] = {}
         for key, value in _read_object(path, read_file):
@@ -189,7 +189,8 @@ class _Parsing:
                 env_var=option.variable,
                 type=self._reader(option),
                 default=default,
-                help=option.help.replace("%", "%%") + (f" (default {default})" if default and not option.is_switch else ""),
+                help=option.help.replace("%", "%%")
+                + (f" (default {default})" if default and not option.is_switch else ""),
                 metavar=option.metavar,
                 nargs="?" if option.is_switch else None,
             )

@@ -65,7 +65,9 @@ def csv_header() -> str:
 
 
 def csv_line(counters: Counters, unix_s: int) -> str:
-    return ",".join(str(value) for value in (unix_s, *(getattr(counters, name) for name in CSV_COLUMNS.values()))) + "\n"
+    return (
+        ",".join(str(value) for value in (unix_s, *(getattr(counters, name) for name in CSV_COLUMNS.values()))) + "\n"
+    )
 
 
 class SnmpLog:

@@ -43,7 +43,7 @@ class Tunnel:
         self._relay_gone = Condition(self._lock)
         self._relays: set[Relay] = set()
         self._snmp_log = SnmpLog(config.snmplog, config.snmpperiod)
-        self._max_connections = 0
+        self._established = self._max_established = 0
 
     # -- for the two programs ------------------------------------------------------------------
 
@@ -90,22 +90,24 @@ class Tunnel:
 
     def session_closed(self, session: Session, reason: SessionError) -> None:
         """Remember the counts of a session that is over."""
-        session.counters.current_established = 0
         with self._lock:
+            self._established -= 1
             self.retired.add(session.counters)
         if not isinstance(reason, SessionClosed):
             log.info(f"session {session.conversation.conv:08x} with {session.remote[0]} closed: {reason}")
 
     def count_session(self, session: Session) -> None:
-        session.counters.current_established = 1
-        self._max_connections = max(self._max_connections, len(self._sessions()) + 1)
+        with self._lock:
+            self._established += 1
+            self._max_established = max(self._max_established, self._established)
 
     def counters(self) -> Counters:
         """The sum over all sessions, closed ones included."""
         with self._lock:
-            retired = total([self.retired])
-        result = total([retired, *self._other_counters(), *(s.counters for s in self._sessions() if not s.is_closed)])
-        result.max_connections = self._max_connections
+            parts = [self.retired, *self._other_counters(), *(s.counters for s in self._sessions() if not s.is_closed)]
+            result = total(parts)
+            result.current_established = self._established
+            result.max_connections = self._max_established
         return result
 
     # -- life ----------------------------------------------------------------------------------

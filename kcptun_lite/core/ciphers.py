@@ -164,9 +164,7 @@ class LaneCfb:
         self._iv = [int.from_bytes(CFB_IV[4 * i : 4 * i + 4], cipher.byteorder) for i in range(cipher.block_words)]
 
     def encrypt(self, batch: PacketBatch) -> None:
-        packets = [
-            (start, length) for start, length in zip(batch.starts, batch.lengths, strict=True) if length
-        ]
+        packets = [(start, length) for start, length in zip(batch.starts, batch.lengths, strict=True) if length]
         for first in range(0, len(packets), ENCRYPT_LANES):
             self._encrypt_side_by_side(batch.arena, packets[first : first + ENCRYPT_LANES])
 
@@ -296,7 +294,9 @@ def sm4(key: bytes) -> WordCipher:
         mixed = (words[i + 1] ^ words[i + 2] ^ words[i + 3] ^ constant).to_bytes(4, "big")
         word = int.from_bytes(mixed.translate(_SM4_SBOX), "big")
         words.append(words[i] ^ word ^ _rotate_left(word, 13) ^ _rotate_left(word, 23))
-    diffused = [s ^ _rotate_left(s, 2) ^ _rotate_left(s, 10) ^ _rotate_left(s, 18) ^ _rotate_left(s, 24) for s in _SM4_SBOX]
+    diffused = [
+        s ^ _rotate_left(s, 2) ^ _rotate_left(s, 10) ^ _rotate_left(s, 18) ^ _rotate_left(s, 24) for s in _SM4_SBOX
+    ]
     tables = [diffused] + [[_rotate_left(word, 8 * i) for word in diffused] for i in (1, 2, 3)]
     return WordCipher(_sm4_rounds, 4, "big", words[4:], tables, _Sm4IntLanes)
 
@@ -363,7 +363,10 @@ def twofish(key: bytes) -> WordCipher:
     """Twofish, 16 rounds. `key`: 32 bytes."""
     q = [_twofish_q(permutations) for permutations in _TWOFISH_Q]
     columns = [
-        [sum(_field_product(row[i], x, _TWOFISH_MDS_POLYNOMIAL) << 8 * j for j, row in enumerate(_TWOFISH_MDS)) for x in range(256)]
+        [
+            sum(_field_product(row[i], x, _TWOFISH_MDS_POLYNOMIAL) << 8 * j for j, row in enumerate(_TWOFISH_MDS))
+            for x in range(256)
+        ]
         for i in range(4)
     ]
 

@@ -22,4 +22,6 @@ def load(name: str) -> Any:
             return import_module(f"{package}.{name}")
         except ImportError:
             continue
-    raise ConfigError("this encryption method needs pycryptodome; install it (pip: pycryptodome, OpenWrt: python3-cryptodome)")
+    raise ConfigError(
+        "this encryption method needs pycryptodome; install it (pip: pycryptodome, OpenWrt: python3-cryptodome)"
+    )

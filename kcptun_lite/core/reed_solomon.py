@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Protocol
 from kcptun_lite.core.wire import MTU_MAX, Buffer
 
 if TYPE_CHECKING:
-
     import numpy as np
     from numpy.typing import NDArray
 

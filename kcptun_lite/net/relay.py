@@ -15,38 +15,42 @@ from collections.abc import Callable
 from threading import Event, Lock, Thread
 
 from kcptun_lite import log
-from kcptun_lite.core.buffers import BufferPool, borrow
+from kcptun_lite.core.buffers import Address, BufferPool, borrow
 from kcptun_lite.errors import KcptunError, StreamReset, TransportError
+from kcptun_lite.net.address import format_address, resolve
+from kcptun_lite.net.sockopt import set_timeout
 from kcptun_lite.net.stream import Stream
 
 RELAY_BYTES = 65_536  # one read; two smux frames of 32 KiB, 50 KCP segments
 WRITE_BUFFERS = 512  # per gather write; IOV_MAX is 1024 on Linux
 CONNECT_TIMEOUT = 10.0  # s for the server to reach its target
 TCP_KEEPALIVE = 15  # s; a peer that vanished without a word must not hold a stream for ever
-STOP_LATENCY = struct.pack("ll", 1, 0)  # s, us; how soon a thread blocked in a send looks whether to stop
+STOP_LATENCY = 1000  # ms; how soon a thread blocked in a send looks whether to stop
+BACKLOG = 1024  # connections that wait for `accept`, while --maxstreams are open
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: close sends RST
 
 Opener = Callable[[], socket.socket]
 
 
 def connect(host: str, port: int, path: str) -> socket.socket:
-    """A connection to a target. Raises: TransportError."""
-    where = path or f"{host}:{port}"
-    try:
-        if path:
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            try:
-                sock.settimeout(CONNECT_TIMEOUT)
-                sock.connect(_unix_address(path))
-            except OSError:
-                sock.close()
-                raise
-        else:
-            sock = socket.create_connection((host or "127.0.0.1", port), CONNECT_TIMEOUT)
-    except OSError as exc:
-        raise TransportError(f"cannot connect to {where}: {exc.strerror or exc}") from exc
-    tune(sock)
-    return sock
+    """A connection to a target, the first of its addresses that answers. Raises: TransportError."""
+    failure: OSError | None = None
+    targets: list[tuple[socket.AddressFamily, Address | str]] = (
+        [(socket.AF_UNIX, _unix_address(path))] if path else [*resolve(host, port, socket.SOCK_STREAM)]
+    )
+    for family, address in targets:
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(CONNECT_TIMEOUT)
+            sock.connect(address)
+            tune(sock)
+            return sock
+        except OSError as exc:
+            sock.close()
+            failure = exc
+    assert failure is not None
+    where = path or format_address((host, port))
+    raise TransportError(f"cannot connect to {where}: {failure.strerror or failure}") from failure
 
 
 def listen(host: str, port: int, path: str) -> socket.socket:
@@ -54,12 +58,13 @@ def listen(host: str, port: int, path: str) -> socket.socket:
     try:
         if path:
             return _listen_unix(path)
-        if not host and socket.has_dualstack_ipv6():
-            return socket.create_server(("::", port), family=socket.AF_INET6, backlog=1024, dualstack_ipv6=True)
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family, backlog=1024)
+        family, address = resolve(host, port, socket.SOCK_STREAM, to_listen=True)[0]
+        return socket.create_server(
+            address, family=family, backlog=BACKLOG, dualstack_ipv6=family == socket.AF_INET6 and not host
+        )
     except OSError as exc:
-        raise TransportError(f"cannot listen on {path or f'{host}:{port}'}: {exc.strerror or exc}") from exc
+        where = path or format_address((host, port))
+        raise TransportError(f"cannot listen on {where}: {exc.strerror or exc}") from exc
 
 
 def _listen_unix(path: str) -> socket.socket:
@@ -74,7 +79,7 @@ def _listen_unix(path: str) -> socket.socket:
                 raise
         os.unlink(path)
         sock.bind(_unix_address(path))
-    sock.listen(1024)
+    sock.listen(BACKLOG)
     return sock
 
 
@@ -85,7 +90,7 @@ def _unix_address(path: str) -> str:
 def tune(sock: socket.socket) -> None:
     """No delay, keep-alive, blocking; on unix sockets only the last."""
     sock.settimeout(None)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, STOP_LATENCY)
+    set_timeout(sock, socket.SO_SNDTIMEO, STOP_LATENCY)
     if sock.family != socket.AF_UNIX:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

@@ -26,6 +26,7 @@ from kcptun_lite.core.buffers import PACKET_ALIGNMENT, Address, PacketBatch
 from kcptun_lite.core.wire import MTU_MAX
 from kcptun_lite.errors import TransportError
 from kcptun_lite.net.address import format_address, mapped, resolve
+from kcptun_lite.net.sockopt import set_timeout
 
 RECEIVE_TIMEOUT_MS = 1000  # after which an idle `receive` lets its thread look around
 SEND_TIMEOUT_MS = 20  # a full socket buffer holds up a sender no longer than this
@@ -80,8 +81,8 @@ class UdpSocket:
         self.oversized = 0
         "datagrams dropped because they were longer than MTU_MAX"
 
-        _set_timeout(bound, socket.SO_RCVTIMEO, RECEIVE_TIMEOUT_MS)
-        _set_timeout(bound, socket.SO_SNDTIMEO, SEND_TIMEOUT_MS)
+        set_timeout(bound, socket.SO_RCVTIMEO, RECEIVE_TIMEOUT_MS)
+        set_timeout(bound, socket.SO_SNDTIMEO, SEND_TIMEOUT_MS)
         _set_buffer_size(bound, "rmem_max", socket.SO_RCVBUF, SO_RCVBUFFORCE, options.sockbuf)
         _set_buffer_size(bound, "wmem_max", socket.SO_SNDBUF, SO_SNDBUFFORCE, options.sockbuf)
         if options.dscp:
@@ -399,14 +400,6 @@ def _try_option(bound: socket.socket, level: int, option: int, value: int) -> OS
     except OSError as exc:
         return exc
     return None
-
-
-def _set_timeout(bound: socket.socket, option: int, timeout_ms: int) -> None:
-    """SO_RCVTIMEO or SO_SNDTIMEO; unlike `settimeout` they add no poll to each call."""
-    # 32-bit systems have timeval in 8 or in 16 bytes, depending on the C library; the kernel tells.
-    layout = "=qq" if len(bound.getsockopt(socket.SOL_SOCKET, option, 16)) == 16 else "=ii"
-    seconds, ms = divmod(timeout_ms, 1000)
-    bound.setsockopt(socket.SOL_SOCKET, option, struct.pack(layout, seconds, ms * 1000))
 
 
 def _set_buffer_size(bound: socket.socket, sysctl: str, option: int, force: int, wish: int) -> None:

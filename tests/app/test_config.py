@@ -97,7 +97,7 @@ def test_the_clients_defaults_are_kcptuns() -> None:
         streambuf=2097152,
         framesize=32768,
         keepalive=10,
-        closewait=0,
+        closewait=300,
         snmplog="",
         snmpperiod=60,
         log="",
@@ -114,7 +114,7 @@ def test_the_clients_defaults_are_kcptuns() -> None:
 
 def test_the_servers_defaults_differ_where_kcptuns_do() -> None:
     config = server()
-    assert (config.sndwnd, config.rcvwnd, config.closewait) == (1024, 1024, 30)
+    assert (config.sndwnd, config.rcvwnd) == (1024, 1024)
     assert (config.listen, config.target) == (Endpoint("", 29900, 29900), Endpoint("127.0.0.1", 12948, 12948))
     assert (config.maxsessions, config.strict) == (1024, False)
 
@@ -197,9 +197,15 @@ def test_slips_of_the_keyboard(arguments: list[str], sentence: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--crypt", "aes256"], "--crypt: 'aes256' is not known (did you mean aes?); it can be aes, aes-128, aes-192,"),
-        (["--mode", "fats"], "--mode: 'fats' is not known (did you mean fast?); it can be fast3, fast2, fast, normal, manual;"),
-        (["--mode", "turbo"], "--mode: 'turbo' is not known; it can be fast3, fast2, fast, normal, manual; kcptun takes"),
+        (["--crypt", "aes256"], "--crypt: 'aes256' is not known (did you mean aes?); it can be aes, aes-128,"),
+        (
+            ["--mode", "fats"],
+            "--mode: 'fats' is not known (did you mean fast?); it can be fast3, fast2, fast, normal, manual;",
+        ),
+        (
+            ["--mode", "turbo"],
+            "--mode: 'turbo' is not known; it can be fast3, fast2, fast, normal, manual; kcptun takes",
+        ),
         (["--mtu", "1501"], "--mtu: 1501 is out of range; it must be 50 to 1500"),
         (["--mtu", "49"], "--mtu: 49 is out of range; it must be 50 to 1500"),
         (["--mtu", "1.5"], "--mtu: '1.5' is not a whole number"),
@@ -217,7 +223,10 @@ def test_slips_of_the_keyboard(arguments: list[str], sentence: str) -> None:
         (["--keepalive", "0"], "--keepalive: 0 is out of range; it must be 1 to 30"),
         (["--keepalive", "31"], "--keepalive: 31 is out of range"),
         (["--framesize", "65536"], "--framesize: 65536 is out of range; it must be 1 to 65535"),
-        (["--smuxbuf", "2097151"], "--smuxbuf: streambuf (2097152) must not be over smuxbuf (2097151); lower streambuf"),
+        (
+            ["--smuxbuf", "2097151"],
+            "--smuxbuf: streambuf (2097152) must not be over smuxbuf (2097151); lower streambuf",
+        ),
         (["--streambuf", "5000000"], "--streambuf: streambuf (5000000) must not be over smuxbuf (4194304)"),
         (["--scavengettl", "-1"], "--scavengettl: -1 is out of range"),
         (["--maxstreams", "0"], "--maxstreams: 0 is out of range"),
@@ -483,7 +492,7 @@ def test_only_the_first_json_value_is_read() -> None:
         ('{"nocomp": 1}', "f: 'nocomp' must be true or false, not 1"),
         ('{"memlimit": false}', "f: 'memlimit' must be a text in double quotes or a whole number without quotes, not"),
         ('{"mtu": 20}', "f: 'mtu': 20 is out of range; it must be 50 to 1500"),
-        ('{\n  "mtu": 1350,\n}', "-c: f: line 3, column 1: "),
+        ('{\n  "mtu": 1350\n  "dscp": 1}', "-c: f: line 3, column 3: "),
         ('\n\n{"mtu" 1}', "-c: f: line 3, column 8: "),
         ("", "-c: f: line 1, column 1: "),
         ("[]", "-c: f must hold a JSON object"),

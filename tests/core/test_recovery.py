@@ -2,13 +2,11 @@
 
 from dataclasses import dataclass
 from random import Random
-from typing import Any
 
 import pytest
 
 from kcptun_lite.core.recovery import Cause, CongestionWindow, RttEstimator, Segment, SendWindow
 from kcptun_lite.core.wire import MASK32
-from tests.helpers import vectors
 
 WRAP = 1 << 32
 
@@ -139,7 +137,9 @@ def test_an_ack_of_an_earlier_transmission_is_no_skip() -> None:
     assert window.segments[0].fastack == 1
 
 
-@pytest.mark.parametrize(("limit", "skips", "fast"), [(2, 1, False), (2, 2, True), (1, 1, True), (3, 2, False), (0, 9, False)])
+@pytest.mark.parametrize(
+    ("limit", "skips", "fast"), [(2, 1, False), (2, 2, True), (1, 1, True), (3, 2, False), (0, 9, False)]
+)
 def test_fast_limit(limit: int, skips: int, fast: bool) -> None:
     window = SendWindow(limit)
     for _ in range(skips + 1):
@@ -325,28 +325,3 @@ def test_losses_shrink_the_congestion_window() -> None:
     assert (congestion.ssthresh, congestion.cwnd) == (6, 1)
     congestion.on_fast_retransmit(in_flight=1, resend=2)
     assert (congestion.ssthresh, congestion.cwnd) == (2, 4)
-
-
-# What the Go ends recorded
-
-
-def _rto_states(scenario: dict[str, Any], fields: list[str]) -> list[tuple[int, int, int]]:
-    names = [fields.index(name) for name in ("srtt", "rttvar", "rto")]
-    return [(state[end][names[0]], state[end][names[1]], state[end][names[2]])
-            for state in scenario["states"] for end in "AB"]
-
-
-@pytest.mark.parametrize("name", ["kcp_561", "kcp_new"])
-def test_every_recorded_rto_follows_from_srtt_and_rttvar(name: str) -> None:
-    recorded = vectors(name)
-    for scenario in recorded["scenarios"]:
-        floor = 30 if scenario["nodelay"] else 100
-        for srtt, rttvar, rto in _rto_states(scenario, recorded["state_fields"]):
-            if srtt:
-                rtt = RttEstimator(floor, scenario["interval"])
-                rtt.srtt, rtt.rttvar = srtt, rttvar
-                # A sample of exactly srtt leaves srtt alone and takes a quarter off rttvar.
-                rtt.sample(srtt)
-                assert rtt.srtt == srtt
-                assert rtt.rttvar == rttvar + (-rttvar >> 2)
-                assert rto == min(max(floor, srtt + max(scenario["interval"], rttvar << 2)), 60_000)

@@ -8,19 +8,17 @@ jsonfilter                -i FILE -e NAME=@.path ...
 logger, chown             write what they were told into $LOG
 """
 
-import ipaddress
-import json
+# The scripts call these a hundred times, so what only one of them needs is imported there.
 import os
 import re
 import shlex
 import sys
-from collections.abc import Callable
-from pathlib import Path
 
 Sections = dict[str, dict[str, str]]
 "section -> option -> value; the type of the section is its option `.type`"
 
-UCI_DIR = Path(os.environ.get("UCI_DIR", "."))
+UCI_DIR = os.environ.get("UCI_DIR", ".")
+CHANGES = f"{UCI_DIR}/.changes"
 TRUE = ("1", "on", "true", "yes", "enabled")
 FALSE = ("0", "off", "false", "no", "disabled")
 
@@ -47,8 +45,9 @@ def parse(text: str) -> Sections:
 
 
 def load(package: str) -> Sections:
-    path = UCI_DIR / ".changes" / package
-    return parse((path if path.exists() else UCI_DIR / package).read_text())
+    changed = f"{CHANGES}/{package}"
+    with open(changed if os.path.exists(changed) else f"{UCI_DIR}/{package}") as file:
+        return parse(file.read())
 
 
 def dump(sections: Sections) -> str:
@@ -72,9 +71,8 @@ def uci(arguments: list[str]) -> int:
                 print(f"CONFIG_{name}_{'TYPE' if option == '.type' else option}={shlex.quote(value)}")
         return 0
     if command == "commit":
-        change = UCI_DIR / ".changes" / rest[0]
-        if change.exists():
-            change.replace(UCI_DIR / rest[0])
+        if os.path.exists(f"{CHANGES}/{rest[0]}"):
+            os.replace(f"{CHANGES}/{rest[0]}", f"{UCI_DIR}/{rest[0]}")
         return 0
     place, _, value = rest[0].partition("=")
     package, section, *option = place.split(".")
@@ -87,8 +85,9 @@ def uci(arguments: list[str]) -> int:
         if not re.fullmatch(r"\w+", section) or (option and section not in sections):
             return 1
         sections.setdefault(section, {})[option[0] if option else ".type"] = value
-        (UCI_DIR / ".changes").mkdir(exist_ok=True)
-        (UCI_DIR / ".changes" / package).write_text(dump(sections))
+        os.makedirs(CHANGES, exist_ok=True)
+        with open(f"{CHANGES}/{package}", "w") as file:
+            file.write(dump(sections))
         return 0
     raise SystemExit(f"uci {command}: not needed so far")
 
@@ -105,6 +104,8 @@ def is_integer(value: str) -> bool:
 
 
 def is_address(value: str) -> bool:
+    import ipaddress
+
     try:
         ipaddress.ip_address(value)
     except ValueError:
@@ -122,7 +123,7 @@ def is_port_range(value: str) -> bool:
 
 
 # datatype -> (is it exported as a number, without quotes?, the check)
-DATATYPES: dict[str, tuple[bool, Callable[..., bool]]] = {
+DATATYPES = {
     "string": (False, lambda value: True),
     "bool": (True, lambda value: value in TRUE + FALSE),
     "integer": (True, is_integer),
@@ -181,7 +182,10 @@ def validate_data(arguments: list[str]) -> int:
 
 
 def jsonfilter(arguments: list[str]) -> int:
-    document = json.loads(Path(arguments[arguments.index("-i") + 1]).read_text())
+    import json
+
+    with open(arguments[arguments.index("-i") + 1]) as file:
+        document = json.load(file)
     for at, word in enumerate(arguments):
         if word != "-e":
             continue

@@ -1,0 +1,5 @@
+# Stand-in for the feed's pypi.mk.
+
+PYPI_SOURCE_NAME?=$(PYPI_NAME)
+PKG_SOURCE?=$(PYPI_SOURCE_NAME)-$(PKG_VERSION).tar.gz
+PKG_BUILD_DIR:=$(BUILD_DIR)/pypi/$(PYPI_SOURCE_NAME)-$(PKG_VERSION)
