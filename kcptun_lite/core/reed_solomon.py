@@ -152,7 +152,7 @@ class PackedSums:
         self._tables = tables
         self._sums = sums
         self._words = numpy.zeros((len(tables), width), tables.dtype)
-        self.rest()
+        self._prepare(0, 0)
         self.filled = 0
         self.longest = 0
 
@@ -202,7 +202,8 @@ class PackedSums:
         self.longest = 0
 
     def rest(self) -> None:
-        self._prepare(0, 0)
+        if len(self._index):
+            self._prepare(0, 0)
 
 
 @cache

@@ -1,4 +1,4 @@
-# Stand-in for the feed's python3-package.mk: what is installed is byte code in place of source.
+# Stand-in for the feed's python3-package.mk: what is installed is byte code in place of source, run by SDK_ROOT's Python.
 
 PYTHON3_PKG_DIR:=/usr/lib/python$(PYTHON3_VERSION)/site-packages
 
@@ -9,7 +9,7 @@ define Build/Compile
 endef
 
 define Python3/FixShebang
-	sed -i '1s,^#!.*python.*,#!/usr/bin/python3,' $(1)
+	sed -i '1s,^#!.*python.*,#!$(SDK_ROOT)/usr/bin/python3,' $(1)
 endef
 
 define Py3Package

@@ -1,0 +1,230 @@
+"""The feed: what its Makefiles declare and install, and that it runs on a device with nothing else."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from time import monotonic, sleep
+
+import pytest
+
+from kcptun_lite import __version__
+from tests.openwrt import device
+from tests.openwrt.router import ROOT, Router
+from tests.openwrt.test_service import NASTY, client, server
+
+HARD = ("python3-cryptodome", "python3-configargparse")
+"what python3-light is joined by on every device"
+
+Info = dict[str, dict[str, str]]
+"package (`` for the source) -> field -> value"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A device with both programs, without numpy and cramjam."""
+    root = tmp_path_factory.mktemp("device")
+    device.install_python(root, *HARD)
+    device.build(root, tmp_path_factory.mktemp("build"), "kcptun-lite", "kcptun-lite-client", "kcptun-lite-server")
+    return root
+
+
+def info(folder: str) -> Info:
+    result: Info = {}
+    for line in device.make(folder, "info").splitlines():
+        package, field, value = line.split("|")
+        result.setdefault(package, {})[field] = value
+    return result
+
+
+def run(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(words, env={"PATH": f"{root}/usr/bin:/usr/bin:/bin"}, capture_output=True, text=True)
+
+
+# -- what is declared --------------------------------------------------------------------------------------
+
+
+def test_our_package_depends_on_little() -> None:
+    packages = info("kcptun-lite")
+    source = packages.pop("")
+    assert source["PKG_VERSION"] == __version__
+    assert (ROOT / source["PKG_LICENSE_FILES"]).is_file()
+    assert packages["kcptun-lite"]["DEPENDS"].split() == ["+python3-light", *(f"+{name}" for name in HARD)]
+    assert packages["kcptun-lite"]["USERID"] == "kcptun-lite:kcptun-lite"
+    assert packages["kcptun-lite-client"]["DEPENDS"] == packages["kcptun-lite-server"]["DEPENDS"] == "+kcptun-lite"
+    assert "@!SOFT_FLOAT" in packages["kcptun-lite-fec"]["DEPENDS"]
+    assert {package["PKGARCH"] for package in packages.values()} == {"all"}
+
+
+@pytest.mark.parametrize("name", ["configargparse", "cramjam"])
+def test_packages_from_pypi(name: str) -> None:
+    packages = info(f"python-{name}")
+    source = packages.pop("")
+    assert re.fullmatch(r"[0-9a-f]{64}", source["PKG_HASH"])
+    assert source["PKG_SOURCE"] == f"{name}-{source['PKG_VERSION']}.tar.gz"
+    assert set(packages) == {f"python3-{name}", f"python3-{name}-src"}
+    assert packages[f"python3-{name}"]["DEPENDS"].split()[0] == "+python3-light"
+
+
+@pytest.mark.parametrize("folder", ["kcptun-lite", "python-configargparse", "python-cramjam"])
+def test_the_fields_stand_in_the_feeds_order(folder: str) -> None:
+    text = (ROOT / "openwrt" / folder / "Makefile").read_text()
+    order = [
+        "rules.mk", "PKG_NAME:=", "PKG_VERSION:=", "PKG_RELEASE:=", "PYPI_NAME:=", "PKG_HASH:=", "PKG_LICENSE:=",
+        "PKG_LICENSE_FILES:=", "PKG_MAINTAINER:=", "python/pypi.mk", "/package.mk", "/python3-package.mk",
+    ]  # fmt: skip
+    places = [match.start() for word in order if (match := re.search(f"^(include .*)?{re.escape(word)}", text, re.M))]
+    assert len(places) >= len(order) - 3
+    assert places == sorted(places)
+    assert "postinst" not in text
+
+
+# -- what is installed -------------------------------------------------------------------------------------
+
+
+def test_files(root: Path) -> None:
+    site = root / f"usr/lib/python{device.VERSION}/site-packages"
+    sources = {path.relative_to(ROOT).with_suffix("") for path in (ROOT / "kcptun_lite").rglob("*.py")}
+    installed = [path.relative_to(site) for path in (site / "kcptun_lite").rglob("*") if path.is_file()]
+    assert {path.suffix for path in installed} == {".pyc"}
+    assert {path.with_suffix("") for path in installed} == sources
+    others = {str(path.relative_to(root)) for path in (root / "etc").rglob("*") if path.is_file()}
+    assert others == {
+        "etc/config/kcptun-lite",
+        "etc/init.d/kcptun-lite",
+        "etc/sysctl.d/20-kcptun-lite.conf",
+        "etc/uci-defaults/80-kcptun-lite",
+    }
+    assert (root / "etc/config/kcptun-lite").stat().st_mode & 0o777 == 0o600, "it holds the key"
+    assert os.access(root / "etc/init.d/kcptun-lite", os.X_OK)
+    assert (root / "usr/share/kcptun-lite/firewall.rule").is_file()
+
+
+def test_the_device_has_no_more_than_python3_light(root: Path) -> None:
+    names = sorted(name for name in device.MISSING if name.isidentifier() and name not in sys.builtin_module_names)
+    code = "import sys\nfor name in sys.argv[1:]:\n try: __import__(name); print(name)\n except ImportError: pass"
+    assert run(root, f"{root}/usr/bin/python3", "-c", code, *names, "numpy", "cramjam").stdout == ""
+
+
+def test_every_module_can_be_imported(root: Path) -> None:
+    names = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in sorted((ROOT / "kcptun_lite").rglob("*.py"))
+        if path.name not in ("__init__.py", "__main__.py")
+    ]
+    done = run(root, f"{root}/usr/bin/python3", "-c", "import sys\nfor name in sys.argv[1:]: __import__(name)", *names)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("program", ["client", "server"])
+def test_the_feeds_own_test(root: Path, program: str) -> None:
+    """test.sh is what the feed's CI runs on the target."""
+    script = str(ROOT / "openwrt/kcptun-lite/test.sh")
+    assert run(root, "sh", script, f"kcptun-lite-{program}", __version__).returncode == 0
+    assert run(root, "sh", script, f"kcptun-lite-{program}", "0.0.0").returncode != 0
+    assert run(root, "sh", script, "kcptun-lite", __version__).returncode == 0
+
+
+# -- what runs ---------------------------------------------------------------------------------------------
+
+
+def free_port(kind: socket.SocketKind) -> int:
+    with socket.socket(socket.AF_INET, kind) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_for(condition: "object", what: str, seconds: float = 20) -> None:
+    deadline = monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert monotonic() < deadline, f"no {what} within {seconds} s"
+        sleep(0.02)
+
+
+@pytest.fixture
+def echo() -> Iterator[int]:
+    """A TCP server that sends everything back; its port."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection:
+                while data := connection.recv(65536):
+                    connection.sendall(data)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    yield listener.getsockname()[1]
+    listener.shutdown(socket.SHUT_RDWR)
+    listener.close()
+    thread.join()
+
+
+def carry(port: int, data: bytes) -> bytes:
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+        sender = threading.Thread(target=connection.sendall, args=(data,))
+        sender.start()
+        received = b""
+        while len(received) < len(data) and (chunk := connection.recv(65536)):
+            received += chunk
+        sender.join()
+    return received
+
+
+@pytest.mark.parametrize("shards", [("0", "0"), ("10", "3")])
+def test_what_procd_is_told_to_start_carries_data(root: Path, echo: int, shards: tuple[str, str]) -> None:
+    """The recorded commands with the recorded environments and nothing else; error correction without numpy."""
+    router = Router(root, programs=())
+    local, udp = free_port(socket.SOCK_STREAM), free_port(socket.SOCK_DGRAM)
+    common = {"key": NASTY, "nocomp": "1", "datashard": shards[0], "parityshard": shards[1], "memlimit": "32M"}
+    router.configure(
+        client("home", **common, server="127.0.0.1", server_port=str(udp), bind_address="127.0.0.1", local_port=str(local))
+        + server("hub", **common, listen=f"127.0.0.1:{udp}", target_port=str(echo))
+    )
+    instances = router.run("start").service.instances
+    data = os.urandom(200_000)
+    with ExitStack() as stack:
+        logs = stack.enter_context(open(root / "programs.log", "w+"))
+        processes = {
+            name: stack.enter_context(subprocess.Popen(instance["command"], env=instance["env"], stderr=logs, stdout=logs))
+            for name, instance in instances.items()
+        }
+        for process in processes.values():
+            stack.callback(process.kill)
+
+        def is_listening() -> bool:
+            assert all(process.poll() is None for process in processes.values()), (root / "programs.log").read_text()
+            with socket.socket() as probe:
+                return probe.connect_ex(("127.0.0.1", local)) == 0
+
+        wait_for(is_listening, "client")
+        assert carry(local, data) == data
+
+        wait_for(lambda: all((router.status / f"{name}.json").exists() for name in instances), "status file")
+        status = {name: json.loads((router.status / f"{name}.json").read_text()) for name in instances}
+        assert {name: values["pid"] for name, values in status.items()} == {
+            name: process.pid for name, process in processes.items()
+        }
+        shown = router.run("status").output
+        assert f"home: client {__version__}, pid {processes['home'].pid}, up " in shown
+        assert f"hub: server {__version__}, pid {processes['hub'].pid}, up " in shown
+
+        processes["home"].send_signal(signal.SIGHUP)  # what `redial` sends
+        assert carry(local, data) == data
+
+        for process in processes.values():
+            process.send_signal(signal.SIGTERM)
+        assert [process.wait(timeout=int(instances["home"]["term_timeout"])) for process in processes.values()] == [0, 0]
+        assert NASTY not in (root / "programs.log").read_text()
