@@ -74,7 +74,8 @@ def test_a_bad_link_loses_nothing() -> None:
 @pytest.mark.parametrize("smuxver", [1, 2])
 def test_half_close_brings_the_whole_answer(smuxver: int) -> None:
     question = payload(3 * MIB, 5)
-    with Target(digest_handler) as target, our_tunnel(target, {**FAST, "smuxver": smuxver}) as tunnel:
+    options = {**FAST, "smuxver": smuxver, "closewait": 30}  # 0, the client's default, ends both directions at once
+    with Target(digest_handler) as target, our_tunnel(target, options) as tunnel:
         with connect(tunnel.address) as sock:
             sock.sendall(question)
             sock.shutdown(socket.SHUT_WR)

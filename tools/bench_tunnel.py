@@ -244,7 +244,7 @@ def ratios(first: Sequence[Run], second: Sequence[Run]) -> dict[str, tuple[float
 def bench(tunnels: Sequence[str], load: Load, pairs: int, profile: Profile | None) -> dict[str, Any]:
     """Run the tunnels in turn, print the table, and give all of it for JSON."""
     words = kcptun_arguments(SETTINGS[load.setting])
-    print(f"\n{load}\n  {' '.join(words) or 'no options'}\n{HEADER}")
+    print(f"\n{load}\n  {' '.join(words) or 'no options'}\n{HEADER}", flush=True)
     runs: dict[str, list[Run]] = {name: [] for name in tunnels}
     for number in range(1, pairs + 1):
         for name in tunnels:
@@ -293,11 +293,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     return options
 
 
-def main() -> None:
-    """The command line."""
-    options = parse_arguments()
+def run_all(options: argparse.Namespace, results: list[dict[str, Any]]) -> None:
+    """Every load that was asked for; `results` grows as they end, so that a failure loses nothing measured."""
     profile = Profile(Path(tempfile.mkdtemp(prefix="kcptun-profile-"))) if options.profile else None
-    results = []
     for setting in options.setting:
         tunnels = options.tunnels
         if setting in OURS_ONLY:
@@ -310,8 +308,20 @@ def main() -> None:
                 for payload in options.payload:
                     load = Load(setting, direction, streams, payload, options.seconds)
                     results.append(bench(tunnels, load, options.pairs, profile))
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def main() -> None:
+    """The command line."""
+    options = parse_arguments()
+    results: list[dict[str, Any]] = []
+    try:
+        run_all(options, results)
+    except (OSError, RuntimeError, subprocess.TimeoutExpired) as exc:
+        print(f"\n{exc}", *getattr(exc, "__notes__", []), sep="\n", file=sys.stderr)
+        sys.exit(1)
+    finally:
+        if options.json:
+            options.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -5,20 +5,20 @@ Out     a running client
 Knows   session slots, expiry (WIRE.md 8.4). Not: how a session works
 """
 
-import random
 import socket
 from threading import Thread
 
 from kcptun_lite import log
 from kcptun_lite.app.config import ClientConfig
+from kcptun_lite.app.keeper import Keeper
 from kcptun_lite.app.tunnel import Tunnel
-from kcptun_lite.core.buffers import Address
 from kcptun_lite.errors import KcptunError, SessionError, TransportError
-from kcptun_lite.net.endpoint import Dialer
+from kcptun_lite.net.dialer import Dialer
 from kcptun_lite.net.relay import listen, tune
+from kcptun_lite.net.route import Route, Server
 from kcptun_lite.net.session import Session
 from kcptun_lite.net.ticker import monotonic_ms
-from kcptun_lite.net.udp import UdpOptions, UdpSocket
+from kcptun_lite.net.udp import UdpOptions
 
 REDIAL_PAUSE = 1.0  # s between attempts to make a session's socket (as kcptun)
 
@@ -30,17 +30,20 @@ class Client(Tunnel):
 
     def __init__(self, config: ClientConfig) -> None:
         super().__init__(config)
-        self._dialer = Dialer(self.plant, self._open_socket)
+        servers = [Server(remote.host, remote.port_min, remote.port_max) for remote in config.remoteaddr]
+        route = Route(servers, UdpOptions(config.sockbuf, config.dscp), self.stop_event)
+        self._dialer = Dialer(self.plant, route)
+        self._keeper = Keeper(route, self._dialer, self._sessions)
         self._slots: list[Session | None] = [None] * config.conn
         self._expired: list[Session] = []
         self._accepted = 0
-        self._dialed = 0
         local = config.localaddr
         self._listening = listen(local.host, local.port_min, local.path)
         self._acceptor = Thread(target=self._accept_loop, name="accept")
 
     def _start(self) -> None:
         self.log_start(_socket_name(self._listening))
+        self._keeper.start()
         self._acceptor.start()
 
     def _stop_accepting(self) -> None:
@@ -51,6 +54,10 @@ class Client(Tunnel):
         if self._acceptor.ident is not None:
             self._acceptor.join()
         self._listening.close()
+        self._keeper.stop()
+
+    def _redial(self) -> None:
+        self._keeper.redial_all()
 
     def _sessions(self) -> list[Session]:
         return [session for session in self._slots if session] + self._expired
@@ -107,22 +114,13 @@ class Client(Tunnel):
         has_complained = False
         while not self.is_stopping:
             try:
-                return self._dialer.dial(self.session_closed)
+                return self._dialer.dial(self._keeper.report, self.session_closed)
             except TransportError as exc:
                 if not has_complained:
                     log.warning(f"re-connecting: {exc}; trying again every {REDIAL_PAUSE:g} s")
                     has_complained = True
                 self.wait_for_stop(REDIAL_PAUSE)
         raise SessionError("the client stops")
-
-    def _open_socket(self) -> tuple[UdpSocket, Address]:
-        """A socket and a server's address: the servers in turn, a random port of each one's range."""
-        remotes = self.config.remoteaddr
-        remote = remotes[self._dialed % len(remotes)]
-        self._dialed += 1
-        port = random.randint(remote.port_min, remote.port_max)
-        udp, addresses = UdpSocket.dial(remote.host, port, UdpOptions(self.config.sockbuf, self.config.dscp))
-        return udp, addresses[0]
 
     # -- main thread ---------------------------------------------------------------------------
 

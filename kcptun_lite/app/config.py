@@ -10,8 +10,7 @@ A configuration crosses from the program that parsed it to the one that works as
 (`pack`, `unpack`), because marshal, which needs no import, carries nothing else.
 """
 
-from dataclasses import dataclass, fields
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, NoReturn, Self, dataclass_transform
 
 from kcptun_lite import __version__
 
@@ -37,8 +36,32 @@ class Endpoint(NamedTuple):
         return f"{host}:{ports}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CommonConfig:
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+class Record:
+    """Annotated names as keyword arguments and attributes that do not change.
+
+    A frozen dataclass in ten lines: the module `dataclasses` brings `inspect` with it, 1.4 MiB.
+    """
+
+    def __init__(self, **values: Any) -> None:
+        if values.keys() != set(self.names()):
+            raise TypeError(f"{type(self).__name__} takes {', '.join(self.names())}")
+        vars(self).update(values)
+
+    @classmethod
+    def names(cls) -> list[str]:
+        return [name for base in reversed(cls.__mro__) for name in getattr(base, "__annotations__", ())]
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"{name} cannot be changed")
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and vars(other) == vars(self)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class CommonConfig(Record):
     """The options that both programs have."""
 
     key: str
@@ -95,14 +118,13 @@ class CommonConfig:
 
     def pack(self) -> Plain:
         """Everything as plain values; `unpack` is the way back."""
-        return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
+        return {name: _plain(getattr(self, name)) for name in self.names()}
 
     @classmethod
     def unpack(cls, values: Plain) -> Self:
         return cls(**values)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ClientConfig(CommonConfig):
     """What the client runs on."""
 
@@ -124,7 +146,6 @@ class ClientConfig(CommonConfig):
         return cls(**values | {"localaddr": Endpoint(*values["localaddr"]), "remoteaddr": remotes})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig(CommonConfig):
     """What the server runs on."""
 

@@ -12,7 +12,6 @@ What counts, high to low: -c file, command line, environment, default. The first
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
 from typing import Any, Literal, NoReturn
 
 import configargparse
@@ -91,7 +90,7 @@ class _Parsing:
         found: dict[str, Any] = vars(self._parser().parse_args(tokens, env_vars=variables))
         self._resolve(found)
         config_class = ClientConfig if self.program == "client" else ServerConfig
-        return config_class(**{field.name: found[field.name] for field in fields(config_class)}), self.warnings
+        return config_class(**{name: found[name] for name in config_class.names()}), self.warnings
 
     # Sources: what each sets, as texts
 

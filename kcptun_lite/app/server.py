@@ -12,7 +12,7 @@ from kcptun_lite.app.config import ServerConfig
 from kcptun_lite.app.tunnel import Tunnel
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.net.address import format_address
-from kcptun_lite.net.endpoint import Listener
+from kcptun_lite.net.listener import Listener
 from kcptun_lite.net.relay import connect
 from kcptun_lite.net.session import Session
 from kcptun_lite.net.stream import Stream
@@ -45,6 +45,11 @@ class Server(Tunnel):
         self.log_start(", ".join(format_address(listener.address) for listener in self._listeners[:1]))
         for listener in self._listeners:
             listener.start()
+
+    def _every_second(self, now: int) -> None:
+        super()._every_second(now)
+        for listener in self._listeners:
+            listener.drop_half_open(now)
 
     def _sessions(self) -> list[Session]:
         return [session for listener in self._listeners for session in listener.sessions()]

@@ -38,7 +38,7 @@ class Tunnel:
         self.plant = Plant(_params(config), config.crypt, derive_key(config.key), self.pool, self.ticker)
         self.retired = Counters()
         "what closed sessions have counted"
-        self._stop = Event()
+        self.stop_event = Event()
         self._lock = Lock()
         self._relay_gone = Condition(self._lock)
         self._relays: set[Relay] = set()
@@ -49,10 +49,10 @@ class Tunnel:
 
     @property
     def is_stopping(self) -> bool:
-        return self._stop.is_set()
+        return self.stop_event.is_set()
 
     def wait_for_stop(self, timeout_s: float) -> bool:
-        return self._stop.wait(timeout_s)
+        return self.stop_event.wait(timeout_s)
 
     def wait_for_relay_slot(self) -> bool:
         """Block while --maxstreams are open; False when the program stops."""
@@ -124,6 +124,8 @@ class Tunnel:
             while (number := signals.wait(HOUSEKEEPING)) not in signals.STOP:
                 if number == signals.REPORT:
                     log.info(snmp_line(self.counters()))
+                elif number == signals.REDIAL:
+                    self._redial()
                 self._every_second(monotonic_ms())
         finally:
             self._shut_down()
@@ -135,7 +137,7 @@ class Tunnel:
 
     def _shut_down(self) -> None:
         """Stop from the outside in: doors, relays, sessions, update thread."""
-        self._stop.set()
+        self.stop_event.set()
         self._stop_accepting()
         with self._lock:
             relays = list(self._relays)
@@ -169,6 +171,9 @@ class Tunnel:
 
     def _sessions(self) -> list[Session]:
         raise NotImplementedError
+
+    def _redial(self) -> None:
+        """SIGHUP: the network has changed."""
 
     def _other_counters(self) -> Iterable[Counters]:
         return ()

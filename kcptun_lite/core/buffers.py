@@ -11,8 +11,8 @@ once under glibc and musl alike, where freed heap stays with the process (musl h
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from mmap import PAGESIZE, mmap
+from typing import NamedTuple
 
 PACKET_ALIGNMENT = 16  # bytes; the largest cipher block, so that one running cipher can cross packets
 BATCH_BYTES = 128 * 1024  # one tray: about 94 packets of 1350 bytes, two GSO sends
@@ -22,8 +22,7 @@ POISON = 0xDD  # what a given-back buffer is filled with in tests
 Address = tuple[str, int] | tuple[str, int, int, int]
 
 
-@dataclass(frozen=True, slots=True)
-class PoolUsage:
+class PoolUsage(NamedTuple):
     """Bytes of the pool at one moment."""
 
     in_use_bytes: int

@@ -8,7 +8,7 @@ Cost    the sum of its rooms
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from kcptun_lite.core.buffers import BATCH_BYTES, PACKET_ALIGNMENT, PacketBatch
 from kcptun_lite.core.counters import Counters
@@ -18,11 +18,12 @@ from kcptun_lite.core.smux import Event, SmuxSession
 from kcptun_lite.core.snappy import SnappyDecoder, SnappyEncoder
 from kcptun_lite.core.wire import FEC_HEADER_SIZE, SNAPPY_IDENTIFIER, Buffer
 
-KEEPALIVE_TIMEOUT = 30_000  # ms; fixed in every generation of the Go program (WIRE.md 7.4)
+# The Go program gives a silent peer up after 30 to 60 s (WIRE.md 7.4). We look for another way to it as soon
+# as data goes unanswered, so we can afford to keep its streams through an outage of a minute.
+KEEPALIVE_TIMEOUT = 75_000  # ms
 
 
-@dataclass(frozen=True, slots=True)
-class ConversationParams:
+class ConversationParams(NamedTuple):
     """What an end is set to (WIRE.md 8.1); sizes in bytes, times in ms."""
 
     kcp: KcpParams
@@ -60,9 +61,7 @@ class Conversation:
         self._counters = counters
         self._is_client = is_client
         has_fec = params.data_shards > 0 and params.parity_shards > 0
-        self.kcp = Kcp(
-            conv, params.kcp, counters, headroom=headroom + FEC_HEADER_SIZE * has_fec, tailroom=tailroom
-        )
+        self.kcp = Kcp(conv, params.kcp, counters, headroom=headroom + FEC_HEADER_SIZE * has_fec, tailroom=tailroom)
         self._encoder = (
             FecEncoder(params.data_shards, params.parity_shards, headroom, tailroom, counters) if has_fec else None
         )
@@ -200,6 +199,10 @@ class Conversation:
         """ms of the next `tick` that matters to KCP; keep-alive runs on the caller's slow rhythm."""
         return self.kcp.next_deadline()
 
+    def progress(self) -> tuple[int, int, int]:
+        """Numbers of which one grows when a packet brings anything new: a replayed one changes none."""
+        return self.kcp.progress()
+
     # -- inside --------------------------------------------------------------------------------
 
     @property
@@ -227,6 +230,8 @@ class Conversation:
             now=self._now,
             max_streams=params.max_streams,
         )
+        if not self._is_client:
+            self._smux.ping()  # its acknowledgement proves that the client is where it says it is
 
     def _pull(self) -> None:
         """Move what KCP has in order up to the streams, as far as their buffers allow."""

@@ -22,10 +22,9 @@ Opening needs no chain at all: P[i] = C[i] XOR E(C[i - 1]) is one ECB call over 
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import lru_cache
 from struct import Struct
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from kcptun_lite.core.buffers import BufferPool, PacketBatch, RandomBytes, borrow
 from kcptun_lite.core.ciphers import CFB_IV, LaneCfb, WordCipher, sm4, tea, twofish, xtea
@@ -84,8 +83,7 @@ class PacketCipher(Protocol):
     def decrypt(self, batch: PacketBatch) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Method:
+class Method(NamedTuple):
     """One name of --crypt (WIRE.md 2.2)."""
 
     key_size: int

@@ -8,7 +8,7 @@ Cost    0.8 us per segment that fills a datagram, 1.9 us for others
 """
 
 from kcptun_lite.core.buffers import PACKET_ALIGNMENT, PacketBatch
-from kcptun_lite.core.wire import KCP_HEADER_SIZE, KCP_PUSH, KCP_SEGMENT, MASK32
+from kcptun_lite.core.wire import KCP_ACK, KCP_HEADER_SIZE, KCP_PUSH, KCP_SEGMENT, MASK32
 
 
 class DatagramWriter:
@@ -30,6 +30,7 @@ class DatagramWriter:
         "_una",
         "_wnd",
         "segments",
+        "wants_answer",
     )
 
     def __init__(
@@ -46,6 +47,8 @@ class DatagramWriter:
         """Writes at most `max_packets` packets behind those already in the tray."""
         self.segments = 0
         "written so far"
+        self.wants_answer = False
+        "something other than acknowledgements was written"
         self._batch = batch
         self._arena = batch.arena
         self._headroom = headroom
@@ -67,6 +70,7 @@ class DatagramWriter:
     def write(self, cmd: int, ts: int, sn: int, payload: bytes) -> bool:
         """Write a segment; False if the tray is full."""
         length = len(payload)
+        self.wants_answer = self.wants_answer or cmd != KCP_ACK
         if self._at + KCP_HEADER_SIZE + length > self._capacity:
             self.close()
         if not self._at:
@@ -114,6 +118,7 @@ class DatagramWriter:
         batch.lengths += [packet_size] * count
         self._packets_left -= count
         self.segments += count
+        self.wants_answer = True
 
     def close(self) -> None:
         """Commit the open datagram, if there is one."""

@@ -9,8 +9,8 @@ Cost    about 1.6 us per segment sent, 1.0 us per segment received in order
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from kcptun_lite.core.buffers import PacketBatch
 from kcptun_lite.core.counters import Counters
@@ -38,10 +38,11 @@ QUEUE_TARGET = 128 * 1024
 READ_SEGMENTS = 128  # read at once; decompressed they may be 22 times as much
 HALF32 = 0x80000000
 WND_MAX = 0xFFFF  # segments; the field has 16 bits
+REBORN_DATAGRAMS = 2  # that acknowledge nothing after others had acknowledged something ...
+REBORN_AFTER = 300  # ms ... and for so long: no reordering looks like that
 
 
-@dataclass(frozen=True, slots=True)
-class KcpParams:
+class KcpParams(NamedTuple):
     """The knobs of one end (WIRE.md 8.1, 8.2); windows in segments, interval in ms, mtu in bytes of UDP payload."""
 
     nodelay: int = 0
@@ -80,8 +81,11 @@ class Kcp:
         "bytes queued or in flight"
         self.early_bytes = 0
         "bytes received out of order"
-        self.heard_at: int | None = None
-        "ms; when a datagram of this conversation last came in"
+        self.unanswered_since: int | None = None
+        "ms; when the first segment was sent since the peer was last heard"
+        self._first_sn = first_sn
+        self._reborn_count = 0
+        self._reborn_since = 0
         self._params = params
         self._counters = counters
         self._headroom = headroom
@@ -159,6 +163,10 @@ class Kcp:
         """Whether everything sent has been acknowledged and nothing waits."""
         return not self.window.segments and not self._queue
 
+    def progress(self) -> tuple[int, int, int]:
+        """What new data and new acknowledgements move, and old ones do not: una, rcv_nxt, early segments so far."""
+        return self.window.snd_una, self._rcv_nxt, len(self._early)
+
     # -- below: receiving ----------------------------------------------------------------------
 
     def receive(self, datagrams: Sequence[memoryview], now: int, *, recovered: bool = False) -> None:
@@ -222,7 +230,8 @@ class Kcp:
             self._ack_count += count
             self._counters.in_segments += count
             self.rmt_wnd = wnd
-            self.heard_at = now
+            self.unanswered_since = None
+            self._reborn_count = 0
         return index
 
     def _receive_one(self, datagram: memoryview, now: int, recovered: bool) -> bool:
@@ -267,14 +276,28 @@ class Kcp:
         if acks:
             window.acknowledge(acks)
         if segments:
-            self.heard_at = now
+            self.unanswered_since = None
             if not recovered:
                 self.rmt_wnd = wnd
+                self._note_una(last_una, now)
                 if acks and is_good:
                     rtt = (now - acks[-1][1]) & MASK32
                     if rtt < HALF32:
                         self.rtt.sample(rtt)
         return is_good
+
+    def _note_una(self, una: int, now: int) -> None:
+        # Whoever has once told a higher una never goes back to the first one, unless he has been born again.
+        if una != self._first_sn & MASK32 or una == self.window.snd_una & MASK32:
+            self._reborn_count = 0
+            return
+        if not self._reborn_count:
+            self._reborn_since = now
+        self._reborn_count += 1
+
+    def is_peer_reborn(self, now: int) -> bool:
+        """Whether the peer has lost all memory of this conversation: it acknowledges from zero, and goes on to."""
+        return self._reborn_count >= REBORN_DATAGRAMS and now - self._reborn_since >= REBORN_AFTER
 
     def _receive_out_of_order(self, offset: int, sn: int, ts: int, payload: memoryview, recovered: bool) -> None:
         if offset >= HALF32:  # an old one again: our acknowledgement was lost
@@ -304,6 +327,16 @@ class Kcp:
 
     # -- below: sending ------------------------------------------------------------------------
 
+    def probe(self) -> None:
+        """Ask the peer for its window: any living peer answers."""
+        self._ask = True
+        self.flush_wanted = Flush.EVERYTHING
+
+    def resend_all(self, now: int) -> None:
+        """Take what is in flight for lost: the path has changed."""
+        self.window.expire(now)
+        self.probe()
+
     def next_deadline(self) -> int | None:
         """ms at which a flush is due though nothing happens before; None if nothing is under way."""
         deadlines = [at for at in (self._ack_due, self.window.next_resend) if at is not None]
@@ -332,6 +365,8 @@ class Kcp:
             is_complete = self._write_probes(writer, now) and self._write_data(writer, now)
         writer.close()
         self._counters.out_segments += writer.segments
+        if writer.wants_answer and self.unanswered_since is None:
+            self.unanswered_since = now
         if is_complete:
             self.flush_wanted = Flush.NOTHING
         return not is_complete

@@ -157,6 +157,14 @@ class SendWindow:
         self.has_fast = bool(due) and self.has_fast
         return due
 
+    def expire(self, now: int) -> None:
+        """Make every segment in flight due at once, with a fresh clock each."""
+        for segment in self.segments:
+            segment.resend_at = now
+            segment.rto = KCP_RTO_INITIAL
+        if self.segments:
+            self.next_resend = now
+
     def resent(self, segment: Segment, cause: Cause, now: int, rto: int, nodelay: int) -> None:
         """Start the clock of a segment sent again; after a timeout it runs longer (linear back-off)."""
         if cause is Cause.TIMEOUT:

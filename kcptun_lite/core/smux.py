@@ -11,8 +11,6 @@ state there is. When both are set and the data is taken the stream is forgotten,
 we do not know is dropped, as every generation of smux does.
 """
 
-from dataclasses import dataclass, field
-
 from kcptun_lite.core.wire import (
     MASK32,
     SMUX_FIN,
@@ -36,11 +34,21 @@ _WINDOW_MAX = 0x7FFFFFFF  # bytes; the window is reckoned on the 32-bit circle, 
 _JOINED_CHUNK_MAX = 1024  # bytes; smaller pieces are joined, else 2 bytes of payload would hold 56 of memory
 
 
-@dataclass(frozen=True, slots=True)
 class Event:
     """Something happened to the stream `sid`."""
 
-    sid: int
+    __slots__ = ("sid",)
+
+    def __init__(self, sid: int) -> None:
+        self.sid = sid
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.sid})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Event) and type(other) is type(self) and other.sid == self.sid
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 class StreamOpened(Event):
@@ -67,21 +75,33 @@ class StreamFinished(Event):
     __slots__ = ()
 
 
-@dataclass(slots=True)
 class _Stream:
-    from_peer: bool
-    chunks: list[bytes] = field(default_factory=list)
-    "received, not taken"
-    fin_sent: bool = False
-    fin_received: bool = False
+    __slots__ = (
+        "announced",
+        "chunks",
+        "consumed",
+        "fin_received",
+        "fin_sent",
+        "from_peer",
+        "peer_consumed",
+        "peer_window",
+        "written",
+    )
 
-    # Version 2 (WIRE.md 7.5); all in bytes since the start, but for the window.
-    written: int = 0
-    peer_consumed: int = 0
-    peer_window: int = SMUX_PEER_WINDOW_INITIAL
-    consumed: int = 0
-    announced: int = 0
-    "`consumed` as the peer was last told"
+    def __init__(self, *, from_peer: bool) -> None:
+        self.from_peer = from_peer
+        self.chunks: list[bytes] = []
+        "received, not taken"
+        self.fin_sent = False
+        self.fin_received = False
+
+        # Version 2 (WIRE.md 7.5); all in bytes since the start, but for the window.
+        self.written = 0
+        self.peer_consumed = 0
+        self.peer_window = SMUX_PEER_WINDOW_INITIAL
+        self.consumed = 0
+        self.announced = 0
+        "`consumed` as the peer was last told"
 
     def unread_bytes(self) -> int:
         return sum(map(len, self.chunks))
@@ -298,6 +318,10 @@ class SmuxSession:
 
     # Time
 
+    def ping(self) -> None:
+        """Queue a NOP: nothing to the peer's streams, but something for its KCP to acknowledge."""
+        self._queue_frame(SMUX_NOP, 0)
+
     def tick(self, now: int) -> None:
         """Queue NOP when it is due, and look whether the peer is alive (WIRE.md 7.4).
 
@@ -306,7 +330,7 @@ class SmuxSession:
         """
         if now >= self._next_nop:
             self._next_nop = now + self._keepalive_ms
-            self._queue_frame(SMUX_NOP, 0)
+            self.ping()
         if now >= self._next_check:
             self._next_check = now + self._keepalive_timeout_ms
             if not self._heard and self.receive_budget > 0:

@@ -6,6 +6,7 @@ Knows   the two locks (DESIGN: `_tx_lock` before `lock`), when to transmit. Not:
 Cost    two locks and one cipher call per tray
 """
 
+import errno
 from collections import deque
 from collections.abc import Callable, Sequence
 from threading import Lock, Thread, current_thread
@@ -16,12 +17,23 @@ from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.crypt import PacketCrypt
 from kcptun_lite.core.kcp import Flush
 from kcptun_lite.core.smux import StreamFinished, StreamOpened, StreamReadable, StreamWritable
-from kcptun_lite.errors import KeepaliveTimeout, RemoteProtocolError, SessionClosed, SessionError, TransportError
+from kcptun_lite.errors import (
+    DeadLink,
+    KeepaliveTimeout,
+    RemoteProtocolError,
+    SessionClosed,
+    SessionError,
+    TransportError,
+)
 from kcptun_lite.net.stream import Stream
 from kcptun_lite.net.ticker import UpdateThread, monotonic_ms
 from kcptun_lite.net.udp import UdpSocket
 
 SLOW_RHYTHM = 1000  # ms between looks at the keep-alive of a session in which nothing is under way
+SILENCE = 3000  # ms without an answer after which the way to the peer is in doubt; or 4 RTO if that is more
+DEAD_AFTER = 75_000  # ms without an answer after which the session is over
+PROBE_PERIOD = 1000  # ms between questions to a silent peer
+NO_WAY = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL)
 
 
 class Session:
@@ -37,10 +49,19 @@ class Session:
         pool: BufferPool,
         ticker: UpdateThread,
         counters: Counters,
+        is_proven: bool,
+        owns_socket: bool,
         on_stream: Callable[["Session", Stream], None],
+        on_trouble: Callable[["Session"], None],
         on_closed: Callable[["Session", SessionError], None],
     ) -> None:
-        """`crypt` seals for this session alone; callbacks run without any lock held."""
+        """`crypt` seals for this session alone; callbacks run without any lock held.
+
+        `is_proven`: the peer is known to be at `remote`. Until it has acknowledged something of ours we
+        send no more bytes than came from there, lest somebody have us flood a stranger.
+        `owns_socket`: nobody else uses `udp`; it is closed with the session (clients).
+        `on_trouble`: the way to the peer is in doubt; called again every second while it is.
+        """
         self.lock = Lock()
         self.conversation = conversation
         self.writers: deque[Stream] = deque()
@@ -49,11 +70,17 @@ class Session:
         self.opened_at = monotonic_ms()
         self.receiver: Thread | None = None
         "the thread that receives for this session alone (clients)"
+        self.is_proven = is_proven
+        self._unproven_bytes = 0
+        "received and not yet matched by bytes sent, while unproven"
+        self._probed_at = 0
+        self._owns_socket = owns_socket
         self._udp = udp
         self._crypt = crypt
         self._pool = pool
         self._ticker = ticker
         self._on_stream = on_stream
+        self._on_trouble = on_trouble
         self._on_closed = on_closed
         self._streams: dict[int, Stream] = {}
         self._closed: SessionError | None = None
@@ -91,16 +118,33 @@ class Session:
 
     # -- receiver thread -----------------------------------------------------------------------
 
-    def receive(self, packets: Sequence[memoryview], now: int) -> None:
-        """Take opened packets; they are free again when this returns."""
+    def receive(self, packets: Sequence[memoryview], now: int, source: Address | None = None) -> bool:
+        """Take opened packets; they are free again when this returns.
+
+        If `source` is given and is not where the peer was, packets that bring anything new move the
+        session there (the peer's address has changed); True if they did.
+        """
         failure: SessionError | None = None
+        has_moved = False
         with self.lock:
             if self._closed:
-                return
+                return False
+            if not self.is_proven:
+                self._unproven_bytes += sum(map(len, packets)) + len(packets) * self._crypt.headroom
+            before = self.conversation.progress()
             try:
                 self.conversation.receive_packets(packets, now)
             except RemoteProtocolError as exc:
                 failure = SessionError(f"the peer's stream makes no sense: {exc}")
+            after = self.conversation.progress()
+            if source is not None and source != self.remote and after != before:
+                self.remote = source
+                has_moved = True
+            if not self.is_proven and after[0] != before[0]:
+                self.is_proven = True
+                self.conversation.kcp.resend_all(now)  # what the limit held back
+            if self.conversation.kcp.is_peer_reborn(now):
+                failure = DeadLink("the other end was restarted and knows nothing of this session")
             opened = self._dispatch_locked()
             is_flush_wanted = self.conversation.flush_wanted is not Flush.NOTHING
             deadline = self.conversation.next_deadline()
@@ -112,6 +156,7 @@ class Session:
             self.transmit()
         elif deadline is not None:
             self._ticker.wake(self, deadline)
+        return has_moved
 
     def _dispatch_locked(self) -> list[Stream]:
         """Wake those whom the conversation's events concern; returns streams the peer has opened."""
@@ -140,20 +185,59 @@ class Session:
         with self.lock:
             if self._closed:
                 return None
+            silence = self._silence_locked(now)
             try:
                 self.conversation.tick(now)
             except KeepaliveTimeout as exc:
                 failure = exc
+            if silence >= DEAD_AFTER:
+                failure = DeadLink(f"no answer for {silence // 1000} s")
+            # Data unanswered for long: ask, which any living peer answers, and have somebody look for another way.
+            is_silent = silence >= max(SILENCE, 4 * self.conversation.kcp.rtt.rto)
+            is_trouble = is_silent and now - self._probed_at >= PROBE_PERIOD
+            if is_trouble:
+                self._probed_at = now
+                self.conversation.kcp.probe()
             is_flush_wanted = self.conversation.flush_wanted is not Flush.NOTHING
         if failure:
             self.close(failure)
             return None
         if is_flush_wanted:
             self.transmit()
+        if is_trouble or self._is_cut_off():
+            self._on_trouble(self)
         with self.lock:
             deadline = self.conversation.next_deadline()
         idle = now + SLOW_RHYTHM
         return idle if deadline is None else min(deadline, idle)
+
+    # -- the path ------------------------------------------------------------------------------
+
+    def _silence_locked(self, now: int) -> int:
+        since = self.conversation.kcp.unanswered_since
+        return 0 if since is None else now - since
+
+    def _is_cut_off(self) -> bool:
+        """Whether the kernel itself says that there is no way from this socket."""
+        error = self._udp.last_error
+        return error is not None and error.errno in NO_WAY
+
+    def change_path(self, udp: UdpSocket, remote: Address, receiver: Thread) -> None:
+        """Go on through another socket, perhaps to another address; what is in flight is sent again (clients)."""
+        with self.lock:
+            old_udp, self._udp = self._udp, udp
+            old_receiver, self.receiver = self.receiver, receiver
+            self.remote = remote
+            is_over = self._closed is not None
+            self.conversation.kcp.resend_all(monotonic_ms())
+        receiver.start()
+        old_udp.close()
+        if old_receiver:
+            old_receiver.join()
+        if is_over:
+            udp.close()
+        else:
+            self.transmit()
 
     # -- the one way out -----------------------------------------------------------------------
 
@@ -189,16 +273,26 @@ class Session:
                 if batch.starts:
                     self._crypt.seal(batch)
                     packets = batch.views()
+                    if not self.is_proven:
+                        packets = self._within_limit(packets)
                     try:
                         sent = self._udp.send(packets, self.remote)
                     except TransportError:
-                        return  # closed while we were at it
+                        sent = 0  # closed while we were at it
                     counters.out_packets += sent
                     counters.send_drops += len(packets) - sent
                     counters.out_bytes += sum(batch.lengths)
                     batch.clear()
             if deadline is not None:
                 self._ticker.wake(self, deadline)
+
+    def _within_limit(self, packets: list[memoryview]) -> list[memoryview]:
+        """The first packets that are no more bytes than the unproven peer has sent us."""
+        for index, packet in enumerate(packets):
+            if len(packet) > self._unproven_bytes:
+                return packets[:index]
+            self._unproven_bytes -= len(packet)
+        return packets
 
     # -- the end -------------------------------------------------------------------------------
 
@@ -215,10 +309,12 @@ class Session:
             self._streams.clear()
         self._ticker.detach(self)
         self.transmit()
+        if self._owns_socket:
+            self._udp.close()
         self._on_closed(self, reason)
 
     def join(self) -> None:
-        """Wait for the receiver thread of a closed session."""
+        """Wait for the receiver thread of a closed session that has one of its own."""
         if self.receiver and self.receiver is not current_thread():
             self.receiver.join()
 
@@ -229,4 +325,3 @@ class Session:
 
     def forget_locked(self, stream: Stream) -> None:
         self._streams.pop(stream.sid, None)
-

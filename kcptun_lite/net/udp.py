@@ -16,10 +16,9 @@ import socket
 import struct
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cache
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
 
 from kcptun_lite import log
 from kcptun_lite.core.buffers import PACKET_ALIGNMENT, Address, PacketBatch
@@ -53,8 +52,7 @@ NOTHING_QUEUED = bytes(4)  # SK_MEMINFO_RMEM_ALLOC == 0
 PENDING_ERRORS_MAX = 64  # ICMP errors thrown away at a time
 
 
-@dataclass(frozen=True, slots=True)
-class UdpOptions:
+class UdpOptions(NamedTuple):
     """What the command line says about UDP sockets (WIRE.md 8.1)."""
 
     sockbuf: int = 4_194_304

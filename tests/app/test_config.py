@@ -1,6 +1,5 @@
 """Options: every way to write them, their order of precedence, and one sentence for everything wrong."""
 
-import dataclasses
 import json
 import marshal
 import random
@@ -544,7 +543,7 @@ def test_a_configuration_survives_marshal(config: ClientConfig | ServerConfig) -
 
 
 def test_a_configuration_is_frozen() -> None:
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(AttributeError):
         client().mtu = 1  # type: ignore[misc]
 
 

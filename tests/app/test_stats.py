@@ -2,7 +2,6 @@
 
 import csv
 import time
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ import pytest
 from kcptun_lite import log
 from kcptun_lite.app import stats
 from kcptun_lite.app.stats import SnmpLog, csv_header, csv_line, go_time_format, snmp_line
-from kcptun_lite.core.counters import Counters
+from kcptun_lite.core.counters import CSV_COLUMNS, Counters
 
 # Real output of kcptun 20210922 (WIRE.md 8.6, 8.7).
 HEADER_2021 = (
@@ -53,13 +52,13 @@ def test_a_line_fits_its_header() -> None:
     (row,) = csv.DictReader([csv_header(), csv_line(COUNTERS, 1611111111)])
     assert row["Unix"] == "1611111111"
     assert (row["BytesSent"], row["FECParityShards"], row["FECShortShards"]) == ("51", "9", "10")
-    assert len(row) == len(fields(Counters)) + 1
+    assert len(row) == len(CSV_COLUMNS) + 1
 
 
 def test_the_signals_line_begins_with_kcptuns_and_has_every_counter() -> None:
     line = snmp_line(COUNTERS)
     assert line.startswith(LINE_2021 + " SendDrops:11") and line.endswith("}")
-    assert line.count(":") == len(fields(Counters)) + 1
+    assert line.count(":") == len(CSV_COLUMNS) + 1
 
 
 @pytest.mark.parametrize(

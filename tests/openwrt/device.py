@@ -22,7 +22,15 @@ VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 NOT_IN_LIGHT: dict[str, tuple[str, ...]] = {
     "python3-asyncio": ("asyncio", "_asyncio"),
     "python3-cgi": ("cgi", "cgitb"),
-    "python3-codecs": ("unicodedata", "_codecs_cn", "_codecs_hk", "_codecs_iso2022", "_codecs_jp", "_codecs_kr", "_codecs_tw"),
+    "python3-codecs": (
+        "unicodedata",
+        "_codecs_cn",
+        "_codecs_hk",
+        "_codecs_iso2022",
+        "_codecs_jp",
+        "_codecs_kr",
+        "_codecs_tw",
+    ),
     "python3-ctypes": ("ctypes", "_ctypes", "_ctypes_test"),
     "python3-dbm": ("dbm", "_dbm", "_gdbm"),
     "python3-decimal": ("decimal", "_decimal"),

@@ -56,7 +56,7 @@ class Router:
         for tool in ("uci", "validate_data", "jsonfilter", "logger", "chown"):
             link = root / "bin" / tool
             if not link.exists():
-                link.write_text(f"#!/bin/sh\nexec {sys.executable} -I -S {STANDIN}/tools.py {tool} \"$@\"\n")
+                link.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S {STANDIN}/tools.py {tool} "$@"\n')
                 link.chmod(0o755)
         for program in programs:
             launcher = root / f"usr/bin/kcptun-lite-{program}"

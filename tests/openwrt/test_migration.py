@@ -77,7 +77,7 @@ def test_a_config_of_2410_comes_over_and_runs(router: Router) -> None:
         "nocomp": "1", "snmplog": "/var/log/snmp.log", "snmpperiod": "60", "quiet": "1", "syslog": "1",
         "user": "nobody", "smuxver": "1",
     }  # fmt: skip
-    assert new["client1"]["key"] == "it's \"$HOME\" `id`"
+    assert new["client1"]["key"] == 'it\'s "$HOME" `id`'
     assert new["client1"]["gogc"] == "20"
     assert new["client1"]["streambuf"] == "1048576", "the programs refuse a streambuf above smuxbuf"
     assert "streambuf" not in new["client2"]

@@ -11,7 +11,7 @@ import pytest
 
 from tests.openwrt.router import FILES, ROOT, Router
 
-NASTY = "it's \"secret\" $HOME `id` $(id) \\n # * = é"
+NASTY = 'it\'s "secret" $HOME `id` $(id) \\n # * = é'
 "a key with everything a shell could stumble over"
 
 
@@ -49,7 +49,9 @@ def test_nothing_runs_as_shipped(router: Router) -> None:
 
 
 def test_two_clients_and_a_server(router: Router) -> None:
-    router.configure(client("home") + client("office", local_port="12949", nocomp="1") + server("hub", listen="29900-29910"))
+    router.configure(
+        client("home") + client("office", local_port="12949", nocomp="1") + server("hub", listen="2990-2999")
+    )
     result = router.run("start")
     assert result.service.name == "kcptun-lite"
     assert list(result.service.instances) == ["home", "office", "hub"]
@@ -67,7 +69,7 @@ def test_two_clients_and_a_server(router: Router) -> None:
     assert hub["env"] == {
         "KCPTUN_STATUS": f"{router.status}/hub.json",
         "KCPTUN_KEY": "k",
-        "KCPTUN_LISTEN": ":29900-29910",
+        "KCPTUN_LISTEN": ":2990-2999",
         "KCPTUN_TARGET": "127.0.0.1:12948",
     }
 
@@ -117,7 +119,9 @@ def test_a_wrong_section_is_named_and_the_others_run(router: Router) -> None:
     result = router.run("start")
     assert list(result.service.instances) == ["home", "hub"]
     (line,) = router.log()
-    assert line.startswith(f"-t kcptun-lite -p daemon.err section 'bad' of {router.config}/kcptun-lite is not started: ")
+    assert line.startswith(
+        f"-t kcptun-lite -p daemon.err section 'bad' of {router.config}/kcptun-lite is not started: "
+    )
     assert "mtu=9000 is not range(50,1500)" in line
     assert "crypt=rot13 is not or(" in line
     assert NASTY not in line and NASTY not in result.output + result.errors
@@ -281,7 +285,11 @@ def test_what_stops_leaves_no_status(router: Router) -> None:
 
 
 def test_scripts_are_clean() -> None:
-    scripts = [path for path in (ROOT / "openwrt").rglob("*") if path.is_file() and path.suffix in (".init", ".defaults", ".sh")]
+    scripts = [
+        path
+        for path in (ROOT / "openwrt").rglob("*")
+        if path.is_file() and path.suffix in (".init", ".defaults", ".sh")
+    ]
     assert len(scripts) >= 5
     beside = Path(sys.executable).with_name("shellcheck")
     found = str(beside) if beside.exists() else shutil.which("shellcheck")

@@ -14,6 +14,10 @@ import re
 import shlex
 import sys
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 Sections = dict[str, dict[str, str]]
 "section -> option -> value; the type of the section is its option `.type`"
 
@@ -75,16 +79,17 @@ def uci(arguments: list[str]) -> int:
             os.replace(f"{CHANGES}/{rest[0]}", f"{UCI_DIR}/{rest[0]}")
         return 0
     place, _, value = rest[0].partition("=")
-    package, section, *option = place.split(".")
+    package, section, *named = place.split(".")
+    name = named[0] if named else ".type"
     sections = load(package)
-    found = sections.get(section, {}).get(option[0] if option else ".type")
+    found = sections.get(section, {}).get(name)
     if command == "get":
         print(found or "", end="\n" if found else "")
         return 0 if found else 1
     if command == "set":
-        if not re.fullmatch(r"\w+", section) or (option and section not in sections):
+        if not re.fullmatch(r"\w+", section) or (named and section not in sections):
             return 1
-        sections.setdefault(section, {})[option[0] if option else ".type"] = value
+        sections.setdefault(section, {})[name] = value
         os.makedirs(CHANGES, exist_ok=True)
         with open(f"{CHANGES}/{package}", "w") as file:
             file.write(dump(sections))
@@ -123,7 +128,7 @@ def is_port_range(value: str) -> bool:
 
 
 # datatype -> (is it exported as a number, without quotes?, the check)
-DATATYPES = {
+DATATYPES: "dict[str, tuple[bool, Callable[..., bool]]]" = {
     "string": (False, lambda value: True),
     "bool": (True, lambda value: value in TRUE + FALSE),
     "integer": (True, is_integer),
@@ -168,7 +173,9 @@ def validate_data(arguments: list[str]) -> int:
         value = found.get(name, "")
         fits, bare = check(datatype, value) if value else (True, False)
         if value:
-            print(f"{package}.{section}.{name}={value} validates as {datatype} with {str(fits).lower()}", file=sys.stderr)
+            print(
+                f"{package}.{section}.{name}={value} validates as {datatype} with {str(fits).lower()}", file=sys.stderr
+            )
         if not fits:
             result = 255
         exported = value or default if fits else ""

@@ -1,0 +1,81 @@
+"""Keeps the client's sessions on a way that works: new sockets, other addresses, other servers.
+
+In      sessions in trouble, `redial_all`
+Out     the same sessions on another path
+Knows   when to try again. Not: how trouble is noticed (net/session), where the servers are (net/route)
+Cost    one thread that sleeps until there is trouble
+"""
+
+from collections.abc import Callable
+from queue import SimpleQueue
+from threading import Thread
+
+from kcptun_lite import log
+from kcptun_lite.errors import TransportError
+from kcptun_lite.net.address import format_address
+from kcptun_lite.net.dialer import Dialer
+from kcptun_lite.net.route import Route
+from kcptun_lite.net.session import Session
+from kcptun_lite.net.ticker import monotonic_ms
+
+FIRST_PAUSE = 500  # ms between the first and the second try for a session
+LAST_PAUSE = 15_000  # ms; each pause is twice the one before, up to this
+
+
+class Keeper:
+    """The thread that moves sessions; `report` and `redial_all` may be called from any thread."""
+
+    def __init__(self, route: Route, dialer: Dialer, sessions: Callable[[], list[Session]]) -> None:
+        self._route = route
+        self._dialer = dialer
+        self._sessions = sessions
+        self._troubled: SimpleQueue[tuple[Session, bool] | None] = SimpleQueue()
+        self._pauses: dict[Session, tuple[int, int]] = {}
+        "ms of the next try and the pause after it"
+        self._thread = Thread(target=self._run, name="keeper")
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._troubled.put(None)
+        self._thread.join()
+
+    def report(self, session: Session) -> None:
+        """The session gets no answer."""
+        self._troubled.put((session, False))
+
+    def redial_all(self) -> None:
+        """The network has changed: new sockets for all, at once (SIGHUP)."""
+        for session in self._sessions():
+            self._troubled.put((session, True))
+
+    def _run(self) -> None:
+        while trouble := self._troubled.get():
+            session, is_order = trouble
+            now = monotonic_ms()
+            for known in [known for known in self._pauses if known.is_closed]:
+                del self._pauses[known]
+            due, pause = self._pauses.get(session, (now, FIRST_PAUSE))
+            if due + LAST_PAUSE < now:
+                pause = FIRST_PAUSE  # that trouble is over, this is another
+            if session.is_closed or (now < due and not is_order):
+                continue
+            self._pauses[session] = now + pause, min(2 * pause, LAST_PAUSE)
+            if not is_order:
+                self._route.failed()
+            self._redial(session)
+
+    def _redial(self, session: Session) -> None:
+        before = session.remote
+        try:
+            self._dialer.redial(session)
+        except TransportError as exc:
+            log.limited("redial", f"no way to the server: {exc}")
+            return
+        log.limited(
+            "redial",
+            f"session {session.conversation.conv:08x}: no answer from {format_address(before)}, "
+            f"going on from a new socket to {format_address(session.remote)}",
+            log.Level.INFO,
+        )

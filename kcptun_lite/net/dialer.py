@@ -1,0 +1,96 @@
+"""The client's sessions: made, and moved to another path when theirs is dead.
+
+In      a route to the servers
+Out     sessions, each with a socket and a receiver thread of its own
+Knows   who may answer. Not: when a path is dead
+Wire    WIRE.md 5.1
+"""
+
+import os
+from collections.abc import Callable
+
+from kcptun_lite.core.buffers import Address, PacketBatch
+from kcptun_lite.core.conversation import Conversation
+from kcptun_lite.core.counters import Counters
+from kcptun_lite.core.wire import first_segment
+from kcptun_lite.errors import SessionError
+from kcptun_lite.net.endpoint import Plant, ReceiverThread
+from kcptun_lite.net.route import Route
+from kcptun_lite.net.session import Session
+from kcptun_lite.net.stream import Stream
+from kcptun_lite.net.ticker import monotonic_ms
+from kcptun_lite.net.udp import UdpSocket
+
+
+class Dialer:
+    """Makes sessions and gives them new paths."""
+
+    def __init__(self, plant: Plant, route: Route) -> None:
+        self._plant = plant
+        self._route = route
+
+    def dial(
+        self, on_trouble: Callable[[Session], None], on_closed: Callable[[Session, SessionError], None]
+    ) -> Session:
+        """A new session; nothing is sent before its first stream is opened. Raises: TransportError."""
+        plant = self._plant
+        udp, remote = self._route.open()
+        counters = Counters(active_opens=1)
+        crypt = plant.make_crypt()
+        conversation = Conversation(
+            int.from_bytes(os.urandom(4), "little"),
+            plant.params,
+            counters,
+            is_client=True,
+            headroom=crypt.headroom,
+            tailroom=crypt.tailroom,
+            now=monotonic_ms(),
+        )
+        session = Session(
+            conversation,
+            crypt,
+            udp,
+            remote,
+            pool=plant.pool,
+            ticker=plant.ticker,
+            counters=counters,
+            is_proven=True,
+            owns_socket=True,
+            on_stream=_refuse_stream,
+            on_trouble=on_trouble,
+            on_closed=on_closed,
+        )
+        session.receiver = self._receiver(session, udp)
+        session.start()
+        session.receiver.start()
+        return session
+
+    def redial(self, session: Session) -> None:
+        """Move a session to a fresh socket, and to what the route now holds for the way. Raises: TransportError."""
+        udp, remote = self._route.open()
+        session.change_path(udp, remote, self._receiver(session, udp))
+
+    def _receiver(self, session: Session, udp: UdpSocket) -> ReceiverThread:
+        counters = session.counters
+        conv = session.conversation.conv
+        source: Address | None = None
+
+        def deliver(batch: PacketBatch, now: int) -> None:
+            nonlocal source
+            packets = []
+            for packet, address in batch.live():
+                if address != source:
+                    # A server with several addresses may answer from another one than we send to: the first
+                    # that answers for our conversation is the one.
+                    if source is not None or (first_segment(packet) or (None,))[0] != conv:
+                        counters.in_errors += 1
+                        continue
+                    source = address
+                packets.append(packet)
+            session.receive(packets, now)
+
+        return ReceiverThread(udp, self._plant, counters, deliver)
+
+
+def _refuse_stream(session: Session, stream: Stream) -> None:
+    stream.close()  # only clients open streams in kcptun (WIRE.md 7.2)

@@ -1,0 +1,232 @@
+"""The server's sessions on one UDP port: who is who, who may come in, who has moved.
+
+In      opened packets with their sources
+Out     sessions; each session's packets, once per tray
+Knows   addresses and conversations. Not: streams, options
+Wire    WIRE.md 5.2, stricter: only the first segment of a conversation makes a session
+Cost    one thread per port; one look-up per tray and peer
+"""
+
+from collections.abc import Callable
+from threading import Lock
+
+from kcptun_lite import log
+from kcptun_lite.core.buffers import Address, PacketBatch, borrow_batch
+from kcptun_lite.core.conversation import Conversation
+from kcptun_lite.core.counters import Counters
+from kcptun_lite.core.crypt import PacketCrypt
+from kcptun_lite.core.wire import (
+    FEC_DATA,
+    FEC_HEADER_SIZE,
+    KCP_HEADER_SIZE,
+    KCP_PUSH,
+    KCP_SEGMENT,
+    KCP_WASK,
+    KCP_WINS,
+    KCP_WND_INITIAL,
+    fec_type,
+)
+from kcptun_lite.errors import SessionClosed, SessionError, TransportError
+from kcptun_lite.net.address import format_address
+from kcptun_lite.net.endpoint import Plant, ReceiverThread
+from kcptun_lite.net.session import Session
+from kcptun_lite.net.stream import Stream
+from kcptun_lite.net.udp import UdpSocket
+
+HALF_OPEN_TIME = 10_000  # ms in which a new session must acknowledge something or open a stream
+SHARE_OF_ONE_HOST = 4  # one address may have a quarter of --maxsessions
+
+
+class Listener:
+    """One UDP port and the sessions on it."""
+
+    def __init__(
+        self,
+        plant: Plant,
+        udp: UdpSocket,
+        *,
+        max_sessions: int,
+        on_stream: Callable[[Session, Stream], None],
+        on_session: Callable[[Session], None],
+        on_closed: Callable[[Session, SessionError], None],
+    ) -> None:
+        self.counters = Counters()
+        "of the packets that belong to no session"
+        self._plant = plant
+        self._udp = udp
+        self._crypt: PacketCrypt = plant.make_crypt()
+        self._max_sessions = max_sessions
+        self._max_per_host = max(1, max_sessions // SHARE_OF_ONE_HOST)
+        self._on_stream = on_stream
+        self._on_session = on_session
+        self._on_closed = on_closed
+        self._lock = Lock()
+        self._by_address: dict[Address, Session] = {}
+        self._by_conv: dict[int, Session] = {}
+        self._per_host: dict[str, int] = {}
+        self._is_closing = False
+        self._receiver = ReceiverThread(udp, plant, self.counters, self._deliver)
+
+    def start(self) -> None:
+        self._receiver.start()
+
+    @property
+    def address(self) -> Address:
+        return self._udp.address
+
+    def sessions(self) -> list[Session]:
+        with self._lock:
+            return list(self._by_address.values())
+
+    def close(self) -> None:
+        """Close all sessions, then the socket; returns when the receiver thread is gone."""
+        with self._lock:
+            self._is_closing = True
+        for session in self.sessions():
+            session.close(SessionClosed("the server stops"))
+        self._udp.close()
+        self._receiver.join()
+
+    def drop_half_open(self, now: int) -> None:
+        """Close sessions that somebody has opened and never shown to be there; called once a second."""
+        for session in self.sessions():
+            if not session.is_proven and now - session.opened_at >= HALF_OPEN_TIME:
+                session.close(SessionClosed("half-open"))
+
+    # -- receiver thread -----------------------------------------------------------------------
+
+    def _deliver(self, batch: PacketBatch, now: int) -> None:
+        by_address: dict[Address, list[memoryview]] = {}
+        for packet, address in batch.live():
+            by_address.setdefault(address, []).append(packet)
+        for address, packets in by_address.items():
+            self._route(address, packets, now)
+
+    def _route(self, address: Address, packets: list[memoryview], now: int) -> None:
+        """Give packets of one address to the session they are of."""
+        session = self._by_address.get(address)
+        for index, packet in enumerate(packets):
+            at = FEC_HEADER_SIZE if fec_type(packet) == FEC_DATA else 0
+            if len(packet) < at + KCP_HEADER_SIZE or fec_type(packet) > FEC_DATA:
+                continue  # parity tells nothing of its conversation
+            conv, cmd, _, _, _, sn, _, _ = KCP_SEGMENT.unpack_from(packet, at)
+            if session and session.conversation.conv == conv:
+                break  # the usual case; a stray packet behind it bounces in KCP
+            known = self._by_conv.get(conv)
+            if known and not (cmd == KCP_PUSH and sn == 0):
+                self._receive_from_elsewhere(known, address, packets[index:], now)
+                return
+            if cmd == KCP_PUSH and sn == 0:
+                if session:
+                    session.close(SessionClosed("replaced by a new conversation from the same address"))
+                session = self._create(conv, address, now)
+                break
+            self.counters.kcp_in_errors += 1
+            packets[index] = packet[:0]
+            if not session and cmd in (KCP_PUSH, KCP_WASK):
+                self._answer_stranger(conv, address)
+                return
+        if session:
+            session.receive([packet for packet in packets if packet], now)
+
+    def _receive_from_elsewhere(self, session: Session, address: Address, packets: list[memoryview], now: int) -> None:
+        """A known conversation from a new address: if it brings anything new, that is where the client is now."""
+        before = session.remote
+        if session.receive(packets, now, address):
+            with self._lock:
+                stale = self._by_address.pop(address, None)
+                if self._by_address.get(before) is session:
+                    del self._by_address[before]
+                    self._count_host_locked(before, -1)
+                    self._by_address[address] = session
+                    self._count_host_locked(address, 1)
+            if stale and stale is not session:
+                stale.close(SessionClosed("its address is another client's now"))
+            log.info(
+                f"session {session.conversation.conv:08x} moved from {format_address(before)} "
+                f"to {format_address(address)}"
+            )
+
+    def _answer_stranger(self, conv: int, address: Address) -> None:
+        """Tell whoever continues a conversation we know nothing of that it is over: we acknowledge from zero.
+
+        A client of ours takes two of these for the proof that they are (Kcp.is_peer_reborn). One of Go learns
+        nothing from them, but is not kept waiting by a session that never delivers either (WIRE.md 5.2).
+        The answer is a bare WINS, never longer than the question; ACK and WINS get none, so two strangers
+        cannot keep each other talking.
+        """
+        crypt = self._crypt
+        with borrow_batch(self._plant.pool) as batch:
+            KCP_SEGMENT.pack_into(batch.arena, crypt.headroom, conv, KCP_WINS, 0, KCP_WND_INITIAL, 0, 0, 0, 0)
+            batch.commit(crypt.headroom + KCP_HEADER_SIZE + crypt.tailroom)
+            crypt.seal(batch)
+            try:
+                self.counters.out_packets += self._udp.send(batch.views(), address)
+            except TransportError:
+                pass  # closed
+
+    def _create(self, conv: int, address: Address, now: int) -> Session | None:
+        with self._lock:
+            if self._is_closing:
+                return None
+            is_full = len(self._by_address) >= self._max_sessions
+            is_greedy = self._per_host.get(address[0], 0) >= self._max_per_host
+        if is_full or is_greedy:
+            which = "are open" if is_full else f"allow {self._max_per_host} from one address"
+            log.limited("sessions", f"no session for {address[0]}: --maxsessions {self._max_sessions} {which}")
+            return None
+        plant = self._plant
+        counters = Counters(passive_opens=1)
+        crypt = plant.make_crypt()
+        conversation = Conversation(
+            conv,
+            plant.params,
+            counters,
+            is_client=False,
+            headroom=crypt.headroom,
+            tailroom=crypt.tailroom,
+            now=now,
+        )
+        session = Session(
+            conversation,
+            crypt,
+            self._udp,
+            address,
+            pool=plant.pool,
+            ticker=plant.ticker,
+            counters=counters,
+            is_proven=False,
+            owns_socket=False,
+            on_stream=self._on_stream,
+            on_trouble=_wait_for_client,
+            on_closed=self._forget,
+        )
+        with self._lock:
+            self._by_address[address] = session
+            known = self._by_conv.get(conv)
+            if known is None or not known.is_proven:
+                self._by_conv[conv] = session
+            self._count_host_locked(address, 1)
+        session.start()
+        self._on_session(session)
+        return session
+
+    def _forget(self, session: Session, reason: SessionError) -> None:
+        with self._lock:
+            if self._by_address.get(session.remote) is session:
+                del self._by_address[session.remote]
+                self._count_host_locked(session.remote, -1)
+            if self._by_conv.get(session.conversation.conv) is session:
+                del self._by_conv[session.conversation.conv]
+        self._on_closed(session, reason)
+
+    def _count_host_locked(self, address: Address, change: int) -> None:
+        count = self._per_host.get(address[0], 0) + change
+        if count > 0:
+            self._per_host[address[0]] = count
+        else:
+            self._per_host.pop(address[0], None)
+
+
+def _wait_for_client(session: Session) -> None:
+    """Only the client can find another way."""

@@ -1,0 +1,94 @@
+"""The client's way to its servers: which one next, at which address and port.
+
+In      the servers of --remoteaddr, what became of earlier tries
+Out     a fresh socket and an address to send to
+Knows   names, port ranges, who has failed lately. Not: sessions
+Cost    a thread for the time a name is being resolved, so that a dead resolver holds nobody up
+"""
+
+import os
+from queue import Empty, SimpleQueue
+from threading import Event, Lock, Thread
+from typing import NamedTuple
+
+from kcptun_lite.core.buffers import Address
+from kcptun_lite.errors import TransportError
+from kcptun_lite.net.ticker import monotonic_ms
+from kcptun_lite.net.udp import UdpOptions, UdpSocket
+
+BENCH_TIME = 60_000  # ms that a server which did not answer is passed over, if there is another one
+RESOLVE_PATIENCE = 15.0  # s for a name to be resolved
+RESOLVE_LOOK = 0.1  # s between looks whether the program stops
+
+Dialed = tuple[UdpSocket, list[Address]]
+
+
+class Server(NamedTuple):
+    """One entry of --remoteaddr."""
+
+    host: str
+    port_min: int
+    port_max: int
+
+
+class Route:
+    """Gives out sockets to the servers in turn; thread-safe.
+
+    The server used last is used again until it is reported as failed. Each socket goes to a random port of
+    its server's range, and to the next address of its name (all generations use the first one only).
+    """
+
+    def __init__(self, servers: list[Server], options: UdpOptions, stop: Event) -> None:
+        self._servers = servers
+        self._options = options
+        self._stop = stop
+        self._lock = Lock()
+        self._current = 0
+        self._benched_until = [0] * len(servers)
+        self._tries = [0] * len(servers)
+        "failures of each server so far: the next try takes its next address"
+
+    def open(self) -> tuple[UdpSocket, Address]:
+        """A new socket and the address to use it for. Raises: TransportError."""
+        with self._lock:
+            index = self._current
+            server = self._servers[index]
+            tries = self._tries[index]
+        ports = server.port_max - server.port_min + 1
+        port = server.port_min + int.from_bytes(os.urandom(4), "big") % ports
+        try:
+            udp, addresses = self._dial(server.host, port)
+        except TransportError:
+            self.failed()
+            raise
+        return udp, addresses[tries % len(addresses)]
+
+    def failed(self) -> None:
+        """The current server did not answer: bench it, and go on with the one benched longest ago or never."""
+        with self._lock:
+            self._tries[self._current] += 1
+            self._benched_until[self._current] = monotonic_ms() + BENCH_TIME
+            order = [(self._current + step) % len(self._servers) for step in range(1, len(self._servers) + 1)]
+            self._current = min(order, key=lambda index: max(self._benched_until[index] - monotonic_ms(), 0))
+
+    def _dial(self, host: str, port: int) -> Dialed:
+        """`UdpSocket.dial` in a thread of its own, which is left behind if the program stops meanwhile."""
+        answers: SimpleQueue[Dialed | TransportError] = SimpleQueue()
+
+        def dial() -> None:
+            try:
+                answers.put(UdpSocket.dial(host, port, self._options))
+            except TransportError as exc:
+                answers.put(exc)
+
+        Thread(target=dial, name="resolve", daemon=True).start()
+        deadline = monotonic_ms() + RESOLVE_PATIENCE * 1000
+        while monotonic_ms() < deadline and not self._stop.is_set():
+            try:
+                answer = answers.get(timeout=RESOLVE_LOOK)
+            except Empty:
+                continue
+            if isinstance(answer, TransportError):
+                raise answer
+            return answer
+        raise TransportError(f"cannot resolve {host}: the name server does not answer")

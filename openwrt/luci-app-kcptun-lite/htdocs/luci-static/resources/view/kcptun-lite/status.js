@@ -1,0 +1,184 @@
+'use strict';
+'require dom';
+'require fs';
+'require poll';
+'require rpc';
+'require uci';
+'require view';
+
+// What the tunnels do: procd says which of them run, each of them writes a status file.
+
+const INTERVAL = 3; // seconds
+
+const list_services = rpc.declare({
+	object: 'service',
+	method: 'list',
+	params: [ 'name' ],
+	expect: { 'kcptun-lite': {} }
+});
+
+let earlier = {}; // section -> its status at the last poll
+
+function read_status(section_id) {
+	return L.resolveDefault(fs.read('/var/run/kcptun-lite/' + section_id + '.json'), '').then(function(text) {
+		try {
+			return JSON.parse(text);
+		}
+		catch (error) {
+			return null; // not written yet
+		}
+	});
+}
+
+function load_all() {
+	return list_services('kcptun-lite').then(function(service) {
+		const sections = uci.sections('kcptun-lite').filter(function(section) {
+			return section['.type'] == 'client' || section['.type'] == 'server';
+		});
+
+		return Promise.all(sections.map(function(section) {
+			const name = section['.name'];
+			const instance = (service.instances || {})[name];
+
+			if (!instance || !instance.running)
+				return { name: name, role: section['.type'], enabled: section.enabled == '1', running: false };
+
+			return read_status(name).then(function(status) {
+				// A file of an earlier process says nothing about this one.
+				return {
+					name: name, role: section['.type'], enabled: true, running: true,
+					status: status && status.pid == instance.pid ? status : null
+				};
+			});
+		}));
+	});
+}
+
+function duration(seconds) {
+	if (seconds >= 86400)
+		return _('%d d %d h').format(seconds / 86400, seconds % 86400 / 3600);
+	if (seconds >= 3600)
+		return _('%d h %d min').format(seconds / 3600, seconds % 3600 / 60);
+	return _('%d min %d s').format(seconds / 60, seconds % 60);
+}
+
+function percent(part, whole) {
+	return '%.1f %%'.format(whole ? 100 * part / whole : 0);
+}
+
+// Bytes per second since the last poll, [in, out]; null before there are two.
+function rates(name, status) {
+	const last = earlier[name];
+
+	if (!last || last.pid != status.pid || last.updated >= status.updated)
+		return last && last.pid == status.pid ? last.rates : null;
+
+	return [ 'bytes_in', 'bytes_out' ].map(function(key) {
+		return (status[key] - last[key]) / (status.updated - last.updated);
+	});
+}
+
+function state(tunnel) {
+	if (tunnel.running)
+		return E('span', { 'class': 'label success' }, _('Running'));
+	if (tunnel.enabled)
+		return E('span', { 'class': 'label warning' }, _('Not running'));
+	return E('span', { 'class': 'label' }, _('Disabled'));
+}
+
+function row(cells) {
+	return E('tr', { 'class': 'tr' }, cells.map(function(cell) {
+		return E('td', { 'class': 'td' }, [ cell ]);
+	}));
+}
+
+function table(id, titles, rows, empty) {
+	return E('table', { 'class': 'table', 'id': id }, [
+		E('tr', { 'class': 'tr table-titles' }, titles.map(function(title) {
+			return E('th', { 'class': 'th' }, [ title ]);
+		}))
+	].concat(rows.length ? rows : [ E('tr', { 'class': 'tr placeholder' }, [ E('td', { 'class': 'td' }, [ empty ]) ]) ]));
+}
+
+function tunnel_row(tunnel) {
+	const status = tunnel.status;
+	const title = E('strong', tunnel.name);
+
+	if (!status)
+		return row([ title, state(tunnel), '', '', '', '', '' ]);
+
+	const now = rates(tunnel.name, status);
+
+	status.rates = now;
+	earlier[tunnel.name] = status;
+	return row([
+		title,
+		E('div', [ state(tunnel), E('br'), E('small', duration(status.uptime_s)) ]),
+		'%d / %d'.format(status.sessions.length, status.streams),
+		now ? '%1024.1mB/s ↓ %1024.1mB/s ↑'.format(now[0], now[1]) : '…',
+		'%1024.1mB ↓ %1024.1mB ↑'.format(status.bytes_in, status.bytes_out),
+		_('%s sent again, %d recovered, %d damaged').format(
+			percent(status.retransmitted, status.packets_out), status.recovered, status.checksum_errors),
+		'%1024.1mB'.format(status.memory_bytes)
+	]);
+}
+
+function session_rows(tunnels) {
+	return [].concat.apply([], tunnels.map(function(tunnel) {
+		return ((tunnel.status || {}).sessions || []).map(function(session) {
+			return row([
+				tunnel.name,
+				session.remote,
+				'%d ms'.format(session.rtt_ms),
+				'%d'.format(session.streams),
+				duration(session.age_s),
+				_('%d s ago').format(session.idle_s)
+			]);
+		});
+	}));
+}
+
+function diagnoses(tunnels) {
+	return tunnels.filter(function(tunnel) {
+		return tunnel.status && tunnel.status.last_diagnosis;
+	}).map(function(tunnel) {
+		return E('div', { 'class': 'alert-message warning' }, [
+			E('strong', tunnel.name + ': '), tunnel.status.last_diagnosis
+		]);
+	});
+}
+
+function content(tunnels) {
+	return diagnoses(tunnels).concat([
+		E('h3', _('Tunnels')),
+		table('tunnels', [
+			_('Name'), _('State'), _('Sessions / streams'), _('Throughput'), _('Carried'), _('Loss'), _('Memory')
+		], tunnels.map(tunnel_row), _('There are no tunnels yet.')),
+		E('h3', _('Sessions')),
+		table('sessions', [
+			_('Tunnel'), _('Other end'), _('Round trip'), _('Streams'), _('Age'), _('Last heard')
+		], session_rows(tunnels), _('There are no sessions. A client makes one when it is first used.'))
+	]);
+}
+
+return view.extend({
+	load: function() {
+		return uci.load('kcptun-lite').then(load_all);
+	},
+
+	render: function(tunnels) {
+		const node = E('div', { 'class': 'cbi-section' }, content(tunnels));
+
+		poll.add(function() {
+			return load_all().then(function(changed) {
+				dom.content(node, content(changed));
+			});
+		}, INTERVAL);
+
+		return E('div', [ E('h2', 'kcptun-lite'), node ]);
+	},
+
+	handleSave: null,
+	handleSaveApply: null,
+	handleReset: null
+});
