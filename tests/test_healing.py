@@ -1,0 +1,197 @@
+"""What the tunnel does about restarts, new addresses, silence and dead servers; the programs from outside.
+
+Bounds are those users are promised, with the anchors of the Go program (60 to 90 s) far above them.
+"""
+
+import os
+import select
+import signal
+import socket
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from time import monotonic
+
+import pytest
+
+from tests.programs import (
+    Program,
+    Target,
+    Tunnel,
+    connect,
+    echo_handler,
+    exchange,
+    exchange_handler,
+    missing_programs,
+    receive_exactly,
+    start_client,
+    start_server,
+    wait_until,
+)
+
+FAST = {"mode": "fast3", "sndwnd": 512, "rcvwnd": 512, "datashard": 0, "parityshard": 0}
+BACK_WITHIN = 3.0  # s after a server is back, until new connections work
+
+
+class Nat:
+    """A UDP path from one client to one server that can be cut, and can give the client another address."""
+
+    def __init__(self, server: str) -> None:
+        host, _, port = server.rpartition(":")
+        self._server = (host, int(port))
+        self._inside = _udp()
+        self._outside = _udp()
+        self._client: tuple[str, int] | None = None
+        self._over = threading.Event()
+        self.is_cut = False
+        self.recorded: deque[bytes] = deque(maxlen=200)
+        "what the client has sent last"
+        self.address = f"127.0.0.1:{self._inside.getsockname()[1]}"
+        self._thread = threading.Thread(target=self._run, name="nat")
+
+    def __enter__(self) -> "Nat":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._over.set()
+        self._thread.join()
+        self._inside.close()
+        self._outside.close()
+
+    def rebind(self) -> None:
+        """The client has another address from now on."""
+        old, self._outside = self._outside, _udp()
+        old.close()
+
+    def _run(self) -> None:
+        while not self._over.is_set():
+            inside, outside = self._inside, self._outside
+            with suppress(OSError, ValueError):  # rebound meanwhile
+                for ready in select.select([inside, outside], [], [], 0.05)[0]:
+                    data, source = ready.recvfrom(2048)
+                    if self.is_cut:
+                        continue
+                    if ready is inside:
+                        self._client = source
+                        self.recorded.append(data)
+                        outside.sendto(data, self._server)
+                    elif self._client:
+                        inside.sendto(data, self._client)
+
+
+def _udp() -> socket.socket:
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+    sock.bind(("127.0.0.1", 0))
+    return sock
+
+
+@contextmanager
+def running(program: Program) -> Iterator[Program]:
+    try:
+        yield program
+    finally:
+        program.stop(signal.SIGKILL)
+
+
+def answers(address: str) -> bool:
+    with suppress(OSError), connect(address, timeout=1.0) as sock:
+        sock.sendall(b"again")
+        return receive_exactly(sock, 5) == b"again"
+    return False
+
+
+@pytest.mark.parametrize("kind", ["ours", "go"])
+def test_after_a_server_restart_new_connections_work_at_once_and_old_ones_are_reset(kind: str) -> None:
+    assert not missing_programs("kcptun-server"), "install Debian's kcptun"
+    with Target(echo_handler) as target:
+        options = {**FAST, "target": target.address}
+        server, address = start_server(kind, options)
+        client, door = start_client("ours", {**FAST, "remoteaddr": address})
+        with running(client), connect(door) as old:
+            old.sendall(b"hello")
+            assert receive_exactly(old, 5) == b"hello"
+            server.stop(signal.SIGKILL)
+            server, _ = start_server(kind, {**options, "listen": address})
+            with running(server):
+                back = monotonic()
+                wait_until(lambda: answers(door), "a new connection works", BACK_WITHIN)
+                old.settimeout(BACK_WITHIN)
+                with pytest.raises(ConnectionResetError):
+                    old.recv(1)
+                assert monotonic() - back < 2 * BACK_WITHIN
+
+
+def test_a_new_address_of_the_client_cuts_no_stream() -> None:
+    with Target(exchange_handler) as target:
+        server, address = start_server("ours", {**FAST, "target": target.address})
+        with running(server), Nat(address) as nat:
+            client, door = start_client("ours", {**FAST, "remoteaddr": nat.address})
+            with running(client):
+                moved = 0
+
+                def progress(count: int) -> None:
+                    nonlocal moved
+                    if moved // (1 << 20) != (moved + count) // (1 << 20):
+                        nat.rebind()
+                    moved += count
+
+                exchange(connect(door), up=4 << 20, down=4 << 20, seed=3, progress=progress)
+                assert any("moved from" in line for line in server.log)
+                assert server.counters()["PassiveOpens"] == 1
+
+
+def test_replayed_packets_move_no_session() -> None:
+    with Target(echo_handler) as target:
+        server, address = start_server("ours", {**FAST, "target": target.address})
+        with running(server), Nat(address) as nat:
+            client, door = start_client("ours", {**FAST, "remoteaddr": nat.address})
+            with running(client), connect(door) as sock, _udp() as thief:
+                host, _, port = address.rpartition(":")
+                for number in range(20):
+                    sock.sendall(b"%04d" % number)
+                    assert receive_exactly(sock, 4) == b"%04d" % number
+                    for packet in list(nat.recorded):
+                        thief.sendto(packet, (host, int(port)))
+                assert not any("moved from" in line for line in server.log)
+
+
+def test_an_outage_loses_no_stream() -> None:
+    with Target(echo_handler) as target:
+        server, address = start_server("ours", {**FAST, "target": target.address})
+        with running(server), Nat(address) as nat:
+            client, door = start_client("ours", {**FAST, "remoteaddr": nat.address})
+            with running(client), connect(door) as sock:
+                sock.sendall(b"before")
+                assert receive_exactly(sock, 6) == b"before"
+                nat.is_cut = True
+                sock.sendall(b"during")
+                client.wait_for_log("going on from a new socket")
+                nat.is_cut = False
+                assert receive_exactly(sock, 6) == b"during"
+
+
+def test_a_dead_server_is_passed_over_for_the_next_one() -> None:
+    with Target(echo_handler) as target, _udp() as silent:
+        server, address = start_server("ours", {**FAST, "target": target.address})
+        dead = f"127.0.0.1:{silent.getsockname()[1]}"
+        with running(server):
+            client, door = start_client("ours", {**FAST, "remoteaddr": f"{dead},{address}"})
+            with running(client), connect(door) as sock:
+                sock.sendall(b"hello")
+                assert receive_exactly(sock, 5) == b"hello"
+
+
+def test_sighup_makes_new_sockets_and_keeps_streams() -> None:
+    with Target(echo_handler) as target, Tunnel("ours", "ours", target.address, FAST) as tunnel:
+        with connect(tunnel.address) as sock:
+            sock.sendall(b"one")
+            assert receive_exactly(sock, 3) == b"one"
+            port = tunnel.client.udp_port()
+            os.kill(tunnel.client.pid, signal.SIGHUP)
+            wait_until(lambda: tunnel.client.udp_port() != port, "another UDP port")
+            sock.sendall(b"two")
+            assert receive_exactly(sock, 3) == b"two"
+        assert tunnel.server.counters()["PassiveOpens"] == 1
