@@ -109,6 +109,8 @@ class CommonConfig(Record):
     log: str
     "path; empty: stderr"
     loglevel: str
+    status: str
+    "path; empty: none"
     quiet: bool
     memlimit: int
     "bytes; 0: no limit"

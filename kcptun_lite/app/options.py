@@ -212,6 +212,7 @@ OPTIONS: tuple[Option, ...] = (
     _option(
         "loglevel", values.OneOf(("error", "warning", "info", "debug")), "info", REPORTS, "error, warning, info, debug"
     ),
+    _option("status", values.text, "", REPORTS, "JSON file to keep the state of sessions and counters in"),
     _option("quiet", values.switch, "false", REPORTS, "no lines about streams opened and closed"),
     _option(
         "snmplog",

@@ -12,6 +12,7 @@ from kcptun_lite import log
 from kcptun_lite.app import signals
 from kcptun_lite.app.config import ClientConfig, ServerConfig, describe
 from kcptun_lite.app.stats import SnmpLog, snmp_line
+from kcptun_lite.app.status import StatusFile
 from kcptun_lite.core.buffers import BufferPool
 from kcptun_lite.core.conversation import ConversationParams
 from kcptun_lite.core.counters import Counters, total
@@ -35,14 +36,22 @@ class Tunnel:
         self.config = config
         self.pool = BufferPool(Lock(), gogc=config.gogc)
         self.ticker = UpdateThread()
-        self.plant = Plant(_params(config), config.crypt, derive_key(config.key), self.pool, self.ticker)
+        self.plant = Plant(_params(config), config.crypt, derive_key(config.key), self.pool, self.ticker, config.ratelimit)
         self.retired = Counters()
         "what closed sessions have counted"
+        self.last_diagnosis = ""
+        "the last sentence that said what is wrong"
         self.stop_event = Event()
         self._lock = Lock()
         self._relay_gone = Condition(self._lock)
         self._relays: set[Relay] = set()
         self._snmp_log = SnmpLog(config.snmplog, config.snmpperiod)
+        self._status = StatusFile(
+            config.status,
+            "client" if isinstance(config, ClientConfig) else "server",
+            monotonic_ms(),
+            lambda: (self._sessions(), self.counters(), self.last_diagnosis),
+        )
         self._established = self._max_established = 0
 
     # -- for the two programs ------------------------------------------------------------------
@@ -133,6 +142,7 @@ class Tunnel:
 
     def _every_second(self, now: int) -> None:
         self._snmp_log.tick(now, self.counters)
+        self._status.tick(now)
         self.pool.trim()
 
     def _shut_down(self) -> None:
@@ -153,6 +163,7 @@ class Tunnel:
         self._close_sessions()
         self.ticker.stop()
         self.ticker.join()
+        self._status.remove()
 
     def log_start(self, listening: str) -> None:
         for line in describe(self.config, listening):

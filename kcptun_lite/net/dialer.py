@@ -54,6 +54,7 @@ class Dialer:
             pool=plant.pool,
             ticker=plant.ticker,
             counters=counters,
+            rate=plant.rate,
             is_proven=True,
             owns_socket=True,
             on_stream=_refuse_stream,

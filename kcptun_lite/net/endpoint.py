@@ -30,6 +30,8 @@ class Plant(NamedTuple):
     "derived, 32 bytes"
     pool: BufferPool
     ticker: UpdateThread
+    rate: int
+    "bytes a second that each session may send; 0: no limit"
 
     def make_crypt(self) -> PacketCrypt:
         return make_crypt(self.crypt, self.key, os.urandom, self.pool)

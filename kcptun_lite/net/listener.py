@@ -195,6 +195,7 @@ class Listener:
             pool=plant.pool,
             ticker=plant.ticker,
             counters=counters,
+            rate=plant.rate,
             is_proven=False,
             owns_socket=False,
             on_stream=self._on_stream,

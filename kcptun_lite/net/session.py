@@ -16,6 +16,7 @@ from kcptun_lite.core.conversation import Conversation
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.crypt import PacketCrypt
 from kcptun_lite.core.kcp import Flush
+from kcptun_lite.core.pacing import PACED_TRAY, TokenBucket
 from kcptun_lite.core.smux import StreamFinished, StreamOpened, StreamReadable, StreamWritable
 from kcptun_lite.errors import (
     DeadLink,
@@ -49,6 +50,7 @@ class Session:
         pool: BufferPool,
         ticker: UpdateThread,
         counters: Counters,
+        rate: int,
         is_proven: bool,
         owns_socket: bool,
         on_stream: Callable[["Session", Stream], None],
@@ -57,6 +59,7 @@ class Session:
     ) -> None:
         """`crypt` seals for this session alone; callbacks run without any lock held.
 
+        `rate`: bytes a second sent at most, 0 for no limit.
         `is_proven`: the peer is known to be at `remote`. Until it has acknowledged something of ours we
         send no more bytes than came from there, lest somebody have us flood a stranger.
         `owns_socket`: nobody else uses `udp`; it is closed with the session (clients).
@@ -67,13 +70,15 @@ class Session:
         self.writers: deque[Stream] = deque()
         self.remote = remote
         self.counters = counters
-        self.opened_at = monotonic_ms()
+        self.opened_at = self.heard_at = monotonic_ms()
         self.receiver: Thread | None = None
         "the thread that receives for this session alone (clients)"
         self.is_proven = is_proven
         self._unproven_bytes = 0
         "received and not yet matched by bytes sent, while unproven"
         self._probed_at = 0
+        self._bucket = TokenBucket(rate, self.opened_at) if rate else None
+        self._paced_until = 0
         self._owns_socket = owns_socket
         self._udp = udp
         self._crypt = crypt
@@ -129,6 +134,7 @@ class Session:
         with self.lock:
             if self._closed:
                 return False
+            self.heard_at = now
             if not self.is_proven:
                 self._unproven_bytes += sum(map(len, packets)) + len(packets) * self._crypt.headroom
             before = self.conversation.progress()
@@ -209,6 +215,8 @@ class Session:
         with self.lock:
             deadline = self.conversation.next_deadline()
         idle = now + SLOW_RHYTHM
+        if self._paced_until > now:
+            return min(self._paced_until, idle)
         return idle if deadline is None else min(deadline, idle)
 
     # -- the path ------------------------------------------------------------------------------
@@ -260,9 +268,15 @@ class Session:
         counters = self.counters
         with borrow(self._pool, conversation.tray_bytes) as arena:
             batch = PacketBatch(arena)
+            if self._bucket:
+                batch.capacity = min(batch.capacity, PACED_TRAY)
             more = True
             while more:
                 now = monotonic_ms()
+                if self._bucket and (pause := self._bucket.wait(now)):
+                    self._paced_until = now + pause
+                    self._ticker.wake(self, self._paced_until)
+                    return
                 with self.lock:
                     if self._closed and not conversation.flush_wanted:
                         return
@@ -282,6 +296,8 @@ class Session:
                     counters.out_packets += sent
                     counters.send_drops += len(packets) - sent
                     counters.out_bytes += sum(batch.lengths)
+                    if self._bucket:
+                        self._bucket.spend(sum(batch.lengths))
                     batch.clear()
             if deadline is not None:
                 self._ticker.wake(self, deadline)

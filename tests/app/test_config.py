@@ -101,6 +101,7 @@ def test_the_clients_defaults_are_kcptuns() -> None:
         snmpperiod=60,
         log="",
         loglevel="info",
+        status="",
         quiet=False,
         qpp=False,
         qppcount=61,

@@ -313,4 +313,3 @@ def test_a_tray_holds_data_and_its_parity(fec: tuple[int, int]) -> None:
         assert data == segments + (segments // fec[0] - (fec[0] == 1)) * fec[1]
     else:
         assert data == segments
-

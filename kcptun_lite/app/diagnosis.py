@@ -1,0 +1,154 @@
+"""From what was seen to one sentence that says what is wrong, and which option to change.
+
+In      `Evidence` of one session of a client; what a server found out about a stranger's packet
+Out     a sentence, or "" while nothing is wrong; whether it is time to say it again
+Knows   which mismatch looks like what (docs/compatibility.md). Not: sockets, the clock, the log
+Cost    a few comparisons per session and second
+
+Nothing here is negotiated and nobody in this protocol ever says no (WIRE.md 1), so a mismatch is told by what
+fails to come. A server that cannot decrypt is silent. One whose stream protocol differs acknowledges the first
+packets, drops its session, and acknowledges from zero when it hears more. One that cannot reach its target
+closes the stream at once.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+PATIENCE = 4000  # ms after which something useful should have come back
+QUICK = 900  # ms; enough where the network itself says no
+SILENCE = 10_000  # ms without an answer from a server that used to give one
+CUT_IN_A_ROW = 3  # streams that ended without a byte, on a session that has carried data before
+REPEAT_AFTER = 60_000  # ms before the same sentence is said again
+STRANGERS_EVERY = 10_000  # ms between sentences about packets that no method fits: anybody can provoke them
+REMEMBERED = 64  # sentences; strangers must not fill the memory
+
+REFUSED = "Connection refused"
+"`Evidence.error` when an ICMP message said that nobody listens"
+
+
+class Evidence(NamedTuple):
+    """What a client knows of one of its sessions."""
+
+    server: str
+    "address and port as the log writes them"
+    crypt: str
+    age: int
+    "ms since the session was opened, which is when its first packet was sent"
+    received: int = 0
+    "datagrams that came back, good or bad"
+    decrypted: int = 0
+    "those of them that passed their check"
+    fitting: Sequence[str] | None = None
+    "methods under which a bad one would have passed; None while none was looked at"
+    acknowledged: bool = False
+    understood: bool = False
+    "bytes of the server's stream protocol came, and made sense"
+    silence: int = 0
+    "ms that something sent has gone unanswered"
+    error: str = ""
+    "why the system would not send, or REFUSED"
+    reborn: bool = False
+    "the server acknowledges from zero again: its session is a new one"
+    failure: str = ""
+    "what in the server's stream makes no sense"
+    cut_streams: int = 0
+    "streams in a row that the server ended soon and without a byte"
+    delivered: bool = False
+    "some stream has brought data"
+
+
+class Rule(NamedTuple):
+    """One row: the first that applies gives the sentence."""
+
+    name: str
+    applies: Callable[[Evidence], bool]
+    sentence: str
+    "with the names of Evidence in braces"
+
+
+RULES = (
+    Rule("stream", lambda e: bool(e.failure), "server {server}: {failure}"),
+    Rule(
+        "dropped",
+        lambda e: e.reborn and not e.understood,
+        "server {server} acknowledges packets, but drops the session: --nocomp or --smuxver differ",
+    ),
+    Rule(
+        "refused",
+        lambda e: e.error == REFUSED and not e.decrypted and e.age >= QUICK,
+        "server {server} refuses UDP: no kcptun runs there, or --remoteaddr has another port than its --listen",
+    ),
+    Rule(
+        "unsent",
+        lambda e: bool(e.error) and e.error != REFUSED and (e.silence >= PATIENCE or not e.decrypted) and e.age >= QUICK,
+        "packets to {server} cannot be sent: {error}",
+    ),
+    Rule(
+        "crypt",
+        lambda e: bool(e.fitting) and not e.decrypted,
+        "server {server} uses --crypt {fits}, this client {crypt}",
+    ),
+    Rule(
+        "key",
+        lambda e: e.received > 0 and not e.decrypted and e.age >= PATIENCE,
+        "what comes back from {server} cannot be decrypted: --key or --crypt differ, or it is not kcptun",
+    ),
+    Rule(
+        "nothing",
+        lambda e: not e.received and e.age >= PATIENCE,
+        "nothing comes back from {server}: --key or --crypt differ, or the server is down, or UDP is blocked",
+    ),
+    Rule(
+        "gone",
+        lambda e: e.silence >= SILENCE,
+        "server {server} has stopped answering: it is down, or UDP is blocked",
+    ),
+    Rule(
+        "target",
+        lambda e: e.cut_streams >= (CUT_IN_A_ROW if e.delivered else 1),
+        "server {server} closes streams at once without a byte: it cannot reach its --target, or that hangs up",
+    ),
+)
+
+
+def diagnose(evidence: Evidence) -> str:
+    """The sentence of the first rule that applies, "" if none does."""
+    for rule in RULES:
+        if rule.applies(evidence):
+            fits = " or ".join(evidence.fitting or ())
+            return rule.sentence.format(fits=fits, **evidence._asdict())
+    return ""
+
+
+def describe_stranger(client: str, fitting: Sequence[str], crypt: str) -> str:
+    """What a server says about an address whose packets fail their check. `fitting`: of `crypt.fitting_methods`."""
+    if not fitting:
+        return f"client {client} uses another --key, or is not kcptun"
+    return f"client {client} uses --crypt {' or '.join(fitting)}, this server {crypt}"
+
+
+def describe_adaptation(client: str, differences: Sequence[str]) -> str:
+    """What a server says about a client that it serves in another way than it is set to."""
+    return f"client {client} uses {', '.join(differences)}, unlike this server, which adapts to it"
+
+
+def describe_refusal(client: str, failure: str, *, strict: bool) -> str:
+    """What a server says about a client whose stream makes no sense to it."""
+    return f"client {client} is refused{' (--strict)' if strict else ''}: {failure}"
+
+
+class Spoken:
+    """Which sentences were said lately."""
+
+    def __init__(self) -> None:
+        self._next: dict[str, int] = {}
+        "key -> ms from which on it may be said again, the oldest first"
+
+    def is_due(self, key: str, now: int, pause: int = REPEAT_AFTER) -> bool:
+        """Whether to say what `key` stands for; the caller does, and not again within `pause` ms."""
+        if now < self._next.pop(key, now):
+            return False
+        while len(self._next) >= REMEMBERED:
+            del self._next[next(iter(self._next))]
+        self._next[key] = now + pause
+        return True

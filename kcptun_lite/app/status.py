@@ -1,0 +1,98 @@
+"""What a running program tells about itself: a small JSON file for init scripts, LuCI and people.
+
+In      the tunnel's sessions, counters and last diagnosis
+Out     a file, replaced as a whole every few seconds, removed at the end
+Knows   the names of its keys (docs/status.md). Not: who reads it
+Cost    1 ms per write; the json module, 1 MiB, only if a file is wanted
+"""
+
+import os
+from collections.abc import Callable
+from time import time
+from typing import Any
+
+from kcptun_lite import __version__, log
+from kcptun_lite.core.counters import Counters
+from kcptun_lite.net.address import format_address
+from kcptun_lite.net.session import Session
+
+PERIOD = 5000  # ms between two writes
+
+Facts = Callable[[], tuple[list[Session], Counters, str]]
+"sessions, summed counters, last diagnosis"
+
+
+class StatusFile:
+    """Writes the status from time to time; an empty path writes nothing."""
+
+    def __init__(self, path: str, role: str, started_at: int, facts: Facts) -> None:
+        self._path = path
+        self._role = role
+        self._started_at = started_at
+        self._facts = facts
+        self._due = started_at
+
+    def tick(self, now: int) -> None:
+        """Write if it is time (ms); a file that cannot be written costs a line in the log."""
+        if not self._path or now < self._due:
+            return
+        self._due = now + PERIOD
+        import json
+
+        fresh = f"{self._path}.new"
+        try:
+            with open(fresh, "w", encoding="utf-8") as file:
+                json.dump(self._status(now), file)
+            os.replace(fresh, self._path)
+        except OSError as exc:
+            log.limited("status", f"--status {self._path} cannot be written: {exc.strerror}")
+
+    def remove(self) -> None:
+        if self._path:
+            try:
+                os.unlink(self._path)
+            except OSError:
+                pass
+
+    def _status(self, now: int) -> dict[str, Any]:
+        sessions, counters, diagnosis = self._facts()
+        return {
+            "pid": os.getpid(),
+            "role": self._role,
+            "version": __version__,
+            "uptime_s": (now - self._started_at) // 1000,
+            "updated": int(time()),
+            "sessions": [_describe(session, now) for session in sessions if not session.is_closed],
+            "streams": sum(session.stream_count for session in sessions),
+            "bytes_in": counters.bytes_received,
+            "bytes_out": counters.bytes_sent,
+            "packets_in": counters.in_packets,
+            "packets_out": counters.out_packets,
+            "retransmitted": counters.retransmitted,
+            "recovered": counters.fec_recovered,
+            "lost": counters.lost,
+            "checksum_errors": counters.in_checksum_errors,
+            "memory_bytes": _resident_bytes(),
+            "last_diagnosis": diagnosis,
+        }
+
+
+def _describe(session: Session, now: int) -> dict[str, Any]:
+    rtt = session.conversation.kcp.rtt
+    return {
+        "conv": f"{session.conversation.conv:08x}",
+        "remote": format_address(session.remote),
+        "rtt_ms": rtt.srtt,
+        "rto_ms": rtt.rto,
+        "streams": session.stream_count,
+        "age_s": (now - session.opened_at) // 1000,
+        "idle_s": (now - session.heard_at) // 1000,
+    }
+
+
+def _resident_bytes() -> int:
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+    except (OSError, ValueError):
+        return 0

@@ -1,0 +1,31 @@
+"""The status file says what the tunnel is doing, is never half-written, and is gone with the program."""
+
+import json
+from pathlib import Path
+
+from tests.programs import Target, Tunnel, connect, echo_handler, receive_exactly, wait_until
+
+
+def test_both_ends_tell_their_state(tmp_path: Path) -> None:
+    paths = {role: tmp_path / f"{role}.json" for role in ("client", "server")}
+    with Target(echo_handler) as target:
+        with Tunnel(
+            "ours",
+            "ours",
+            target.address,
+            client_options={"status": paths["client"]},
+            server_options={"status": paths["server"]},
+        ) as tunnel:
+            with connect(tunnel.address) as sock:
+                sock.sendall(b"hello")
+                assert receive_exactly(sock, 5) == b"hello"
+                for role, path in paths.items():
+                    wait_until(lambda path=path: path.exists() and bool(json.loads(path.read_text())["streams"]), role)
+                    status = json.loads(path.read_text())
+                    assert status["role"] == role
+                    assert len(status["sessions"]) == 1
+                    assert status["sessions"][0]["streams"] == 1
+                    assert status["bytes_in"] > 0 < status["bytes_out"]
+                    assert status["memory_bytes"] > 1 << 20
+            assert status["pid"] in (tunnel.client.pid, tunnel.server.pid)
+    assert not any(path.exists() for path in paths.values())
