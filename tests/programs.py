@@ -32,7 +32,10 @@ from tools.lossy_proxy import Link
 
 ROOT = Path(__file__).resolve().parent.parent
 START_TIMEOUT = 20.0  # s until a program must have said that it is ready, on a busy machine
-STALL_TIMEOUT = 30.0  # s without a byte of progress after which a transfer has failed
+STALL_TIMEOUT = (
+    9.0  # s without a byte after which a transfer has failed: less than keep-alive, which hides lost wake-ups
+)
+TARGET_TIMEOUT = 60.0  # s after which a target's thread gives up, so that none is left for ever
 CHUNK = 256 * 1024  # bytes per send and receive call
 
 Options = Mapping[str, object]
@@ -436,7 +439,7 @@ class Target:
             except OSError:
                 return
             self.connections += 1
-            sock.settimeout(STALL_TIMEOUT)
+            sock.settimeout(TARGET_TIMEOUT)
             threading.Thread(target=self._serve, args=(sock,), name="target-connection", daemon=True).start()
 
     def _serve(self, sock: socket.socket) -> None:

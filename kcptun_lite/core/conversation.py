@@ -17,10 +17,14 @@ from kcptun_lite.core.kcp import Flush, Kcp, KcpParams
 from kcptun_lite.core.smux import Event, SmuxSession
 from kcptun_lite.core.snappy import SnappyDecoder, SnappyEncoder
 from kcptun_lite.core.wire import FEC_HEADER_SIZE, SNAPPY_IDENTIFIER, Buffer
+from kcptun_lite.errors import ConfigError, RemoteProtocolError
 
 # The Go program gives a silent peer up after 30 to 60 s (WIRE.md 7.4). We look for another way to it as soon
 # as data goes unanswered, so we can afford to keep its streams through an outage of a minute.
 KEEPALIVE_TIMEOUT = 75_000  # ms
+
+
+DEFAULT_SHARDS = (10, 3)  # of every generation
 
 
 class ConversationParams(NamedTuple):
@@ -38,6 +42,20 @@ class ConversationParams(NamedTuple):
     max_streams: int = 1024
     adapts: bool = False
     "take smux version and compression from the peer's first bytes (servers)"
+
+    @property
+    def has_fec(self) -> bool:
+        return self.data_shards > 0 and self.parity_shards > 0
+
+    def answering(self, *, fec: bool) -> "ConversationParams":
+        """What to be set to for a peer whose first packet has a FEC header, or has none.
+
+        Who adapts answers in kind, because kcptun of 2017 reads either FEC or bare packets (WIRE.md 3.4).
+        """
+        if not self.adapts or fec == self.has_fec:
+            return self
+        data, parity = DEFAULT_SHARDS if fec else (0, 0)
+        return self._replace(data_shards=data, parity_shards=parity)
 
 
 class Conversation:
@@ -60,7 +78,7 @@ class Conversation:
         self.is_compressed = params.compress
         self._counters = counters
         self._is_client = is_client
-        has_fec = params.data_shards > 0 and params.parity_shards > 0
+        has_fec = params.has_fec
         self.kcp = Kcp(conv, params.kcp, counters, headroom=headroom + FEC_HEADER_SIZE * has_fec, tailroom=tailroom)
         self._encoder = (
             FecEncoder(params.data_shards, params.parity_shards, headroom, tailroom, counters) if has_fec else None
@@ -203,6 +221,22 @@ class Conversation:
         """Numbers of which one grows when a packet brings anything new: a replayed one changes none."""
         return self.kcp.progress()
 
+    def differences(self, own: ConversationParams) -> list[str]:
+        """The options in which the peer differs from `own`, as far as its packets have shown them."""
+        if not self.smux_version:
+            return []
+        found = []
+        if self.smux_version != own.smux_version:
+            found.append(f"--smuxver {self.smux_version}")
+        if self.is_compressed != own.compress:
+            found.append("compression" if self.is_compressed else "--nocomp")
+        data, parity = self._decoder.data_shards, self._decoder.parity_shards
+        if not self.params.has_fec:
+            found += ["--datashard 0"] if own.has_fec else []
+        elif (data, parity) != (own.data_shards, own.parity_shards):
+            found.append(f"--datashard {data} --parityshard {parity}")
+        return found
+
     # -- inside --------------------------------------------------------------------------------
 
     @property
@@ -213,8 +247,13 @@ class Conversation:
     def _settle_compression(self, compress: bool) -> None:
         self.is_compressed = compress
         if compress:
-            self._snappy_encoder = SnappyEncoder()
-            self._snappy_decoder = SnappyDecoder()
+            try:
+                self._snappy_encoder = SnappyEncoder()
+                self._snappy_decoder = SnappyDecoder()
+            except ConfigError as exc:
+                if not self.params.adapts:
+                    raise
+                raise RemoteProtocolError(f"it is compressed, and here {exc}") from exc
 
     def _settle_smux(self, version: int) -> None:
         params = self.params

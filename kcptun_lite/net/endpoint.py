@@ -17,6 +17,7 @@ from kcptun_lite.core.conversation import ConversationParams
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.crypt import PacketCrypt, make_crypt
 from kcptun_lite.errors import TransportError
+from kcptun_lite.net.suspects import Sampler, Suspects
 from kcptun_lite.net.ticker import UpdateThread, monotonic_ms
 from kcptun_lite.net.udp import UdpSocket
 
@@ -32,6 +33,7 @@ class Plant(NamedTuple):
     ticker: UpdateThread
     rate: int
     "bytes a second that each session may send; 0: no limit"
+    suspects: Suspects
 
     def make_crypt(self) -> PacketCrypt:
         return make_crypt(self.crypt, self.key, os.urandom, self.pool)
@@ -49,6 +51,7 @@ class ReceiverThread(Thread):
         self._pool = plant.pool
         self._counters = counters
         self._deliver = deliver
+        self._sampler = Sampler(plant.suspects)
 
     def run(self) -> None:
         with borrow_batch(self._pool) as batch:
@@ -58,9 +61,14 @@ class ReceiverThread(Thread):
                 except TransportError:
                     return  # closed
                 if received:
+                    now = monotonic_ms()
+                    self._sampler.before(batch)
+                    failed_before = self._counters.in_checksum_errors
                     self._crypt.open(batch, self._counters)
+                    if self._counters.in_checksum_errors != failed_before:
+                        self._sampler.after(batch, now)
                     try:
-                        self._deliver(batch, monotonic_ms())
+                        self._deliver(batch, now)
                     except Exception as exc:  # a bug must not stop the tunnel
                         log.limited("rx", f"receiver: {exc!r}", log.Level.ERROR)
                     batch.clear()

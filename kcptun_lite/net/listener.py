@@ -119,7 +119,7 @@ class Listener:
             if cmd == KCP_PUSH and sn == 0:
                 if session:
                     session.close(SessionClosed("replaced by a new conversation from the same address"))
-                session = self._create(conv, address, now)
+                session = self._create(conv, address, fec=at > 0, now=now)
                 break
             self.counters.kcp_in_errors += 1
             packets[index] = packet[:0]
@@ -165,7 +165,7 @@ class Listener:
             except TransportError:
                 pass  # closed
 
-    def _create(self, conv: int, address: Address, now: int) -> Session | None:
+    def _create(self, conv: int, address: Address, *, fec: bool, now: int) -> Session | None:
         with self._lock:
             if self._is_closing:
                 return None
@@ -180,7 +180,7 @@ class Listener:
         crypt = plant.make_crypt()
         conversation = Conversation(
             conv,
-            plant.params,
+            plant.params.answering(fec=fec),
             counters,
             is_client=False,
             headroom=crypt.headroom,

@@ -34,6 +34,7 @@ SLOW_RHYTHM = 1000  # ms between looks at the keep-alive of a session in which n
 SILENCE = 3000  # ms without an answer after which the way to the peer is in doubt; or 4 RTO if that is more
 DEAD_AFTER = 75_000  # ms without an answer after which the session is over
 PROBE_PERIOD = 1000  # ms between questions to a silent peer
+UNPROVEN_BYTES = 16 * 1024  # sent ahead to a peer that has proven nothing: a target that speaks first, sent again
 NO_WAY = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL)
 
 
@@ -74,9 +75,12 @@ class Session:
         self.receiver: Thread | None = None
         "the thread that receives for this session alone (clients)"
         self.is_proven = is_proven
-        self._unproven_bytes = 0
-        "received and not yet matched by bytes sent, while unproven"
+        self._unproven_bytes = UNPROVEN_BYTES
+        "how much more may be sent while unproven: that much ahead, and what has been received"
         self._probed_at = 0
+        self._send_error: OSError | None = None
+        self.cut_streams = 0
+        self.has_delivered = False
         self._bucket = TokenBucket(rate, self.opened_at) if rate else None
         self._paced_until = 0
         self._owns_socket = owns_socket
@@ -135,6 +139,7 @@ class Session:
             if self._closed:
                 return False
             self.heard_at = now
+            self._send_error = None
             if not self.is_proven:
                 self._unproven_bytes += sum(map(len, packets)) + len(packets) * self._crypt.headroom
             before = self.conversation.progress()
@@ -142,6 +147,7 @@ class Session:
                 self.conversation.receive_packets(packets, now)
             except RemoteProtocolError as exc:
                 failure = SessionError(f"the peer's stream makes no sense: {exc}")
+                failure.__cause__ = exc
             after = self.conversation.progress()
             if source is not None and source != self.remote and after != before:
                 self.remote = source
@@ -219,7 +225,18 @@ class Session:
             return min(self._paced_until, idle)
         return idle if deadline is None else min(deadline, idle)
 
+    def probe(self) -> None:
+        """Ask something that any living peer answers, and one that has forgotten us answers from zero."""
+        with self.lock:
+            self.conversation.kcp.probe()
+        self.transmit()
+
     # -- the path ------------------------------------------------------------------------------
+
+    @property
+    def send_error(self) -> OSError | None:
+        """Why nothing gets through, as far as the kernel or an ICMP message has said since the peer was last heard."""
+        return self._udp.last_error or self._send_error
 
     def _silence_locked(self, now: int) -> int:
         since = self.conversation.kcp.unanswered_since
@@ -234,6 +251,7 @@ class Session:
         """Go on through another socket, perhaps to another address; what is in flight is sent again (clients)."""
         with self.lock:
             old_udp, self._udp = self._udp, udp
+            self._send_error = old_udp.last_error or self._send_error
             old_receiver, self.receiver = self.receiver, receiver
             self.remote = remote
             is_over = self._closed is not None

@@ -12,9 +12,19 @@ from typing import Protocol
 
 from kcptun_lite.core.conversation import Conversation
 from kcptun_lite.core.kcp import Flush
+from kcptun_lite.core.wire import Buffer
 from kcptun_lite.errors import SessionError, StreamClosed, StreamReset
+from kcptun_lite.net.ticker import monotonic_ms
 
 READ_LIMIT = 262_144  # bytes taken at once; one gather write
+CUT_WITHIN = 12_000  # ms; a server that cannot reach its target ends the stream, ours after 10 s at most
+
+
+class StreamCipher(Protocol):
+    """What may stand between a stream and its user (core/qpp)."""
+
+    def encrypt(self, data: Buffer) -> bytes: ...
+    def decrypt(self, data: Buffer) -> bytes: ...
 
 
 class StreamOwner(Protocol):
@@ -24,6 +34,10 @@ class StreamOwner(Protocol):
     conversation: Conversation
     writers: "deque[Stream]"
     "streams that wait for room in KCP, first come first served"
+    cut_streams: int
+    "streams in a row that the peer has ended soon and without a byte"
+    has_delivered: bool
+    "some stream has brought data"
 
     def transmit(self) -> None:
         """Send what the conversation wants sent; called without the lock."""
@@ -39,7 +53,12 @@ class Stream:
 
     def __init__(self, owner: StreamOwner, sid: int) -> None:
         self.sid = sid
+        self.cipher: StreamCipher | None = None
+        "set before the first byte, or never"
         self._owner = owner
+        self._opened_at = monotonic_ms()
+        self._has_received = False
+        self._has_finished = False
         self._readable = Condition(owner.lock)
         self._writable = Condition(owner.lock)
         self._is_closed = False
@@ -62,13 +81,23 @@ class Stream:
                 if chunks:
                     break
                 if owner.conversation.is_finished(self.sid):
+                    self._note_end_locked()
                     return []
                 if not self._readable.wait(timeout_s):
                     return None
+            self._has_received = owner.has_delivered = True
+            owner.cut_streams = 0
             is_flush_wanted = owner.conversation.flush_wanted is not Flush.NOTHING
         if is_flush_wanted:
             owner.transmit()
+        if self.cipher:
+            return [self.cipher.decrypt(chunk) for chunk in chunks]
         return chunks
+
+    def _note_end_locked(self) -> None:
+        is_soon = monotonic_ms() - self._opened_at < CUT_WITHIN
+        if is_soon and not (self._has_received or self._has_finished):
+            self._owner.cut_streams += 1
 
     def write(self, data: memoryview) -> None:
         """Send all of `data`; returns when the session has taken it.
@@ -76,6 +105,8 @@ class Stream:
         Raises: StreamReset if the session died; StreamClosed after `close` or `close_write`.
         """
         owner = self._owner
+        if self.cipher:
+            data = memoryview(self.cipher.encrypt(data))
         while data:
             with owner.lock:
                 taken = self._write_some_locked(data)
@@ -109,6 +140,7 @@ class Stream:
         with owner.lock:
             if self._is_closed or self._cause:
                 return
+            self._has_finished = True
             owner.conversation.finish_stream(self.sid)
         owner.transmit()
 

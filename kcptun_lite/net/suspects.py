@@ -52,27 +52,21 @@ class Sampler:
         self._suspects = suspects
         self._suspect: Address | None = None
         self._suspect_until = 0
-        self._copy: tuple[int, bytes] | None = None
+        self._copy: tuple[int, Sample] | None = None
 
     def before(self, batch: PacketBatch) -> None:
         """Keep a copy of the suspect's packet, if there is one in the tray."""
-        if self._suspect is None:
-            return
-        for index, address in enumerate(batch.addresses):
-            if address == self._suspect:
-                start = batch.starts[index]
-                self._copy = index, bytes(batch.arena[start : start + batch.lengths[index]])
-                return
+        self._copy = None
+        suspect = self._suspect
+        if suspect is not None and suspect in batch.addresses:
+            index = batch.addresses.index(suspect)
+            self._copy = index, Sample(suspect, bytes(batch.packet(index)))
+            self._suspect = None
 
     def after(self, batch: PacketBatch, now: int) -> None:
-        """Hand in the copy if that packet has failed, and look for the next suspect."""
-        if self._suspect is not None:
-            copy, self._copy = self._copy, None
-            if copy and not batch.lengths[copy[0]]:
-                self._suspects.put(Sample(self._suspect, copy[1]), now)
-            elif not copy and now < self._suspect_until:
-                return
-            self._suspect = None
-        elif self._suspects.wants_sample(now):
+        """Hand in the copy if that packet has failed, else look for a suspect."""
+        if self._copy and not batch.lengths[self._copy[0]]:
+            self._suspects.put(self._copy[1], now)
+        elif (self._suspect is None or now >= self._suspect_until) and self._suspects.wants_sample(now):
             self._suspect = batch.addresses[batch.lengths.index(0)]
             self._suspect_until = now + SUSPECT_FOR

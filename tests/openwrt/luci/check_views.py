@@ -267,7 +267,7 @@ def test_status(browser: webdriver.Chrome, backend: Backend) -> None:
     assert home[2:] == [
         "1 / 5",
         "…",
-        "12.3 MiB ↓ 1.0 MiB ↑",
+        "↓ 12.3 MiB\n↑ 1.0 MiB",
         "1.3 % sent again, 12 recovered, 4 damaged",
         "15.2 MiB",
     ]
@@ -281,7 +281,7 @@ def test_status(browser: webdriver.Chrome, backend: Backend) -> None:
     backend.run("office", 4243, None)
     page.poll()
     (home, office, hub) = page.rows("#tunnels")
-    assert home[3] == "1.5 MiB/s ↓ 1.0 KiB/s ↑"
+    assert home[3] == "↓ 1.5 MiB/s\n↑ 1.0 KiB/s"
     assert office[:3] == ["office", "Running", ""], "it runs and has not written its file yet"
     assert page.text(".alert-message") == "home: Packets come in damaged: key or crypt differ."
     page.picture("status")

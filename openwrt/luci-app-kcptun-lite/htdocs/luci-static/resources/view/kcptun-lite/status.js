@@ -66,6 +66,10 @@ function percent(part, whole) {
 	return '%.1f %%'.format(whole ? 100 * part / whole : 0);
 }
 
+function both_ways(values, unit) {
+	return E('div', [ '↓ %1024.1m'.format(values[0]) + unit, E('br'), '↑ %1024.1m'.format(values[1]) + unit ]);
+}
+
 // Bytes per second since the last poll, [in, out]; null before there are two.
 function rates(name, status) {
 	const last = earlier[name];
@@ -115,8 +119,8 @@ function tunnel_row(tunnel) {
 		title,
 		E('div', [ state(tunnel), E('br'), E('small', duration(status.uptime_s)) ]),
 		'%d / %d'.format(status.sessions.length, status.streams),
-		now ? '%1024.1mB/s ↓ %1024.1mB/s ↑'.format(now[0], now[1]) : '…',
-		'%1024.1mB ↓ %1024.1mB ↑'.format(status.bytes_in, status.bytes_out),
+		now ? both_ways(now, 'B/s') : '…',
+		both_ways([ status.bytes_in, status.bytes_out ], 'B'),
 		_('%s sent again, %d recovered, %d damaged').format(
 			percent(status.retransmitted, status.packets_out), status.recovered, status.checksum_errors),
 		'%1024.1mB'.format(status.memory_bytes)
