@@ -21,6 +21,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -266,6 +267,13 @@ class Tunnel:
             self._stack = stack.pop_all()
         return self
 
+    def interrupt_link(self, seconds: float) -> None:
+        """Nothing crosses the link for that long; then what its socket could hold comes all at once."""
+        assert self._proxy is not None, "a tunnel without a link"
+        os.kill(self._proxy.pid, signal.SIGSTOP)
+        sleep(seconds)
+        os.kill(self._proxy.pid, signal.SIGCONT)
+
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
         self._stack.close()
         if self._proxy is not None:
@@ -369,6 +377,22 @@ def exchange(
     expected = hashlib.sha256(payload(down, seed + 1, compressible=compressible)).digest()
     assert digest.digest() == expected, "downward data arrived wrong"
     assert echo == hashlib.sha256(data).digest(), "upward data arrived wrong"
+
+
+def exchange_across_outage(tunnel: Tunnel, seconds: float) -> None:
+    """An exchange of 2 MiB each way during which the link is interrupted. Raises as `exchange` does."""
+    moved = 0
+
+    def count(size: int) -> None:
+        nonlocal moved
+        moved += size
+
+    with ThreadPoolExecutor(1) as pool:
+        sock = connect(tunnel.address, timeout=seconds + 3 * STALL_TIMEOUT)
+        running = pool.submit(exchange, sock, up=2 << 20, down=2 << 20, seed=1, progress=count)
+        wait_until(lambda: moved > 1 << 19, "data on its way")
+        tunnel.interrupt_link(seconds)
+        running.result()
 
 
 def exchange_handler(sock: socket.socket) -> None:

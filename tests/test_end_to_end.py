@@ -21,6 +21,7 @@ from tests.programs import (
     digest_handler,
     echo_handler,
     exchange,
+    exchange_across_outage,
     exchange_handler,
     payload,
     receive_exactly,
@@ -172,6 +173,14 @@ def test_two_thousand_connections_leave_nothing_behind() -> None:
             ),
             "threads and descriptors are back where they were",
         )
+
+
+def test_streams_survive_an_outage() -> None:
+    with (
+        Target(exchange_handler) as target,
+        our_tunnel(target, {"mode": "fast3"}, link=Link(delay_ms=5, rate_mbit=20)) as tunnel,
+    ):
+        exchange_across_outage(tunnel, seconds=5)
 
 
 def test_a_restarted_server_serves_new_sessions() -> None:

@@ -183,7 +183,7 @@ def main() -> int:
     parser.add_argument("--loss", type=float, default=0.05, help="share of datagrams lost, each way (%(default)s)")
     parser.add_argument("--rtt-ms", type=float, default=40, help="round trip time (%(default)s)")
     parser.add_argument(
-        "--mib", type=float, default=8, help="MiB for each of the two connections and ways (%(default)s)"
+        "--mib", type=float, default=16, help="MiB for each of the two connections and ways (%(default)s)"
     )
     options = parser.parse_args()
     link = Link(loss=options.loss, reorder=0.02, duplicate=0.01, delay_ms=options.rtt_ms / 2)

@@ -30,6 +30,20 @@ BOOTSTRAP = (
     "from kcptun_lite.app.worker import main; sys.exit(main(*job))"
 )
 
+# What the worker's C libraries read from the environment; what the user has set stays. Measured: a bulk transfer
+# with FEC and compression, windows of 1024.
+WORKER_ENVIRONMENT = {
+    # glibc: one heap instead of one per thread: 2 to 3 MiB less after load, and no slower, as only the thread that
+    # has the interpreter allocates.
+    "MALLOC_ARENA_MAX": "1",
+    # glibc: blocks below 1 MiB come from the heap, which keeps as much at its end. Otherwise each joined tray and
+    # compressed chunk may be a mapping of its own, with its page faults: 5 % of the CPU time at 256 KiB.
+    "MALLOC_MMAP_THRESHOLD_": "1048576",
+    "MALLOC_TRIM_THRESHOLD_": "1048576",
+    # numpy's linear algebra, of which we use nothing: no thread per core with a stack and buffers of its own.
+    "OPENBLAS_NUM_THREADS": "1",
+}
+
 # Options of python3 that take the next argument as their value.
 _VALUED = ("-W", "-X", "--check-hash-based-pycs")
 
@@ -57,6 +71,8 @@ def main(program: Program, arguments: Sequence[str]) -> NoReturn:
 
 def _become_worker(program: Program, job: bytes) -> NoReturn:
     os.environ.pop(SECRET, None)
+    for name, value in WORKER_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     reader, writer = os.pipe()
     os.set_blocking(writer, False)  # nobody reads yet: what does not fit in the pipe must not block
     try:

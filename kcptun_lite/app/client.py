@@ -10,8 +10,11 @@ from threading import Thread
 
 from kcptun_lite import log
 from kcptun_lite.app.config import ClientConfig
+from kcptun_lite.app.diagnosis import diagnose
+from kcptun_lite.app.evidence import gather
 from kcptun_lite.app.keeper import Keeper
 from kcptun_lite.app.tunnel import Tunnel
+from kcptun_lite.core.crypt import fitting_methods
 from kcptun_lite.errors import KcptunError, SessionError, TransportError
 from kcptun_lite.net.dialer import Dialer
 from kcptun_lite.net.relay import listen, tune
@@ -126,12 +129,49 @@ class Client(Tunnel):
 
     def _every_second(self, now: int) -> None:
         super()._every_second(now)
-        for session in list(self._expired):
+        self._scavenge(now)
+        self._look_at_sessions(now)
+
+    def _scavenge(self, now: int) -> None:
+        """Close expired sessions: those with nothing left to do, and all of them when --scavengettl is over too."""
+        if self.config.autoexpire:
             limit = (self.config.autoexpire + self.config.scavengettl) * 1000
-            if session.is_closed or not session.stream_count or now - session.opened_at >= limit:
+            for session in self._sessions():
+                if now - session.opened_at >= limit:
+                    session.close()
+        for session in list(self._expired):
+            if session.is_closed or (not session.stream_count and session.is_flushed()):
                 session.close()
                 session.join()
                 self._expired.remove(session)
+
+    def _look_at_sessions(self, now: int) -> None:
+        """Say what is wrong with the sessions, if something is."""
+        sample = self.plant.suspects.take()
+        fitting = fitting_methods(self.plant.key, sample.packet) if sample else None
+        findings = []
+        is_understood = False
+        for session in self._sessions():
+            if session.is_closed:
+                continue
+            evidence = gather(session, self.config.crypt, now)
+            is_understood = is_understood or evidence.understood
+            if sample and sample.source == session.remote:
+                evidence = evidence._replace(fitting=fitting)
+            if evidence.acknowledged and not evidence.understood:
+                session.probe()  # one that has dropped us tells it in its answer
+            if finding := diagnose(evidence):
+                findings.append(finding)
+        for finding in findings:
+            self.diagnosed(finding.sentence, finding.sentence)
+        if is_understood and not findings:
+            self.last_diagnosis = ""
+
+    def session_closed(self, session: Session, reason: SessionError) -> None:
+        super().session_closed(session, reason)
+        finding = diagnose(gather(session, self.config.crypt, monotonic_ms(), reason))
+        if finding and finding.rule in ("stream", "dropped"):
+            self.diagnosed(finding.sentence, finding.sentence)
 
 
 def _socket_name(sock: socket.socket) -> str:

@@ -1,7 +1,7 @@
 """From what was seen to one sentence that says what is wrong, and which option to change.
 
 In      `Evidence` of one session of a client; what a server found out about a stranger's packet
-Out     a sentence, or "" while nothing is wrong; whether it is time to say it again
+Out     a sentence, or None while nothing is wrong; whether it is time to say it again
 Knows   which mismatch looks like what (docs/compatibility.md). Not: sockets, the clock, the log
 Cost    a few comparisons per session and second
 
@@ -75,12 +75,12 @@ RULES = (
     ),
     Rule(
         "refused",
-        lambda e: e.error == REFUSED and not e.decrypted and e.age >= QUICK,
+        lambda e: e.error == REFUSED and e.silence >= QUICK,
         "server {server} refuses UDP: no kcptun runs there, or --remoteaddr has another port than its --listen",
     ),
     Rule(
         "unsent",
-        lambda e: bool(e.error) and e.error != REFUSED and (e.silence >= PATIENCE or not e.decrypted) and e.age >= QUICK,
+        lambda e: e.error not in ("", REFUSED) and e.silence >= QUICK,
         "packets to {server} cannot be sent: {error}",
     ),
     Rule(
@@ -111,13 +111,20 @@ RULES = (
 )
 
 
-def diagnose(evidence: Evidence) -> str:
-    """The sentence of the first rule that applies, "" if none does."""
+class Finding(NamedTuple):
+    """What is wrong."""
+
+    rule: str
+    sentence: str
+
+
+def diagnose(evidence: Evidence) -> Finding | None:
+    """What the first rule that applies says, None if none does."""
     for rule in RULES:
         if rule.applies(evidence):
             fits = " or ".join(evidence.fitting or ())
-            return rule.sentence.format(fits=fits, **evidence._asdict())
-    return ""
+            return Finding(rule.name, rule.sentence.format(fits=fits, **evidence._asdict()))
+    return None
 
 
 def describe_stranger(client: str, fitting: Sequence[str], crypt: str) -> str:
@@ -146,8 +153,9 @@ class Spoken:
 
     def is_due(self, key: str, now: int, pause: int = REPEAT_AFTER) -> bool:
         """Whether to say what `key` stands for; the caller does, and not again within `pause` ms."""
-        if now < self._next.pop(key, now):
+        if now < self._next.get(key, now):
             return False
+        self._next.pop(key, None)
         while len(self._next) >= REMEMBERED:
             del self._next[next(iter(self._next))]
         self._next[key] = now + pause

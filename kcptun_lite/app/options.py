@@ -158,7 +158,15 @@ OPTIONS: tuple[Option, ...] = (
         f"{', '.join(reversed(MODES))}: from quick to thrifty; {MANUAL}: the numbers of the expert options",
     ),
     _option("c", values.text, "", BASIC, "JSON file with kcptun's keys; what it sets goes before the command line"),
-    Option("check", values.switch, "false", None, BASIC, "try the server once, say what is wrong, and end"),
+    Option(
+        "check",
+        values.switch,
+        "false",
+        None,
+        BASIC,
+        "try each server once, say what is wrong, and end; exit code 0 if all is well, 10: name not found, 11: port "
+        "closed, 12: no answer, 13: key or crypt, 14: nocomp or smuxver, 15: target",
+    ),
     Option(
         "conn",
         values.Number(1, 0xFFFF),
@@ -204,7 +212,13 @@ OPTIONS: tuple[Option, ...] = (
         STREAMS,
         "serve only clients whose smuxver and nocomp are the server's own",
     ),
-    _option("memlimit", values.size, "0", STREAMS, "memory to stay within, such as 24M; also read from GOMEMLIMIT"),
+    _option(
+        "memlimit",
+        values.size,
+        "0",
+        STREAMS,
+        "bytes of all buffers and queues together at most, such as 8M; also from GOMEMLIMIT; 0: no limit",
+    ),
     _option(
         "gogc", values.percent, "100", STREAMS, "idle buffers kept, percent of those in use, or off; also from GOGC"
     ),

@@ -11,6 +11,7 @@ What counts, high to low: -c file, command line, environment, default. The first
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NoReturn
 
@@ -43,7 +44,6 @@ Program = Literal["client", "server"]
 FileReader = Callable[[str], bytes]
 
 INTERVAL_MIN, INTERVAL_MAX = 10, 5000  # ms; kcp-go brings others to these
-MEMORY_MIN = 16 * 2**20  # bytes; less than the interpreter itself takes
 
 _PACKET_OVERHEAD = {"null": 0, "aes-128-gcm": CRYPT_GCM_NONCE_SIZE + CRYPT_GCM_TAG_SIZE}  # bytes; others as below
 
@@ -226,10 +226,6 @@ class _Parsing:
         for name in ("tcp", "pprof"):
             if found[name]:
                 self.warnings.append(f"--{name} does nothing in kcptun_lite")
-        if 0 < found["memlimit"] < MEMORY_MIN:
-            raise self._wrong(
-                "memlimit", f"{found['memlimit']} bytes are less than Python itself needs; write 16M or more"
-            )
 
     def _check_sizes(self, found: dict[str, Any]) -> None:
         data, parity = found["datashard"], found["parityshard"]
@@ -295,6 +291,7 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # "\ud800" without its other half; Go reads U+FFFD
 _JSON_WORDS = {bool: "true or false", int: "a whole number without quotes", str: "a text in double quotes"}
 
 
@@ -303,4 +300,6 @@ def _json_text(path: str, key: str, value: Any, option: Option) -> str:
     if type(value) not in option.json_types:
         wanted = " or ".join(_JSON_WORDS[kind] for kind in option.json_types)
         raise ConfigError(f"{path}: {key!r} must be {wanted}, not {json.dumps(value)[:40]}")
+    if isinstance(value, str):
+        return _HALF_CHARACTER.sub("\ufffd", value)
     return json.dumps(value) if option.is_switch else str(value)

@@ -5,18 +5,25 @@ Out     a running server
 Knows   ports, the target (WIRE.md 8.5). Not: how a session works
 """
 
+import socket
 from collections.abc import Iterable
 
 from kcptun_lite import log
 from kcptun_lite.app.config import ServerConfig
+from kcptun_lite.app.diagnosis import STRANGERS_EVERY, describe_adaptation, describe_refusal, describe_stranger
 from kcptun_lite.app.tunnel import Tunnel
 from kcptun_lite.core.counters import Counters
-from kcptun_lite.net.address import format_address
-from kcptun_lite.net.listener import Listener
+from kcptun_lite.core.crypt import fitting_methods
+from kcptun_lite.errors import RemoteProtocolError, SessionError, TransportError
+from kcptun_lite.net.address import format_address, format_host
+from kcptun_lite.net.listener import Listener, hint
 from kcptun_lite.net.relay import connect
 from kcptun_lite.net.session import Session
 from kcptun_lite.net.stream import Stream
 from kcptun_lite.net.udp import UdpOptions, UdpSocket
+
+KEYLESS = {"none", "null"}
+"methods that fit whatever the key is: their users have not shown that they know it"
 
 
 class Server(Tunnel):
@@ -27,6 +34,8 @@ class Server(Tunnel):
     def __init__(self, config: ServerConfig) -> None:
         super().__init__(config)
         self._listeners: list[Listener] = []
+        self._adapted: set[Session] = set()
+        "sessions whose differences were told"
 
     def _start(self) -> None:
         config = self.config
@@ -42,7 +51,7 @@ class Server(Tunnel):
                     on_closed=self.session_closed,
                 )
             )
-        self.log_start(", ".join(format_address(listener.address) for listener in self._listeners[:1]))
+        self.log_start(format_address(self._listeners[0].address) if len(self._listeners) == 1 else "")
         for listener in self._listeners:
             listener.start()
 
@@ -50,6 +59,39 @@ class Server(Tunnel):
         super()._every_second(now)
         for listener in self._listeners:
             listener.drop_half_open(now)
+        self._look_at_strangers(now)
+        self._look_at_adaptations()
+
+    def _look_at_strangers(self, now: int) -> None:
+        """Say what is wrong with packets that fail their check, if a sample of them has come in."""
+        sample = self.plant.suspects.take()
+        if sample is None or any(session.remote == sample.source for session in self._sessions()):
+            return  # a client we understand may send noise: kcptun of 2017 does (WIRE.md 4.13)
+        host = format_host(sample.source)
+        fitting = fitting_methods(self.plant.key, sample.packet)
+        sentence = describe_stranger(host, fitting, self.config.crypt)
+        if fitting:
+            self.diagnosed(sentence, sentence)
+            if not KEYLESS.issuperset(fitting):
+                hint(self.plant, sample)
+        elif self._spoken.is_due(sentence, now):
+            self.diagnosed(sentence, "strangers", STRANGERS_EVERY)
+
+    def _look_at_adaptations(self) -> None:
+        """Say once per session what it has in common with its client and not with our options."""
+        sessions = self._sessions()
+        self._adapted.intersection_update(sessions)
+        for session in sessions:
+            differences = session.conversation.differences(self.plant.params)
+            if differences and session not in self._adapted and not self.config.strict:
+                self._adapted.add(session)
+                log.info(describe_adaptation(format_host(session.remote), differences))
+
+    def session_closed(self, session: Session, reason: SessionError) -> None:
+        super().session_closed(session, reason)
+        if isinstance(reason.__cause__, RemoteProtocolError):
+            sentence = describe_refusal(format_host(session.remote), str(reason.__cause__), strict=self.config.strict)
+            self.diagnosed(sentence, sentence)
 
     def _sessions(self) -> list[Session]:
         return [session for listener in self._listeners for session in listener.sessions()]
@@ -69,9 +111,16 @@ class Server(Tunnel):
         log.info(f"remote address: {session.remote[0]}:{session.remote[1]}")
 
     def _on_stream(self, session: Session, stream: Stream) -> None:
+        name = f"in: {session.remote[0]}:{session.remote[1]}({stream.sid}) out: {self.config.target}"
+        self.start_relay(self._connect, stream, lambda: name)
+
+    def _connect(self) -> socket.socket:
         target = self.config.target
-        name = f"in: {session.remote[0]}:{session.remote[1]}({stream.sid}) out: {target}"
-        self.start_relay(lambda: connect(target.host, target.port_min, target.path), stream, lambda: name)
+        try:
+            return connect(target.host, target.port_min, target.path)
+        except TransportError as exc:
+            self.last_diagnosis = f"--target: {exc}"
+            raise TransportError(self.last_diagnosis) from exc
 
 
 def run(config: ServerConfig) -> int:

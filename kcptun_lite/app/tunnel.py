@@ -9,23 +9,28 @@ from collections.abc import Callable, Iterable
 from threading import Condition, Event, Lock
 
 from kcptun_lite import log
-from kcptun_lite.app import signals
+from kcptun_lite.app import memory, signals
 from kcptun_lite.app.config import ClientConfig, ServerConfig, describe
+from kcptun_lite.app.diagnosis import REPEAT_AFTER, Spoken
 from kcptun_lite.app.stats import SnmpLog, snmp_line
 from kcptun_lite.app.status import StatusFile
+from kcptun_lite.core.budget import Budget
 from kcptun_lite.core.buffers import BufferPool
 from kcptun_lite.core.conversation import ConversationParams
 from kcptun_lite.core.counters import Counters, total
 from kcptun_lite.core.crypt import METHODS, derive_key
 from kcptun_lite.core.kcp import KcpParams
+from kcptun_lite.core.qpp import QppPads, QppStream
 from kcptun_lite.errors import SessionClosed, SessionError
 from kcptun_lite.net.endpoint import Plant
-from kcptun_lite.net.relay import Opener, Relay
+from kcptun_lite.net.relay import RELAY_BYTES, Opener, Relay
 from kcptun_lite.net.session import Session
 from kcptun_lite.net.stream import Stream
+from kcptun_lite.net.suspects import Suspects
 from kcptun_lite.net.ticker import UpdateThread, monotonic_ms
 
 HOUSEKEEPING = 1.0  # s between looks at expiry, statistics, idle buffers
+MEMORY_PAUSE = 0.05  # s between looks whether --memlimit leaves room for a stream
 FLUSH_LIMIT = 1500  # ms that a stopping program waits for its peers to acknowledge what was queued
 
 
@@ -34,9 +39,10 @@ class Tunnel:
 
     def __init__(self, config: ClientConfig | ServerConfig) -> None:
         self.config = config
-        self.pool = BufferPool(Lock(), gogc=config.gogc)
+        self.pool = BufferPool(Lock(), gogc=config.gogc, budget=Budget(Lock(), config.memlimit))
         self.ticker = UpdateThread()
-        self.plant = Plant(_params(config), config.crypt, derive_key(config.key), self.pool, self.ticker, config.ratelimit)
+        self.plant = make_plant(config, self.pool, self.ticker)
+        self.pads = make_pads(config)
         self.retired = Counters()
         "what closed sessions have counted"
         self.last_diagnosis = ""
@@ -53,6 +59,11 @@ class Tunnel:
             lambda: (self._sessions(), self.counters(), self.last_diagnosis),
         )
         self._established = self._max_established = 0
+        self._is_quiet = True
+        "no buffer was wanted for a second"
+        self._memory_waits = 0
+        memory.check_limit(config, self.plant.params)
+        self._spoken = Spoken()
 
     # -- for the two programs ------------------------------------------------------------------
 
@@ -64,14 +75,18 @@ class Tunnel:
         return self.stop_event.wait(timeout_s)
 
     def wait_for_relay_slot(self) -> bool:
-        """Block while --maxstreams are open; False when the program stops."""
+        """Block while --maxstreams are open or --memlimit leaves no room; False when the program stops."""
         with self._lock:
             while len(self._relays) >= self.config.maxstreams and not self.is_stopping:
                 self._relay_gone.wait()
+        while self.pool.budget.free < RELAY_BYTES and not self.wait_for_stop(MEMORY_PAUSE):
+            pass
         return not self.is_stopping
 
     def start_relay(self, open_tcp: Opener, stream: Stream, name: Callable[[], str]) -> None:
         """Serve a stream with a TCP connection; `name` gives `in: A out: B` for the log."""
+        if self.pads:
+            stream.cipher = QppStream(self.pads)
         relay = Relay(
             open_tcp,
             stream,
@@ -97,6 +112,12 @@ class Tunnel:
             self._relays.discard(relay)
             self._relay_gone.notify()
 
+    def diagnosed(self, sentence: str, key: str, pause: int = REPEAT_AFTER) -> None:
+        """Say what is wrong, unless the same (`key`) was said within the last `pause` ms."""
+        self.last_diagnosis = sentence
+        if self._spoken.is_due(key, monotonic_ms(), pause):
+            log.limited("diagnosis", sentence)
+
     def session_closed(self, session: Session, reason: SessionError) -> None:
         """Remember the counts of a session that is over."""
         with self._lock:
@@ -117,6 +138,8 @@ class Tunnel:
             result = total(parts)
             result.current_established = self._established
             result.max_connections = self._max_established
+        budget = self.pool.budget
+        result.memory_held, result.memory_peak, result.memory_waits = budget.used, budget.peak, budget.waits
         return result
 
     # -- life ----------------------------------------------------------------------------------
@@ -143,7 +166,13 @@ class Tunnel:
     def _every_second(self, now: int) -> None:
         self._snmp_log.tick(now, self.counters)
         self._status.tick(now)
-        self.pool.trim()
+        was_quiet, self._is_quiet = self._is_quiet, self.pool.trim()
+        if self._is_quiet and not was_quiet:
+            memory.release_heap()
+        waits = self.pool.budget.waits
+        if waits > self._memory_waits and self._spoken.is_due("memory", now, REPEAT_AFTER):
+            log.warning(f"near --memlimit {self.config.memlimit}: windows are smaller and reads wait, so it is slower")
+        self._memory_waits = waits
 
     def _shut_down(self) -> None:
         """Stop from the outside in: doors, relays, sessions, update thread."""
@@ -168,6 +197,7 @@ class Tunnel:
     def log_start(self, listening: str) -> None:
         for line in describe(self.config, listening):
             log.info(line)
+        log.info(memory.describe(self.config, self.plant.params))
 
     # -- what differs --------------------------------------------------------------------------
 
@@ -188,6 +218,18 @@ class Tunnel:
 
     def _other_counters(self) -> Iterable[Counters]:
         return ()
+
+
+def make_plant(config: ClientConfig | ServerConfig, pool: BufferPool, ticker: UpdateThread) -> Plant:
+    """What the sessions of a program share, from its configuration."""
+    return Plant(
+        _params(config), config.crypt, derive_key(config.key), pool, ticker, config.ratelimit, suspects=Suspects()
+    )
+
+
+def make_pads(config: ClientConfig | ServerConfig) -> QppPads | None:
+    """The pads of --QPP, None without it."""
+    return QppPads(config.key, config.qppcount) if config.qpp else None
 
 
 def _params(config: ClientConfig | ServerConfig) -> ConversationParams:

@@ -27,6 +27,10 @@ def main(program: str, plain: Plain, warnings: Sequence[str]) -> int:
         log.setup(path=plain["log"], level=log.Level[plain["loglevel"].upper()], quiet=plain["quiet"])
         for warning in warnings:
             log.warning(warning)
+        if program == "client" and plain["check"]:
+            from kcptun_lite.app import check
+
+            return check.run(ClientConfig.unpack(plain))
         if program == "client":
             from kcptun_lite.app import client
 

@@ -10,13 +10,16 @@ once under glibc and musl alike, where freed heap stays with the process (musl h
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from mmap import PAGESIZE, mmap
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from mmap import MAP_ANONYMOUS, MAP_PRIVATE, PAGESIZE, mmap
 from typing import NamedTuple
+
+from kcptun_lite.core.budget import HEADROOM, UNLIMITED, Budget
 
 PACKET_ALIGNMENT = 16  # bytes; the largest cipher block, so that one running cipher can cross packets
 BATCH_BYTES = 128 * 1024  # one tray: about 94 packets of 1350 bytes, two GSO sends
-POOL_FLOOR_BYTES = 512 * 1024  # idle bytes always kept: trays and relay buffers of one busy session
+POOL_FLOOR_BYTES = 256 * 1024  # idle bytes kept while there is traffic: a tray and relay buffers of one session
+SOME_OF_ALLOWANCE = 32  # `take_some` gives one reader this part of what all may have, if that is less than it wants
 POISON = 0xDD  # what a given-back buffer is filled with in tests
 
 Address = tuple[str, int] | tuple[str, int, int, int]
@@ -43,9 +46,11 @@ class BufferPool:
         *,
         gogc: int | None = 100,
         floor_bytes: int = POOL_FLOOR_BYTES,
+        budget: Budget | None = None,
         poison: bool = False,
     ) -> None:
-        """`gogc` None keeps every idle buffer, as GOGC=off keeps garbage."""
+        """`gogc` None keeps every idle buffer, as GOGC=off keeps garbage, unless the budget is used up."""
+        self.budget = budget or Budget(nullcontext())
         self._lock = lock
         self._gogc = gogc
         self._floor = floor_bytes
@@ -54,17 +59,36 @@ class BufferPool:
         self._in_use_bytes = 0
         self._idle_bytes = 0
         self._released_bytes = 0
+        self._is_busy = False
+        "a buffer was taken since the last trim"
 
     def take(self, size: int) -> memoryview:
         """A writable buffer of at least `size` bytes, rounded up to whole pages; its content is arbitrary."""
         size = -(-size // PAGESIZE) * PAGESIZE
         with self._lock:
+            self._is_busy = True
             self._in_use_bytes += size
             kept = self._idle.get(size)
             if kept:
                 self._idle_bytes -= size
                 return kept.pop()
-        return memoryview(mmap(-1, size))
+        self.budget.update(size)
+        return memoryview(mmap(-1, size, MAP_PRIVATE | MAP_ANONYMOUS))
+
+    def take_some(self, size: int) -> memoryview | None:
+        """A buffer of `size` bytes, or of less the less the budget has left; None: there is nothing, ask later.
+
+        For the many who read: each takes a small part of what is left, so that all get something.
+        """
+        budget = self.budget
+        if budget.limit != UNLIMITED:
+            if budget.free + HEADROOM < size:
+                return None
+            allowance, granted = budget.update(0, self._in_use_bytes, size)
+            budget.update(-granted)
+            while size > PAGESIZE and size > allowance // SOME_OF_ALLOWANCE:
+                size //= 2
+        return self.take(size)
 
     def give(self, buffer: memoryview) -> None:
         """Take back what `take` gave; the caller keeps no view of it."""
@@ -73,29 +97,41 @@ class BufferPool:
             buffer[:] = bytes([POISON]) * size
         with self._lock:
             self._in_use_bytes -= size
-            if self._may_keep_locked(size):
+            if self._may_keep_locked(size, self._floor):
                 self._idle.setdefault(size, []).append(buffer)
                 self._idle_bytes += size
-            else:
-                self._released_bytes += size  # unmapped with its last reference, when we return
+                return
+            self._released_bytes += size  # unmapped with its last reference, when we return
+        self.budget.update(-size)
 
-    def trim(self) -> None:
-        """Give idle buffers above the ceiling back to the system; called now and then, as use falls."""
+    def trim(self) -> bool:
+        """Give idle buffers above the ceiling back to the system; called now and then, as use falls.
+
+        When no buffer was taken since the last call the floor falls, too. Returns whether it is so.
+        """
+        released = 0
         with self._lock:
+            is_quiet, self._is_busy = not self._is_busy, False
+            floor = 0 if is_quiet else self._floor
             for kept in self._idle.values():
-                while kept and not self._may_keep_locked(0):
+                while kept and not self._may_keep_locked(0, floor):
                     size = len(kept.pop())
                     self._idle_bytes -= size
-                    self._released_bytes += size
+                    released += size
+            self._released_bytes += released
+        self.budget.update(-released)
+        return is_quiet
 
     def usage(self) -> PoolUsage:
         with self._lock:
             return PoolUsage(self._in_use_bytes, self._idle_bytes, self._released_bytes)
 
-    def _may_keep_locked(self, size: int) -> bool:
+    def _may_keep_locked(self, size: int, floor: int) -> bool:
+        if self.budget.free < 0:
+            return False
         if self._gogc is None:
             return True
-        return self._idle_bytes + size <= max(self._floor, self._in_use_bytes * self._gogc // 100)
+        return self._idle_bytes + size <= max(floor, self._in_use_bytes * self._gogc // 100)
 
 
 class PacketBatch:
@@ -168,6 +204,17 @@ def borrow(pool: BufferPool, size: int) -> Iterator[memoryview]:
         yield buffer
     finally:
         pool.give(buffer)
+
+
+@contextmanager
+def borrow_some(pool: BufferPool, size: int) -> Iterator[memoryview | None]:
+    """A buffer as `BufferPool.take_some` gives it, or None, for the length of a block."""
+    buffer = pool.take_some(size)
+    try:
+        yield buffer
+    finally:
+        if buffer is not None:
+            pool.give(buffer)
 
 
 @contextmanager

@@ -8,12 +8,14 @@ Cost    the sum of its rooms
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import NamedTuple
 
+from kcptun_lite.core.budget import SEGMENT_BYTES, SEGMENT_COST, Budget, Share
 from kcptun_lite.core.buffers import BATCH_BYTES, PACKET_ALIGNMENT, PacketBatch
 from kcptun_lite.core.counters import Counters
-from kcptun_lite.core.fec import FecDecoder, FecEncoder
-from kcptun_lite.core.kcp import Flush, Kcp, KcpParams
+from kcptun_lite.core.fec import HELD_BYTES_MAX, FecDecoder, FecEncoder
+from kcptun_lite.core.kcp import READ_SEGMENTS, Flush, Kcp, KcpParams
 from kcptun_lite.core.smux import Event, SmuxSession
 from kcptun_lite.core.snappy import SnappyDecoder, SnappyEncoder
 from kcptun_lite.core.wire import FEC_HEADER_SIZE, SNAPPY_IDENTIFIER, Buffer
@@ -25,6 +27,12 @@ KEEPALIVE_TIMEOUT = 75_000  # ms
 
 
 DEFAULT_SHARDS = (10, 3)  # of every generation
+
+# Bytes that a conversation may hold however little the budget has left, so that it always gets on.
+SEND_LEAST = 32 * 1024
+RECEIVE_LEAST = 64 * 1024
+FEC_LEAST = 32 * 1024  # a group or two
+EXPANDED_BYTES = 22 * SEGMENT_BYTES  # what a segment may hold once it is decompressed
 
 
 class ConversationParams(NamedTuple):
@@ -46,6 +54,12 @@ class ConversationParams(NamedTuple):
     @property
     def has_fec(self) -> bool:
         return self.data_shards > 0 and self.parity_shards > 0
+
+    @property
+    def tray_bytes(self) -> int:
+        """The size of tray a conversation needs: a group's parity must fit beside its data."""
+        slot = -(-self.kcp.mtu // PACKET_ALIGNMENT) * PACKET_ALIGNMENT
+        return max(BATCH_BYTES, (self.parity_shards + 16) * slot)
 
     def answering(self, *, fec: bool) -> "ConversationParams":
         """What to be set to for a peer whose first packet has a FEC header, or has none.
@@ -71,11 +85,13 @@ class Conversation:
         headroom: int,
         tailroom: int,
         now: int,
+        share: Share | None = None,
     ) -> None:
-        """`headroom` and `tailroom` are what encryption adds to a packet."""
+        """`headroom` and `tailroom` are what encryption adds to a packet; `share` says how much may be held."""
         self.conv = conv
         self.params = params
         self.is_compressed = params.compress
+        self.share = share or Share(Budget(nullcontext()))
         self._counters = counters
         self._is_client = is_client
         has_fec = params.has_fec
@@ -93,6 +109,9 @@ class Conversation:
         self.smux_version = 0
         "1 or 2; 0 until an adapting end has heard the peer's first bytes"
         self._is_settled = not params.adapts
+        self._delivered: dict[int, int] = {}
+        "sid -> bytes last taken from the stream, which its reader holds until it comes for more"
+        self._delivered_bytes = 0
         self._events: list[Event] = []
         self._now = now
         if self._is_settled:
@@ -112,10 +131,13 @@ class Conversation:
 
         Raises: StreamClosed, StreamReset.
         """
-        room = self.kcp.send_room
+        room = min(self.kcp.send_room * self.kcp.mss, len(data))
         if room <= 0:
             return 0
-        taken = self._streams.send_data(sid, data[: room * self.kcp.mss])
+        allowance = self.share.update(self.held_bytes, self._sending_bytes, room, SEND_LEAST)
+        if not allowance:
+            return 0
+        taken = self._streams.send_data(sid, data[: min(room, allowance)])
         self._push_frames()
         return taken
 
@@ -126,14 +148,24 @@ class Conversation:
     def take_stream_data(self, sid: int, limit: int) -> list[bytes]:
         """Received bytes of a stream, in order, about `limit`; what this unblocks shows in the events."""
         chunks = self._streams.take(sid, limit)
+        self._note_delivered(sid, sum(map(len, chunks)))
         if chunks:
             self._push_frames()
             self._pull()
+        self._account()
         return chunks
 
     def is_finished(self, sid: int) -> bool:
         """Whether the peer has ended the stream and all its data was taken."""
         return self._streams.is_finished(sid)
+
+    def is_cut(self, sid: int) -> bool:
+        """Whether the peer has given a finished stream up: what was taken is not all there was."""
+        return self._streams.is_cut(sid)
+
+    def is_listening(self, sid: int) -> bool:
+        """Whether the peer still takes data of the stream, and we have not ended it."""
+        return self._streams.is_listening(sid)
 
     def finish_stream(self, sid: int) -> None:
         """Tell the peer that no more comes; receiving goes on."""
@@ -141,10 +173,12 @@ class Conversation:
         self._push_frames()
 
     def close_stream(self, sid: int) -> None:
-        """Give the stream up in both directions."""
+        """Give the stream up in both directions; it was cut, unless `finish_stream` was called before."""
         self._streams.close(sid)
+        self._note_delivered(sid, 0)
         self._push_frames()
         self._pull()
+        self._account()
 
     def take_events(self) -> list[Event]:
         """What has happened since the last call."""
@@ -154,10 +188,7 @@ class Conversation:
     @property
     def held_bytes(self) -> int:
         """Everything buffered in this conversation."""
-        held = self.kcp.send_bytes + self.kcp.unread_bytes + self._decoder.held_bytes
-        if self._snappy_decoder:
-            held += self._snappy_decoder.held_bytes
-        return held + (self._smux.held_bytes if self._smux else 0)
+        return self._sending_bytes + self._received_bytes
 
     # -- packets -------------------------------------------------------------------------------
 
@@ -168,6 +199,8 @@ class Conversation:
         """
         self._now = now
         kcp = self.kcp
+        if self.share.is_limited:  # each packet may be kept twice: as a shard and as a segment
+            self._account(sum(map(len, packets)) * 2 + len(packets) * SEGMENT_COST)
         datagrams, recovered = self._decoder.receive(packets, now)
         kcp.receive(datagrams, now)
         if recovered:
@@ -175,6 +208,7 @@ class Conversation:
         self._pull()
         if kcp.ready_count:
             kcp.detach()
+        self._account()
 
     def packets_to_send(self, batch: PacketBatch, now: int) -> bool:
         """Put packets into the tray, still to be sealed; True if the tray was full: send it and call again."""
@@ -192,8 +226,7 @@ class Conversation:
 
     @property
     def tray_bytes(self) -> int:
-        """The size of tray this conversation needs: a group's parity must fit beside its data."""
-        return max(BATCH_BYTES, (self.params.parity_shards + 16) * self._slot)
+        return self.params.tray_bytes
 
     @property
     def flush_wanted(self) -> Flush:
@@ -209,9 +242,20 @@ class Conversation:
         if self._smux:
             self._smux.tick(now)
             self._push_frames()
+        if self.share.is_limited:
+            self._account()  # others may have given something back
         deadline = self.kcp.next_deadline()
         if deadline is not None and now >= deadline:
             self.kcp.flush_wanted = Flush.EVERYTHING
+
+    def ping(self) -> None:
+        """Send something that says nothing but is new, so that the peer learns where we are now."""
+        self._streams.ping()
+        self._push_frames()
+
+    def is_peer_reborn(self, now: int) -> bool:
+        """Whether the peer knows nothing of this conversation any more; a client that is reborn has a new one."""
+        return self._is_client and self.kcp.is_peer_reborn(now)
 
     def next_deadline(self) -> int | None:
         """ms of the next `tick` that matters to KCP; keep-alive runs on the caller's slow rhythm."""
@@ -275,7 +319,7 @@ class Conversation:
     def _pull(self) -> None:
         """Move what KCP has in order up to the streams, as far as their buffers allow."""
         while self._smux is None or self._smux.receive_budget > 0:
-            parts = self.kcp.read()
+            parts = self.kcp.ready_count and self.kcp.read(self._most_to_read())
             if not parts:
                 return
             data: Buffer = b"".join(parts)
@@ -293,6 +337,43 @@ class Conversation:
                 self._settle_smux(data[0] if data[0] in (1, 2) else self.params.smux_version)
             self._events += self._streams.feed(data)
             self._push_frames()
+
+    def _most_to_read(self) -> int:
+        """Segments of which nothing would be too much, even decompressed; 0 if a reader must come first."""
+        if not self.share.is_limited or (self._is_settled and not self._snappy_decoder):
+            return READ_SEGMENTS
+        wanted = min(self.kcp.ready_count, READ_SEGMENTS) * EXPANDED_BYTES
+        most = self.share.update(self.held_bytes, self._received_bytes, wanted) // EXPANDED_BYTES
+        has_readers = self._delivered_bytes or (self._smux and self._smux.unread_bytes)
+        return min(most, READ_SEGMENTS) or (0 if has_readers else 1)
+
+    @property
+    def _sending_bytes(self) -> int:
+        return self.kcp.send_bytes + len(self.kcp.window.segments) * SEGMENT_COST
+
+    @property
+    def _received_bytes(self) -> int:
+        kcp = self.kcp
+        held = kcp.unread_bytes + kcp.unread_count * SEGMENT_COST + self._decoder.held_bytes + self._delivered_bytes
+        if self._snappy_decoder:
+            held += self._snappy_decoder.held_bytes
+        return held + (self._smux.held_bytes if self._smux else 0)
+
+    def _note_delivered(self, sid: int, size: int) -> None:
+        self._delivered_bytes += size - self._delivered.pop(sid, 0)
+        if size:
+            self._delivered[sid] = size
+
+    def _account(self, incoming: int = 0) -> None:
+        """Tell what is held, ask for `incoming` bytes, and open the windows as far as the answer goes."""
+        received = self._received_bytes
+        share = self.share
+        allowance = share.update(self._sending_bytes + received, received, incoming, RECEIVE_LEAST)
+        if share.is_limited:
+            kcp = self.kcp
+            kcp.resize_window(min(self.params.kcp.rcv_wnd, kcp.unread_count + allowance // SEGMENT_BYTES))
+            decoder = self._decoder
+            decoder.held_limit = min(HELD_BYTES_MAX, max(FEC_LEAST, decoder.held_bytes + allowance // 2))
 
     def _push_frames(self) -> None:
         frames = self._streams.frames_to_send()

@@ -51,6 +51,11 @@ class Counters:
     "data shards thrown out before their group was complete"
     send_drops: int = 0
     "packets the kernel would not take"
+    memory_held: int = 0
+    "level: bytes held in buffers and queues"
+    memory_peak: int = 0
+    memory_waits: int = 0
+    "times that something had to be smaller, or to wait, because of --memlimit"
 
     def __init__(self, **initial: int) -> None:
         vars(self).update(initial)
@@ -102,4 +107,7 @@ CSV_COLUMNS: dict[str, str] = {
     "FECRecovered": "fec_recovered",
     "FECShortShards": "fec_short",
     "SendDrops": "send_drops",
+    "MemHeld": "memory_held",
+    "MemPeak": "memory_peak",
+    "MemWaits": "memory_waits",
 }

@@ -96,7 +96,8 @@ class Method(NamedTuple):
 
 def derive_key(passphrase: str) -> bytes:
     """The 32 bytes all keys are cut from (WIRE.md 2.1)."""
-    return pbkdf2_sha1(passphrase.encode(), KEY_SALT, KEY_ROUNDS, KEY_SIZE)
+    # surrogateescape: bytes of a command line that are not UTF-8 count as they are, as they do for Go.
+    return pbkdf2_sha1(passphrase.encode("utf-8", "surrogateescape"), KEY_SALT, KEY_ROUNDS, KEY_SIZE)
 
 
 def make_crypt(method: str, key: bytes, random_bytes: RandomBytes, pool: BufferPool) -> PacketCrypt:

@@ -214,6 +214,7 @@ class FecDecoder:
         "False from the first packet whose type contradicts its seqid, until the parameters are found"
         self.held_bytes = 0
         "bytes of shards kept for recovery"
+        self.held_limit = HELD_BYTES_MAX
         self._adopt(max(data_shards, 1), max(parity_shards, 1))
 
     def _adopt(self, data_shards: int, parity_shards: int) -> None:
@@ -287,7 +288,7 @@ class FecDecoder:
                 recovered += self._recover(group)
             self.held_bytes -= group.held_bytes
             groups[group_id] = None
-        while len(groups) > self._groups_kept or self.held_bytes > HELD_BYTES_MAX:
+        while len(groups) > self._groups_kept or self.held_bytes > self.held_limit:
             self._forget_oldest()
         return recovered
 

@@ -15,7 +15,8 @@ from typing import NamedTuple
 from kcptun_lite.core.buffers import PacketBatch
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.datagrams import DatagramWriter
-from kcptun_lite.core.recovery import Cause, CongestionWindow, RttEstimator, SendWindow
+from kcptun_lite.core.pacing import Pacer
+from kcptun_lite.core.recovery import Cause, CongestionWindow, RebirthWatch, RttEstimator, SendWindow
 from kcptun_lite.core.wire import (
     KCP_ACK,
     KCP_HEADER_SIZE,
@@ -38,8 +39,6 @@ QUEUE_TARGET = 128 * 1024
 READ_SEGMENTS = 128  # read at once; decompressed they may be 22 times as much
 HALF32 = 0x80000000
 WND_MAX = 0xFFFF  # segments; the field has 16 bits
-REBORN_DATAGRAMS = 2  # that acknowledge nothing after others had acknowledged something ...
-REBORN_AFTER = 300  # ms ... and for so long: no reordering looks like that
 
 
 class KcpParams(NamedTuple):
@@ -72,7 +71,7 @@ class Kcp:
         """`headroom` and `tailroom` are what other rooms add around a datagram; `first_sn` is 0 but in tests."""
         self.conv = conv
         self.mss = params.mtu - headroom - tailroom - KCP_HEADER_SIZE
-        self.rcv_wnd = params.rcv_wnd
+        self.rcv_wnd = self._early_wnd = params.rcv_wnd
         self.rmt_wnd = KCP_WND_INITIAL
         self.rtt = RttEstimator(KCP_RTO_MIN_NODELAY if params.nodelay else KCP_RTO_MIN, params.interval)
         self.window = SendWindow(params.resend, first_sn)
@@ -84,18 +83,17 @@ class Kcp:
         self.unanswered_since: int | None = None
         "ms; when the first segment was sent since the peer was last heard"
         self._first_sn = first_sn
-        self._reborn_count = 0
-        self._reborn_since = 0
+        self._rebirth = RebirthWatch()
         self._params = params
         self._counters = counters
         self._headroom = headroom
         self._tailroom = tailroom
         self._acks_in_datagram = (self.mss + KCP_HEADER_SIZE) // KCP_HEADER_SIZE
         self._congestion = None if params.nc else CongestionWindow(self.mss)
+        self._pacer = Pacer()
         # sending: chunks not yet numbered, and how far the first one is used up
         self._queue: deque[bytes] = deque()
-        self._queue_offset = 0
-        self._queue_bytes = 0
+        self._queue_offset = self._queue_bytes = 0
         # receiving: in order and not yet read; beyond rcv_nxt
         self._rcv_nxt = first_sn
         self._ready: list[Buffer] = []
@@ -106,10 +104,8 @@ class Kcp:
         self._ack_count = 0
         self._ack_due: int | None = None
         # window probes
-        self._ask = False
-        self._tell = False
-        self._probe_wait = 0
-        self._probe_at = 0
+        self._ask = self._tell = False
+        self._probe_wait = self._probe_at = 0
 
     # -- above ---------------------------------------------------------------------------------
 
@@ -127,16 +123,16 @@ class Kcp:
         if self._queue_bytes >= QUEUE_TARGET:
             return 0
         queued = -(-self._queue_bytes // self.mss)
-        return self._params.snd_wnd - queued - len(self.window.segments)
+        return self._params.snd_wnd - queued - self.window.unacked
 
-    def read(self) -> list[Buffer]:
-        """The next bytes in order, at most READ_SEGMENTS pieces; views into the received datagrams until `detach`."""
+    def read(self, most: int = READ_SEGMENTS) -> list[Buffer]:
+        """The next bytes in order, at most `most` pieces; views into the received datagrams until `detach`."""
         ready = self._ready
         if not ready:
             return []
         was_shut = len(ready) >= self.rcv_wnd
-        self._ready = ready[READ_SEGMENTS:]
-        del ready[READ_SEGMENTS:]
+        self._ready = ready[most:]
+        del ready[most:]
         if was_shut:  # our window was shut: say that it is open again
             self._tell = True
             self.flush_wanted = Flush.EVERYTHING
@@ -148,6 +144,13 @@ class Kcp:
         """Copy what has not been read, because the datagrams it points into are about to be overwritten."""
         self._ready = [bytes(part) for part in self._ready]
 
+    def resize_window(self, segments: int) -> None:
+        """Receive no more than this many segments that nobody reads; the peer is told when the window opens."""
+        if self.rcv_wnd <= len(self._ready) < segments:
+            self._tell = True
+            self.flush_wanted = Flush.EVERYTHING
+        self.rcv_wnd, self._early_wnd = segments, segments - len(self._ready)
+
     @property
     def ready_count(self) -> int:
         """Segments in order that wait to be read."""
@@ -157,6 +160,11 @@ class Kcp:
     def unread_bytes(self) -> int:
         """Bytes received and not yet read, in order or not."""
         return self.early_bytes + sum(map(len, self._ready))
+
+    @property
+    def unread_count(self) -> int:
+        """Segments received and not yet read, in order or not."""
+        return len(self._early) + len(self._ready)
 
     @property
     def is_quiet(self) -> bool:
@@ -231,7 +239,7 @@ class Kcp:
             self._counters.in_segments += count
             self.rmt_wnd = wnd
             self.unanswered_since = None
-            self._reborn_count = 0
+            self._rebirth.note(is_from_zero=False, now=now)
         return index
 
     def _receive_one(self, datagram: memoryview, now: int, recovered: bool) -> bool:
@@ -274,7 +282,7 @@ class Kcp:
                 self.flush_wanted = Flush.EVERYTHING
         self._counters.in_segments += segments
         if acks:
-            window.acknowledge(acks)
+            self.send_bytes -= window.acknowledge(acks)
         if segments:
             self.unanswered_since = None
             if not recovered:
@@ -288,21 +296,19 @@ class Kcp:
 
     def _note_una(self, una: int, now: int) -> None:
         # Whoever has once told a higher una never goes back to the first one, unless he has been born again.
-        if una != self._first_sn & MASK32 or una == self.window.snd_una & MASK32:
-            self._reborn_count = 0
-            return
-        if not self._reborn_count:
-            self._reborn_since = now
-        self._reborn_count += 1
+        is_from_zero = una == self._first_sn & MASK32 and una != self.window.snd_una & MASK32
+        self._rebirth.note(is_from_zero=is_from_zero, now=now)
+        if self._rebirth.wants_question(now):
+            self.probe()
 
     def is_peer_reborn(self, now: int) -> bool:
         """Whether the peer has lost all memory of this conversation: it acknowledges from zero, and goes on to."""
-        return self._reborn_count >= REBORN_DATAGRAMS and now - self._reborn_since >= REBORN_AFTER
+        return self._rebirth.is_certain(now, self.rtt.rto)
 
     def _receive_out_of_order(self, offset: int, sn: int, ts: int, payload: memoryview, recovered: bool) -> None:
         if offset >= HALF32:  # an old one again: our acknowledgement was lost
             self._tail_ack = (sn, ts)
-        elif offset < self.rcv_wnd:
+        elif offset < self._early_wnd:
             full_sn = self._rcv_nxt + offset
             self._acks.append((sn, ts))
             self._tail_ack = None
@@ -339,7 +345,9 @@ class Kcp:
 
     def next_deadline(self) -> int | None:
         """ms at which a flush is due though nothing happens before; None if nothing is under way."""
-        deadlines = [at for at in (self._ack_due, self.window.next_resend) if at is not None]
+        deadlines = [at for at in (self._ack_due, self.window.next_resend, self._rebirth.ask_at) if at is not None]
+        if self._queue and self._pacer.resume_at is not None:
+            deadlines.append(self._pacer.resume_at)
         if self._queue and self._probe_wait:
             deadlines.append(self._probe_at)
         return min(deadlines) if deadlines else None
@@ -350,15 +358,9 @@ class Kcp:
         Each packet is `headroom` bytes of room, a datagram, `tailroom` bytes of room.
         """
         acks_only = self.flush_wanted is Flush.ACKS and (self._ack_due is None or now < self._ack_due)
+        wnd = min(max(0, self.rcv_wnd - len(self._ready)), WND_MAX)
         writer = DatagramWriter(
-            batch,
-            max_packets,
-            self.conv,
-            min(max(0, self.rcv_wnd - len(self._ready)), WND_MAX),
-            self._rcv_nxt,
-            self.mss,
-            self._headroom,
-            self._tailroom,
+            batch, max_packets, self.conv, wnd, self._rcv_nxt, self.mss, self._headroom, self._tailroom
         )
         is_complete = self._write_acks(writer)
         if is_complete and not acks_only:
@@ -402,6 +404,8 @@ class Kcp:
             self._probe_wait = min(self._probe_wait * 3 // 2, KCP_PROBE_LIMIT)
             self._probe_at = now + self._probe_wait
             self._ask = True
+        if self._rebirth.wants_question(now):
+            self._ask = True
         if self._ask and not writer.write(KCP_WASK, 0, 0, b""):
             return False
         self._ask = False
@@ -415,10 +419,23 @@ class Kcp:
         limit = min(self._params.snd_wnd, self.rmt_wnd)
         if self._congestion is not None:
             limit = min(limit, self._congestion.cwnd)
-        last = window.snd_una + limit
+        # Our own window counts what may be on the path, so what is acknowledged behind a hole takes no place in it;
+        # the peer's counts from the hole on.
+        last = min(window.snd_nxt + self._params.snd_wnd - window.unacked, window.snd_una + self.rmt_wnd)
+        if self._congestion is not None:
+            last = min(last, window.snd_una + self._congestion.cwnd)
         has_fresh = bool(self._queue) and window.snd_nxt < last
         if not self._write_again(writer, now, limit, early=not has_fresh):
             return False
+        wanted = min(last - window.snd_nxt, -(-self._queue_bytes // self.mss))
+        first = window.snd_nxt
+        last = min(last, first + self._pacer.room(now, wanted, limit, self.rtt.srtt))
+        is_complete = self._write_new(writer, now, last)
+        self._pacer.spend(window.snd_nxt - first)
+        return is_complete
+
+    def _write_new(self, writer: DatagramWriter, now: int, last: int) -> bool:
+        window = self.window
         rto = self.rtt.rto
         while self._queue and window.snd_nxt < last:
             if pieces := self._cut_full(min(last - window.snd_nxt, writer.packets_left())):
@@ -435,7 +452,7 @@ class Kcp:
         counters = self._counters
         rto = self.rtt.rto
         skipped = timed_out = False
-        for segment, cause in window.due(now, early=early):
+        for segment, cause in window.due(now, self.rtt.patience, early=early):
             if not writer.write(KCP_PUSH, now, segment.sn, segment.payload):
                 return False
             window.resent(segment, cause, now, rto, self._params.nodelay)
@@ -449,7 +466,7 @@ class Kcp:
                 skipped = True
         if timed_out or skipped:
             # One more walk, so that the next deadline and the flags are exact again.
-            window.due(now, early=False)
+            window.due(now, self.rtt.patience, early=False)
         if self._congestion is not None:
             if skipped:
                 self._congestion.on_fast_retransmit(window.snd_nxt - window.snd_una, self._params.resend)

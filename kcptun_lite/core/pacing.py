@@ -1,29 +1,57 @@
-"""How fast one session may send: a token bucket.
+"""How fast one session may send: the user's limit, and bursts spread over the round trip.
 
-In      bytes sent, `now`
-Out     how long to wait
-Knows   a rate. Not: what is sent
-Wire    WIRE.md 8.5, --ratelimit
+In      bytes or segments sent, `now`
+Out     how long to wait, how much may go
+Knows   rates. Not: what is sent
+Wire    WIRE.md 8.5 for --ratelimit
 """
 
-PACING_BURST = 64 * 1500  # bytes; kcp-go's burst
+LIMIT_BURST = 64 * 1500  # bytes; kcp-go's burst
+PACING_STEP = 4  # ms between two bursts of a window that opened at once
+PACING_BURST = 32  # segments that always may go at once
 PACED_TRAY = 32 * 1024  # bytes sent at once under a limit, so that a burst is several trays
 
 
 class TokenBucket:
-    """Lets `rate` bytes a second pass, and a burst of PACING_BURST after a rest."""
+    """Lets `rate` bytes a second pass, and a burst of LIMIT_BURST after a rest."""
 
     def __init__(self, rate: int, now: int) -> None:
         self._rate = rate
-        self._tokens = float(PACING_BURST)
+        self._tokens = float(LIMIT_BURST)
         self._filled_at = now
 
     def wait(self, now: int) -> int:
         """ms until something may be sent; 0 is now."""
-        self._tokens = min(PACING_BURST, self._tokens + (now - self._filled_at) * self._rate / 1000)
+        self._tokens = min(LIMIT_BURST, self._tokens + (now - self._filled_at) * self._rate / 1000)
         self._filled_at = now
         return 0 if self._tokens > 0 else 1 + int(-self._tokens * 1000 / self._rate)
 
     def spend(self, size: int) -> None:
         """`size` bytes were sent; the last ones may have been on credit."""
         self._tokens -= size
+
+
+class Pacer:
+    """Spreads a window that opens at once over the round trip, so that it need not all wait in one queue."""
+
+    def __init__(self) -> None:
+        self.resume_at: int | None = None
+        "ms; when what did not go may go"
+        self._credit = float(0xFFFF)  # segments; more than any window, until the first round trip is known
+        self._at = 0
+
+    def room(self, now: int, wanted: int, window: int, srtt: int) -> int:
+        """How many of `wanted` new segments may go now; `window` segments go each `srtt` ms, and a quarter more."""
+        self.resume_at = None
+        if srtt < 2 * PACING_STEP:
+            return wanted
+        rate = window * 5 / (srtt * 4)
+        self._credit = min(self._credit + (now - self._at) * rate, max(PACING_BURST, 2 * PACING_STEP * rate))
+        self._at = now
+        if wanted <= self._credit:
+            return wanted
+        self.resume_at = now + PACING_STEP
+        return max(0, int(self._credit))
+
+    def spend(self, segments: int) -> None:
+        self._credit -= segments

@@ -1,7 +1,7 @@
 """What is in flight: the send window, the round-trip estimate, the congestion window.
 
 In      segments as they are sent, acknowledgements as they come, `now`
-Out     which segments to send again and why, the RTO, how many segments may be in flight
+Out     which segments to send again and why, the RTO, how many segments may be in flight, who has lost his memory
 Knows   sequence numbers and times. Not: headers, datagrams
 Wire    WIRE.md 4.5 to 4.7 (kcp-go's rules); RFC 6298 for the RTO, RFC 5681 for the window
 Cost    an acknowledged tray walks nothing but its own segments; only holes and timeouts walk the window
@@ -19,6 +19,9 @@ from kcptun_lite.core.wire import (
 )
 
 HALF32 = 0x80000000
+REBORN_DATAGRAMS = 2  # that acknowledge nothing after others had acknowledged something ...
+REBORN_AFTER = 300  # ms, or two RTO ... and for so long
+REBORN_ASK_AFTER = 100  # ms from the first question to the second; each further pause is twice the one before
 
 
 class Cause(Enum):
@@ -60,6 +63,8 @@ class SendWindow:
         "some segment may have fastack > 0"
         self.has_fast = False
         "some segment may have reached the fast limit"
+        self.unacked = 0
+        "segments that no ACK has named yet: the load on the path"
         self._fast_limit = fast_limit
 
     def push(self, payloads: Sequence[bytes], now: int, rto: int) -> int:
@@ -69,6 +74,7 @@ class SendWindow:
         resend_at = now + rto
         self.segments += [Segment(sn, payload, ts, rto, resend_at) for sn, payload in enumerate(payloads, first)]
         self.snd_nxt = first + len(payloads)
+        self.unacked += len(payloads)
         if self.next_resend is None or resend_at < self.next_resend:
             self.next_resend = resend_at
         return first
@@ -84,7 +90,9 @@ class SendWindow:
             return 0
         freed = 0
         for segment in segments[:passed]:
-            freed += len(segment.payload)
+            if not segment.acked:
+                self.unacked -= 1
+                freed += len(segment.payload)
         del segments[:passed]
         self.snd_una += passed
         if not segments:
@@ -92,8 +100,10 @@ class SendWindow:
             self.has_skipped = self.has_fast = False
         return freed
 
-    def acknowledge(self, acks: Sequence[tuple[int, int]]) -> None:
+    def acknowledge(self, acks: Sequence[tuple[int, int]]) -> int:
         """Mark the segments that the ACKs of one datagram name, and count the skips of those below them.
+
+        Returns the payload bytes of those marked: they are not needed any more.
 
         Each of `acks` is (sn, ts), 32 bits each. A segment is skipped by each ACK of a later one that
         was sent no earlier than itself (WIRE.md 4.5 step 4); counting stops at the limit.
@@ -101,17 +111,22 @@ class SendWindow:
         segments = self.segments
         size = len(segments)
         una = self.snd_una
-        highest = 0
+        highest = freed = 0
         live: list[tuple[int, int]] = []
         for sn, ts in acks:
             index = (sn - una) & MASK32
             if index < size:
-                segments[index].acked = True
+                segment = segments[index]
+                if not segment.acked:
+                    segment.acked = True
+                    self.unacked -= 1
+                    freed += len(segment.payload)
+                    segment.payload = b""
                 live.append((index, ts))
                 if index > highest:
                     highest = index
         if not highest:
-            return
+            return freed
         limit = max(self._fast_limit, 1)
         for index in range(highest):
             segment = segments[index]
@@ -125,10 +140,12 @@ class SendWindow:
                     if segment.fastack >= limit:
                         self.has_fast = self._fast_limit > 0
                         break
+        return freed
 
-    def due(self, now: int, *, early: bool) -> list[tuple[Segment, Cause]]:
+    def due(self, now: int, patience: int, *, early: bool) -> list[tuple[Segment, Cause]]:
         """Segments to send again now, in order, and why.
 
+        No timeout is believed before `patience` ms since the sending (RFC 8985 in spirit).
         `early`: nothing new is going out, so one skip is enough (RFC 5827 in spirit). The caller calls
         `resent` for each one it sends; what finds no room in the tray is simply due again.
         """
@@ -147,7 +164,12 @@ class SendWindow:
             elif fastack and early:
                 due.append((segment, Cause.EARLY))
             elif now >= segment.resend_at:
-                due.append((segment, Cause.TIMEOUT))
+                waited = (now - segment.ts) & MASK32
+                if waited >= patience:
+                    due.append((segment, Cause.TIMEOUT))
+                else:
+                    # The round trip has become longer since it was sent: a queue grows, nothing is lost.
+                    segment.resend_at = now + patience - waited
             else:
                 skipped = skipped or fastack > 0
             if earliest is None or segment.resend_at < earliest:
@@ -184,12 +206,15 @@ class RttEstimator:
     def __init__(self, min_rto: int, interval: int) -> None:
         self.srtt = 0
         self.rttvar = 0
+        self.latest = 0
+        "ms; the newest measurement, which sees a queue grow before the averages do"
         self.rto = KCP_RTO_INITIAL
         self._min_rto = min_rto
         self._interval = interval
 
     def sample(self, rtt: int) -> None:
         """Take one measurement, ms >= 0."""
+        self.latest = rtt
         if self.srtt == 0:
             self.srtt = rtt
             self.rttvar = rtt >> 1
@@ -201,6 +226,11 @@ class RttEstimator:
             self.rttvar += (delta - self.rttvar) >> (5 if rtt < self.srtt - self.rttvar else 2)
         rto = self.srtt + max(self._interval, self.rttvar << 2)
         self.rto = min(max(self._min_rto, rto), KCP_RTO_MAX)
+
+    @property
+    def patience(self) -> int:
+        """ms after its sending before which no segment is taken for lost, however short the RTO was then."""
+        return min(self.rto, self.latest + max(self._interval, self.latest >> 2)) if self.latest else self.rto
 
 
 class CongestionWindow:
@@ -238,3 +268,40 @@ class CongestionWindow:
         self.ssthresh = max(limit // 2, KCP_SSTHRESH_MIN)
         self.cwnd = 1
         self._increment = self._mss
+
+
+class RebirthWatch:
+    """Tells whether the peer has lost all memory of the conversation: it acknowledges from zero, and goes on to.
+
+    A packet that is late or was replayed acknowledges from zero as well. So the peer is asked again and again
+    (WASK): one that remembers answers with its true `una`, and the suspicion is over.
+    """
+
+    def __init__(self) -> None:
+        self.ask_at: int | None = None
+        "ms of the next question; None without suspicion"
+        self._pause = 0
+        self._since = 0
+        self._count = 0
+
+    def note(self, *, is_from_zero: bool, now: int) -> None:
+        """A datagram of the peer has been read."""
+        if not is_from_zero:
+            self.ask_at = None
+            self._count = 0
+            return
+        if not self._count:
+            self._since = self.ask_at = now
+            self._pause = REBORN_ASK_AFTER
+        self._count += 1
+
+    def wants_question(self, now: int) -> bool:
+        """Whether it is time to ask the peer; it is not again for a while after this was true."""
+        if self.ask_at is None or now < self.ask_at:
+            return False
+        self.ask_at = now + self._pause
+        self._pause *= 2
+        return True
+
+    def is_certain(self, now: int, rto: int) -> bool:
+        return self._count >= REBORN_DATAGRAMS and now - self._since >= max(REBORN_AFTER, 2 * rto)

@@ -6,9 +6,12 @@ Knows   frames, versions 1 and 2. Not: compression, segments, the clock, who rea
 Wire    WIRE.md section 7; smux session.go, stream.go
 Cost    feed 1 us per call and 1 us per frame, one copy of the payload; send_data 1 us per frame, no copy
 
-A stream is two halves, and each ends with the FIN of its sender: `fin_sent` and `fin_received` are all the
-state there is. When both are set and the data is taken the stream is forgotten, and what comes for a stream
-we do not know is dropped, as every generation of smux does.
+A stream is two halves, and each ends with the FIN of its sender. When both have ended and the data is taken the
+stream is forgotten, and what comes for a stream we do not know is dropped, as every generation of smux does.
+
+In kcptun a FIN means that its sender has closed both halves. Two frames that mean nothing to it, put before FIN, tell
+one of ours more: NOP with the stream's id, that only this half has ended and the other one goes on; PSH without
+payload, that the stream was cut, and what came of it is not all there was. A FIN after a FIN gives up the other half.
 """
 
 from kcptun_lite.core.wire import (
@@ -70,7 +73,7 @@ class StreamWritable(Event):
 
 
 class StreamFinished(Event):
-    """The peer will send no more; data received before may still be there to take."""
+    """The peer will send no more, or listens no more; data received before may still be there to take."""
 
     __slots__ = ()
 
@@ -83,7 +86,10 @@ class _Stream:
         "fin_received",
         "fin_sent",
         "from_peer",
+        "is_cut",
+        "mark",
         "peer_consumed",
+        "peer_is_gone",
         "peer_window",
         "written",
     )
@@ -94,6 +100,12 @@ class _Stream:
         "received, not taken"
         self.fin_sent = False
         self.fin_received = False
+        self.mark: int | None = None
+        "SMUX_NOP or SMUX_PSH, if the peer has put one of our marks before the FIN that follows"
+        self.is_cut = False
+        "the peer's FIN was not the end of its data"
+        self.peer_is_gone = False
+        "the peer listens no more"
 
         # Version 2 (WIRE.md 7.5); all in bytes since the start, but for the window.
         self.written = 0
@@ -179,7 +191,12 @@ class SmuxSession:
     @property
     def held_bytes(self) -> int:
         """Bytes kept: received and not taken, queued to be sent, the start of a header."""
-        return self._receive_buffer - self.receive_budget + self._to_send_bytes + len(self._header)
+        return self.unread_bytes + self._to_send_bytes + len(self._header)
+
+    @property
+    def unread_bytes(self) -> int:
+        """Bytes received and not taken."""
+        return self._receive_buffer - self.receive_budget
 
     def has_stream(self, sid: int) -> bool:
         """Whether the stream is there: opened, not closed, and not ended by both ends with all data taken."""
@@ -189,6 +206,16 @@ class SmuxSession:
         """Whether nothing is there to take nor ever will be."""
         stream = self._streams.get(sid)
         return stream is None or (stream.fin_received and not stream.chunks)
+
+    def is_cut(self, sid: int) -> bool:
+        """Whether a finished stream ended before its data did: its sender has given up."""
+        stream = self._streams.get(sid)
+        return stream is not None and stream.is_cut and not stream.chunks
+
+    def is_listening(self, sid: int) -> bool:
+        """Whether the peer still takes data of the stream, and we have not ended it."""
+        stream = self._streams.get(sid)
+        return stream is not None and not (stream.fin_sent or stream.peer_is_gone)
 
     # Sending
 
@@ -232,17 +259,26 @@ class SmuxSession:
         """Queue FIN behind all data of the stream: we send no more, receiving goes on."""
         stream = self._streams.get(sid)
         if stream is not None and not stream.fin_sent:
+            if not stream.fin_received:
+                self._queue_frame(SMUX_NOP, sid)
             stream.fin_sent = True
             self._queue_frame(SMUX_FIN, sid)
             self._forget_if_over(sid, stream)
 
     def close(self, sid: int) -> None:
-        """End the stream both ways; what it still had to take is gone, and the budget for it is back."""
-        self.finish(sid)
+        """End the stream both ways; what it still had to take is gone, and the budget for it is back.
+
+        If `finish` was not called before, the peer is told that the stream was cut.
+        """
         stream = self._streams.get(sid)
-        if stream is not None:
-            self.receive_budget += stream.unread_bytes()
-            self._forget(sid, stream)
+        if stream is None:
+            return
+        if not (stream.fin_sent or stream.peer_is_gone):
+            self._queue_frame(SMUX_PSH, sid)
+        if not (stream.fin_sent and stream.fin_received):
+            self._queue_frame(SMUX_FIN, sid)
+        self.receive_budget += stream.unread_bytes()
+        self._forget(sid, stream)
 
     def frames_to_send(self) -> list[Buffer]:
         """Give the queued frames in order, as buffers to be put together; the queue is empty then."""
@@ -274,7 +310,7 @@ class SmuxSession:
             version, command, length, sid = SMUX_HEADER.unpack_from(data, at)
             if version != self._version:
                 raise SmuxError(self._explain_version(data[at:]))
-            if command == SMUX_PSH:
+            if command == SMUX_PSH and length:
                 self._payload_sid, self._payload_left = sid, length
             elif command == SMUX_UPD and length == SMUX_UPDATE.size:
                 if size - at < SMUX_HEADER_SIZE + SMUX_UPDATE.size:
@@ -290,6 +326,8 @@ class SmuxSession:
                 self._receive_syn(sid, events)
             elif command == SMUX_FIN:
                 self._receive_fin(sid, events)
+            elif sid in self._streams:  # PSH without payload, NOP
+                self._streams[sid].mark = command
             at += SMUX_HEADER_SIZE
         self._header = data[at:]
         return events
@@ -352,7 +390,7 @@ class SmuxSession:
         return stream
 
     def _forget_if_over(self, sid: int, stream: _Stream) -> None:
-        if stream.fin_sent and stream.fin_received and not stream.chunks:
+        if stream.fin_sent and stream.fin_received and not (stream.chunks or stream.is_cut):
             self._forget(sid, stream)
 
     def _forget(self, sid: int, stream: _Stream) -> None:
@@ -386,8 +424,11 @@ class SmuxSession:
 
     def _receive_fin(self, sid: int, events: list[Event]) -> None:
         stream = self._streams.get(sid)
-        if stream is None or stream.fin_received:
+        if stream is None or stream.peer_is_gone:
             return
+        mark, stream.mark = stream.mark, None
+        stream.is_cut = stream.is_cut or (mark == SMUX_PSH and not stream.fin_received)
+        stream.peer_is_gone = stream.fin_received or mark != SMUX_NOP
         stream.fin_received = True
         events.append(StreamFinished(sid))
         self._forget_if_over(sid, stream)

@@ -51,7 +51,12 @@ def mapped(address: Address) -> Address:
     return (MAPPED + address[0], address[1], 0, 0)
 
 
+def format_host(address: Address) -> str:
+    """The host alone, IPv4-mapped as plain IPv4."""
+    return address[0].removeprefix(MAPPED)
+
+
 def format_address(address: Address) -> str:
     """`host:port` as kcptun's log lines have it: IPv4-mapped as plain IPv4, IPv6 in brackets."""
-    host = address[0].removeprefix(MAPPED)
+    host = format_host(address)
     return f"[{host}]:{address[1]}" if ":" in host else f"{host}:{address[1]}"

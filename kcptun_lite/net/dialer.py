@@ -9,6 +9,7 @@ Wire    WIRE.md 5.1
 import os
 from collections.abc import Callable
 
+from kcptun_lite.core.budget import Share
 from kcptun_lite.core.buffers import Address, PacketBatch
 from kcptun_lite.core.conversation import Conversation
 from kcptun_lite.core.counters import Counters
@@ -45,6 +46,7 @@ class Dialer:
             headroom=crypt.headroom,
             tailroom=crypt.tailroom,
             now=monotonic_ms(),
+            share=Share(plant.pool.budget),
         )
         session = Session(
             conversation,

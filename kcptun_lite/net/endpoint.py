@@ -51,7 +51,7 @@ class ReceiverThread(Thread):
         self._pool = plant.pool
         self._counters = counters
         self._deliver = deliver
-        self._sampler = Sampler(plant.suspects)
+        self._sampler = Sampler(plant.suspects, counters, udp)
 
     def run(self) -> None:
         with borrow_batch(self._pool) as batch:
@@ -62,7 +62,7 @@ class ReceiverThread(Thread):
                     return  # closed
                 if received:
                     now = monotonic_ms()
-                    self._sampler.before(batch)
+                    self._sampler.before(batch, now)
                     failed_before = self._counters.in_checksum_errors
                     self._crypt.open(batch, self._counters)
                     if self._counters.in_checksum_errors != failed_before:

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from threading import Lock
 
 from kcptun_lite import log
-from kcptun_lite.core.buffers import Address, PacketBatch, borrow_batch
+from kcptun_lite.core.budget import Share
+from kcptun_lite.core.buffers import Address, BufferPool, PacketBatch, borrow_batch
 from kcptun_lite.core.conversation import Conversation
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.crypt import PacketCrypt
@@ -31,6 +32,7 @@ from kcptun_lite.net.address import format_address
 from kcptun_lite.net.endpoint import Plant, ReceiverThread
 from kcptun_lite.net.session import Session
 from kcptun_lite.net.stream import Stream
+from kcptun_lite.net.suspects import Sample
 from kcptun_lite.net.udp import UdpSocket
 
 HALF_OPEN_TIME = 10_000  # ms in which a new session must acknowledge something or open a stream
@@ -155,15 +157,7 @@ class Listener:
         The answer is a bare WINS, never longer than the question; ACK and WINS get none, so two strangers
         cannot keep each other talking.
         """
-        crypt = self._crypt
-        with borrow_batch(self._plant.pool) as batch:
-            KCP_SEGMENT.pack_into(batch.arena, crypt.headroom, conv, KCP_WINS, 0, KCP_WND_INITIAL, 0, 0, 0, 0)
-            batch.commit(crypt.headroom + KCP_HEADER_SIZE + crypt.tailroom)
-            crypt.seal(batch)
-            try:
-                self.counters.out_packets += self._udp.send(batch.views(), address)
-            except TransportError:
-                pass  # closed
+        self.counters.out_packets += _send_wins(conv, self._plant.pool, self._crypt, self._udp, address)
 
     def _create(self, conv: int, address: Address, *, fec: bool, now: int) -> Session | None:
         with self._lock:
@@ -186,6 +180,7 @@ class Listener:
             headroom=crypt.headroom,
             tailroom=crypt.tailroom,
             now=now,
+            share=Share(plant.pool.budget),
         )
         session = Session(
             conversation,
@@ -231,3 +226,25 @@ class Listener:
 
 def _wait_for_client(session: Session) -> None:
     """Only the client can find another way."""
+
+
+def hint(plant: Plant, stranger: Sample) -> None:
+    """Send a stranger one packet in our own encryption: one of ours finds out from it which --crypt we use.
+
+    For strangers who have our key; never longer than what came from there.
+    """
+    crypt = plant.make_crypt()
+    if len(stranger.packet) >= crypt.headroom + KCP_HEADER_SIZE + crypt.tailroom:
+        _send_wins(0, plant.pool, crypt, stranger.udp, stranger.source)
+
+
+def _send_wins(conv: int, pool: BufferPool, crypt: PacketCrypt, udp: UdpSocket, address: Address) -> int:
+    """Send a packet that acknowledges nothing; returns the number sent, 0 or 1."""
+    with borrow_batch(pool) as batch:
+        KCP_SEGMENT.pack_into(batch.arena, crypt.headroom, conv, KCP_WINS, 0, KCP_WND_INITIAL, 0, 0, 0, 0)
+        batch.commit(crypt.headroom + KCP_HEADER_SIZE + crypt.tailroom)
+        crypt.seal(batch)
+        try:
+            return udp.send(batch.views(), address)
+        except TransportError:
+            return 0  # closed

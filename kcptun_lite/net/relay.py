@@ -15,7 +15,7 @@ from collections.abc import Callable
 from threading import Event, Lock, Thread
 
 from kcptun_lite import log
-from kcptun_lite.core.buffers import Address, BufferPool, borrow
+from kcptun_lite.core.buffers import Address, BufferPool, borrow_some
 from kcptun_lite.errors import KcptunError, StreamReset, TransportError
 from kcptun_lite.net.address import format_address, resolve
 from kcptun_lite.net.sockopt import set_timeout
@@ -26,6 +26,7 @@ WRITE_BUFFERS = 512  # per gather write; IOV_MAX is 1024 on Linux
 CONNECT_TIMEOUT = 10.0  # s for the server to reach its target
 TCP_KEEPALIVE = 15  # s; a peer that vanished without a word must not hold a stream for ever
 STOP_LATENCY = 1000  # ms; how soon a thread blocked in a send looks whether to stop
+MEMORY_PAUSE = 20  # ms between looks whether --memlimit leaves room for a buffer
 BACKLOG = 1024  # connections that wait for `accept`, while --maxstreams are open
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: close sends RST
 
@@ -136,7 +137,7 @@ class Relay:
 
     def stop(self) -> None:
         """End both directions now; the connection is reset if they had not ended."""
-        self._fail(StreamReset("stopped"))
+        self._end(StreamReset("stopped"))
 
     def join(self) -> None:
         self._up.join()
@@ -162,10 +163,10 @@ class Relay:
             self._up_ended.set()
             self._outlive(self._down_ended)
         except KcptunError as exc:
-            self._fail(exc)
+            self._end(exc)
         except Exception as exc:  # a bug: this stream ends, the tunnel does not
             log.error(f"relay of stream {self.stream.sid}: {exc!r}")
-            self._fail(StreamReset(repr(exc)))
+            self._end(StreamReset(repr(exc)))
         finally:
             self._up_ended.set()
             if self._down.ident is not None:
@@ -177,7 +178,10 @@ class Relay:
         readable.register(tcp, select.POLLIN)
         while True:
             readable.poll()
-            with borrow(self._pool, RELAY_BYTES) as buffer:
+            with borrow_some(self._pool, RELAY_BYTES) as buffer:
+                if buffer is None:
+                    select.poll().poll(MEMORY_PAUSE)
+                    continue
                 try:
                     while size := tcp.recv_into(buffer, 0, socket.MSG_DONTWAIT):
                         self.stream.write(buffer[:size])
@@ -197,10 +201,10 @@ class Relay:
             self._down_ended.set()
             self._outlive(self._up_ended)
         except KcptunError as exc:
-            self._fail(exc)
+            self._end(exc)
         except Exception as exc:
             log.error(f"relay of stream {self.stream.sid}: {exc!r}")
-            self._fail(StreamReset(repr(exc)))
+            self._end(StreamReset(repr(exc)))
         finally:
             self._down_ended.set()
 
@@ -234,13 +238,17 @@ class Relay:
 
     def _outlive(self, other_ended: Event) -> None:
         """Our direction has ended: wait for the other one as long as it moves."""
+        if not self._closewait_s:  # kcptun's way: the first end is the end of both (WIRE.md 7.7)
+            self._end(None)
+            return
         moved = -1
         while not other_ended.wait(self._closewait_s):
             if moved == self._moved:
                 raise StreamReset(f"half-closed and idle for {self._closewait_s:g} s")
             moved = self._moved
 
-    def _fail(self, cause: KcptunError) -> None:
+    def _end(self, cause: KcptunError | None) -> None:
+        """End both directions, with a reset if there is a cause and they had not ended by themselves."""
         with self._lock:
             if self._is_stopped:
                 return
@@ -251,7 +259,8 @@ class Relay:
             tcp = self._tcp
         if tcp is not None:
             try:
-                tcp.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+                if cause is not None:
+                    tcp.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
                 tcp.shutdown(socket.SHUT_RD)  # wakes the thread in poll; a full shutdown would send a clean FIN
             except OSError:
                 pass

@@ -156,7 +156,7 @@ class Session:
                 self.is_proven = True
                 self.conversation.kcp.resend_all(now)  # what the limit held back
             if self.conversation.kcp.is_peer_reborn(now):
-                failure = DeadLink("the other end was restarted and knows nothing of this session")
+                failure = DeadLink("the other end knows nothing of this session: it was restarted, or has dropped it")
             opened = self._dispatch_locked()
             is_flush_wanted = self.conversation.flush_wanted is not Flush.NOTHING
             deadline = self.conversation.next_deadline()
@@ -206,7 +206,7 @@ class Session:
                 failure = DeadLink(f"no answer for {silence // 1000} s")
             # Data unanswered for long: ask, which any living peer answers, and have somebody look for another way.
             is_silent = silence >= max(SILENCE, 4 * self.conversation.kcp.rtt.rto)
-            is_trouble = is_silent and now - self._probed_at >= PROBE_PERIOD
+            is_trouble = (is_silent or self._is_cut_off()) and now - self._probed_at >= PROBE_PERIOD
             if is_trouble:
                 self._probed_at = now
                 self.conversation.kcp.probe()
@@ -216,7 +216,7 @@ class Session:
             return None
         if is_flush_wanted:
             self.transmit()
-        if is_trouble or self._is_cut_off():
+        if is_trouble:
             self._on_trouble(self)
         with self.lock:
             deadline = self.conversation.next_deadline()
@@ -341,6 +341,7 @@ class Session:
                 self.conversation.close_stream(sid)
                 stream.die_locked(reason)
             self._streams.clear()
+            self.conversation.share.close()
         self._ticker.detach(self)
         self.transmit()
         if self._owns_socket:

@@ -11,9 +11,8 @@ from threading import Condition, Lock
 from typing import Protocol
 
 from kcptun_lite.core.conversation import Conversation
-from kcptun_lite.core.kcp import Flush
 from kcptun_lite.core.wire import Buffer
-from kcptun_lite.errors import SessionError, StreamClosed, StreamReset
+from kcptun_lite.errors import RemoteProtocolError, SessionError, StreamClosed, StreamReset
 from kcptun_lite.net.ticker import monotonic_ms
 
 READ_LIMIT = 262_144  # bytes taken at once; one gather write
@@ -41,6 +40,12 @@ class StreamOwner(Protocol):
 
     def transmit(self) -> None:
         """Send what the conversation wants sent; called without the lock."""
+
+    def settle(self) -> None:
+        """Tell everybody what reading or closing a stream has brought about; called without the lock."""
+
+    def fail(self, error: RemoteProtocolError) -> None:
+        """End the session, because what the peer has sent makes no sense; called without the lock."""
 
     def forget_locked(self, stream: "Stream") -> None: ...
 
@@ -71,36 +76,46 @@ class Stream:
     def read_chunks(self, limit: int = READ_LIMIT, timeout_s: float | None = None) -> list[bytes] | None:
         """The next bytes, about `limit`; [] at the end of the stream, None when `timeout_s` has passed.
 
-        Raises: StreamReset if the session died before the end; StreamClosed after `close`.
+        Raises: StreamReset if the peer cut it or the session died before the end; StreamClosed after `close`.
         """
         owner = self._owner
-        with owner.lock:
-            while True:
-                self._check_alive_locked()
-                chunks = owner.conversation.take_stream_data(self.sid, limit)
-                if chunks:
-                    break
-                if owner.conversation.is_finished(self.sid):
-                    self._note_end_locked()
-                    return []
-                if not self._readable.wait(timeout_s):
-                    return None
-            self._has_received = owner.has_delivered = True
-            owner.cut_streams = 0
-            is_flush_wanted = owner.conversation.flush_wanted is not Flush.NOTHING
-        if is_flush_wanted:
-            owner.transmit()
+        try:
+            with owner.lock:
+                chunks = self._read_locked(limit, timeout_s)
+        except RemoteProtocolError as exc:  # in what there was room for now
+            owner.fail(exc)
+            raise StreamReset(f"stream {self.sid}: {exc}") from exc
+        if not chunks:
+            return chunks
+        owner.settle()
         if self.cipher:
             return [self.cipher.decrypt(chunk) for chunk in chunks]
         return chunks
+
+    def _read_locked(self, limit: int, timeout_s: float | None) -> list[bytes] | None:
+        owner = self._owner
+        conversation = owner.conversation
+        while True:
+            self._check_alive_locked()
+            if chunks := conversation.take_stream_data(self.sid, limit):
+                self._has_received = owner.has_delivered = True
+                owner.cut_streams = 0
+                return chunks
+            if conversation.is_finished(self.sid):
+                self._note_end_locked()
+                if conversation.is_cut(self.sid):
+                    raise StreamReset(f"stream {self.sid} was cut by the other end")
+                return []
+            if not self._readable.wait(timeout_s):
+                return None
 
     def _note_end_locked(self) -> None:
         is_soon = monotonic_ms() - self._opened_at < CUT_WITHIN
         if is_soon and not (self._has_received or self._has_finished):
             self._owner.cut_streams += 1
 
-    def write(self, data: memoryview) -> None:
-        """Send all of `data`; returns when the session has taken it.
+    def write(self, data: memoryview) -> bool:
+        """Send all of `data`; True when the session has taken it, False if the peer listens no more.
 
         Raises: StreamReset if the session died; StreamClosed after `close` or `close_write`.
         """
@@ -110,25 +125,29 @@ class Stream:
         while data:
             with owner.lock:
                 taken = self._write_some_locked(data)
+            if not taken:
+                return False
             owner.transmit()
             data = data[taken:]
+        return True
 
     def _write_some_locked(self, data: memoryview) -> int:
         owner = self._owner
         writers = owner.writers
         conversation = owner.conversation
-        while True:
-            self._check_alive_locked()
-            if conversation.stream_room(self.sid):
-                break
+        self._check_alive_locked()
+        while not conversation.stream_room(self.sid) and conversation.is_listening(self.sid):
             self._writable.wait()
+            self._check_alive_locked()
         # Whoever waits for the session stands in line, so that a bulk stream cannot starve a quiet one.
         writers.append(self)
         try:
-            while writers[0] is not self or not (taken := conversation.send_stream_data(self.sid, data)):
+            while conversation.is_listening(self.sid):
+                if writers[0] is self and (taken := conversation.send_stream_data(self.sid, data)):
+                    return taken
                 self._writable.wait()
                 self._check_alive_locked()
-            return taken
+            return 0
         finally:
             writers.remove(self)
             if writers and conversation.kcp.send_room > 0:
@@ -142,21 +161,43 @@ class Stream:
                 return
             self._has_finished = True
             owner.conversation.finish_stream(self.sid)
+            self._readable.notify_all()
         owner.transmit()
 
-    def close(self) -> None:
-        """Give the stream up in both directions; the other thread of the relay is woken. Idempotent."""
+    def wait_for_write_end(self, timeout_s: float) -> bool:
+        """Wait until our direction is over: ended by `close_write` or `close`, or because the peer listens no more.
+
+        For the reading thread, when it has come to the end. False when `timeout_s` has passed.
+        """
         owner = self._owner
+        with owner.lock:
+            return self._readable.wait_for(
+                lambda: self._is_closed or self._cause or not owner.conversation.is_listening(self.sid), timeout_s
+            )
+
+    def close(self) -> None:
+        """Give the stream up in both directions; the other thread of the relay is woken. Idempotent.
+
+        The peer is told that it was cut, unless `close_write` was called before.
+        """
+        owner = self._owner
+        failure: RemoteProtocolError | None = None
         with owner.lock:
             if self._is_closed:
                 return
             self._is_closed = True
-            if not self._cause:
-                owner.conversation.close_stream(self.sid)
             owner.forget_locked(self)
             self._readable.notify_all()
             self._writable.notify_all()
-        owner.transmit()
+            if not self._cause:
+                try:
+                    owner.conversation.close_stream(self.sid)
+                except RemoteProtocolError as exc:  # in what there was room for now
+                    failure = exc
+        if failure:
+            owner.fail(failure)
+        else:
+            owner.settle()
 
     # -- for the session -----------------------------------------------------------------------
 

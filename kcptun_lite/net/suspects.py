@@ -1,17 +1,20 @@
 """A sample, now and then, of packets that fail their check, taken before decryption destroys them.
 
 In      trays of packets before and after they are opened
-Out     the raw packet of an address that has failed twice, at most one per second and program
+Out     one raw packet that has failed, at most one per second and program
 Knows   addresses. Not: keys, who is worth a sentence
-Cost    one comparison per tray; 3 us more per tray while an address is under suspicion
+Cost    one comparison per tray; up to 3 us more while an address is under suspicion
 
 A packet is decrypted in place, so whether it was worth keeping is known only when it is gone. Therefore the first
-bad packet of an address makes it a suspect, and its next one is copied.
+bad packet of an address makes it a suspect, and its next one is copied. As long as nothing good has come in at all,
+everybody is a suspect.
 """
 
 from typing import NamedTuple
 
 from kcptun_lite.core.buffers import Address, PacketBatch
+from kcptun_lite.core.counters import Counters
+from kcptun_lite.net.udp import UdpSocket
 
 SAMPLE_EVERY = 1000  # ms, in the whole program
 SUSPECT_FOR = 1000  # ms that we wait for a suspect's next packet; then another one gets the turn
@@ -22,6 +25,8 @@ class Sample(NamedTuple):
 
     source: Address
     packet: bytes
+    udp: UdpSocket
+    "which has received it"
 
 
 class Suspects:
@@ -48,20 +53,29 @@ class Suspects:
 class Sampler:
     """The eyes of one receiver thread: `before` each tray is opened, `after` one in which packets failed."""
 
-    def __init__(self, suspects: Suspects) -> None:
+    def __init__(self, suspects: Suspects, counters: Counters, udp: UdpSocket) -> None:
+        """`counters` are those the packets are counted in."""
         self._suspects = suspects
+        self._counters = counters
+        self._udp = udp
         self._suspect: Address | None = None
         self._suspect_until = 0
         self._copy: tuple[int, Sample] | None = None
 
-    def before(self, batch: PacketBatch) -> None:
-        """Keep a copy of the suspect's packet, if there is one in the tray."""
+    def before(self, batch: PacketBatch, now: int) -> None:
+        """Keep a copy of the suspect's packet, if a sample is wanted and there is one in the tray."""
         self._copy = None
+        if not self._suspects.wants_sample(now):
+            return
         suspect = self._suspect
         if suspect is not None and suspect in batch.addresses:
             index = batch.addresses.index(suspect)
-            self._copy = index, Sample(suspect, bytes(batch.packet(index)))
-            self._suspect = None
+        elif suspect is None and not self._counters.in_packets:
+            index, suspect = 0, batch.addresses[0]
+        else:
+            return
+        self._copy = index, Sample(suspect, bytes(batch.packet(index)), self._udp)
+        self._suspect = None
 
     def after(self, batch: PacketBatch, now: int) -> None:
         """Hand in the copy if that packet has failed, else look for a suspect."""

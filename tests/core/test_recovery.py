@@ -104,7 +104,7 @@ def test_acks_across_the_wrap_count_skips() -> None:
         push(window, b"x", MASK32, 100)
     window.acknowledge([(0, MASK32), (1, 0)])
     assert [segment.acked for segment in window.segments] == [False, False, True, True]
-    assert [cause for _, cause in window.due(10, early=False)] == [Cause.FAST, Cause.FAST]
+    assert [cause for _, cause in window.due(10, 0, early=False)] == [Cause.FAST, Cause.FAST]
 
 
 def test_ack_outside_the_window_is_ignored() -> None:
@@ -122,8 +122,9 @@ def test_acked_segments_stay_until_una_passes() -> None:
         push(window, b"x", 0, 100)
     window.acknowledge([(0, 0), (1, 0), (2, 0)])
     assert len(window.segments) == 3
-    assert window.due(1000, early=True) == []
-    assert window.acknowledge_until(3) == 3
+    assert window.due(1000, 0, early=True) == []
+    window.acknowledge_until(3)
+    assert window.segments == []
 
 
 def test_an_ack_of_an_earlier_transmission_is_no_skip() -> None:
@@ -147,9 +148,9 @@ def test_fast_limit(limit: int, skips: int, fast: bool) -> None:
     for sn in range(1, skips + 1):
         window.acknowledge([(sn, 0)])
     assert window.has_fast is fast
-    assert [cause for _, cause in window.due(50, early=False)] == [Cause.FAST] * fast
+    assert [cause for _, cause in window.due(50, 0, early=False)] == [Cause.FAST] * fast
     # Nothing new goes out: one skip is enough, whatever the limit.
-    assert [cause for _, cause in window.due(50, early=True)] == [Cause.FAST if fast else Cause.EARLY]
+    assert [cause for _, cause in window.due(50, 0, early=True)] == [Cause.FAST if fast else Cause.EARLY]
 
 
 @pytest.mark.parametrize(("nodelay", "rtos"), [(0, [200, 300, 400, 500]), (1, [150, 200, 250, 300])])
@@ -159,8 +160,8 @@ def test_timeouts_back_off_linearly(nodelay: int, rtos: list[int]) -> None:
     now = 0
     for rto in rtos:
         now = segment.resend_at
-        assert window.due(now - 1, early=True) == []
-        assert window.due(now, early=False) == [(segment, Cause.TIMEOUT)]
+        assert window.due(now - 1, 0, early=True) == []
+        assert window.due(now, 0, early=False) == [(segment, Cause.TIMEOUT)]
         window.resent(segment, Cause.TIMEOUT, now, 100, nodelay)
         assert segment.resend_at == now + rto
 
@@ -179,7 +180,7 @@ def test_fast_retransmission_starts_from_the_plain_rto() -> None:
     push(window, b"y", 0, 100)
     window.resent(segment, Cause.TIMEOUT, 100, 100, 0)
     window.acknowledge([(1, 200)])
-    assert window.due(210, early=False) == [(segment, Cause.FAST)]
+    assert window.due(210, 0, early=False) == [(segment, Cause.FAST)]
     window.resent(segment, Cause.FAST, 210, 90, 0)
     assert (segment.rto, segment.fastack, segment.ts, segment.resend_at) == (90, 0, 210, 300)
 
@@ -190,11 +191,11 @@ def test_early_retransmission_with_a_shorter_rto_is_due_in_time() -> None:
     segment = push(window, b"x", 0, 200)
     push(window, b"y", 0, 200)
     window.acknowledge([(1, 0)])
-    assert window.due(20, early=True) == [(segment, Cause.EARLY)]
+    assert window.due(20, 0, early=True) == [(segment, Cause.EARLY)]
     window.resent(segment, Cause.EARLY, 20, 60, 1)
     assert window.next_resend is not None
     assert window.next_resend <= 80
-    assert window.due(80, early=False) == [(segment, Cause.TIMEOUT)]
+    assert window.due(80, 0, early=False) == [(segment, Cause.TIMEOUT)]
 
 
 @dataclass
@@ -280,9 +281,9 @@ def test_flags_and_deadlines_never_miss_what_is_due(limit: int, nodelay: int, se
             naive.acknowledge_until(una)
         early = random.random() < 0.5
         due = naive.due(now, early)
-        assert [(segment.sn, cause) for segment, cause in window.due(now, early=early)] == due
+        assert [(segment.sn, cause) for segment, cause in window.due(now, 0, early=early)] == due
         room = random.choice((0, 1, 100))  # a tray may be too full for all of them
-        for segment, cause in window.due(now, early=early)[:room]:
+        for segment, cause in window.due(now, 0, early=early)[:room]:
             window.resent(segment, cause, now, rto, nodelay)
             naive.resent(segment.sn, cause, now, rto, nodelay)
         # Nothing that time alone makes due may come before the deadline that is told.
@@ -290,6 +291,26 @@ def test_flags_and_deadlines_never_miss_what_is_due(limit: int, nodelay: int, se
         if coming is not None:
             assert window.next_resend is not None
             assert window.next_resend <= coming
+
+
+def test_a_timeout_waits_while_the_round_trip_grows() -> None:
+    """Sent when the RTO was 100 ms; by now acknowledgements take 300, because a queue has filled."""
+    window = SendWindow(2)
+    segment = push(window, b"x", 0, 100)
+    assert window.due(100, 300, early=False) == []
+    assert window.next_resend == 300
+    assert window.due(300, 300, early=False) == [(segment, Cause.TIMEOUT)]
+
+
+def test_acknowledged_segments_are_no_load_and_hold_no_bytes() -> None:
+    window = SendWindow(2)
+    for _ in range(5):
+        push(window, bytes(10), 0, 100)
+    assert window.acknowledge([(3, 0), (4, 0), (3, 0)]) == 20
+    assert window.unacked == 3
+    assert window.acknowledge_until(4) == 30
+    assert window.unacked == 0
+    assert window.acknowledge_until(5) == 0
 
 
 # Congestion window

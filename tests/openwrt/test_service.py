@@ -232,7 +232,7 @@ def status_of(role: str, pid: int, **values: object) -> dict[str, object]:
 
 
 def test_status_reads_well(router: Router) -> None:
-    session = {"conv": 0x1A2B3C, "remote": "198.51.100.7:29900", "rtt_ms": 182, "rto_ms": 240, "streams": 5}
+    session = {"conv": "001a2b3c", "remote": "198.51.100.7:29900", "rtt_ms": 182, "rto_ms": 240, "streams": 5}
     router.status.mkdir(parents=True)
     (router.status / "home.json").write_text(
         json.dumps(
@@ -241,7 +241,7 @@ def test_status_reads_well(router: Router) -> None:
                 os.getpid(),
                 uptime_s=11_100,
                 streams=5,
-                sessions=[session | {"age_s": 190, "idle_s": 0}, session | {"conv": 7, "age_s": 90_000, "idle_s": 3}],
+                sessions=[session | {"age_s": 190, "idle_s": 0}, session | {"conv": "00000007", "age_s": 90_000, "idle_s": 3}],
                 bytes_in=12_897_485,
                 bytes_out=2**31 * 3,
                 packets_in=10_234,

@@ -81,14 +81,14 @@ def bulk(loss: float, fec: tuple[int, int], mode: str = "fast", seed: int = 1, *
 
 # (fec, loss) -> least goodput in Mbit/s, and the most segments repeated for nothing as a share of packets sent
 BOUNDS = {
-    ((0, 0), 0.0): (92, 0.03),
-    ((0, 0), 0.01): (40, 0.14),
-    ((0, 0), 0.05): (29, 0.20),
-    ((0, 0), 0.1): (25, 0.20),
-    ((10, 3), 0.0): (68, 0.03),
-    ((10, 3), 0.01): (62, 0.04),
-    ((10, 3), 0.05): (44, 0.08),
-    ((10, 3), 0.1): (36, 0.15),
+    ((0, 0), 0.0): (92, 0.001),
+    ((0, 0), 0.01): (40, 0.03),
+    ((0, 0), 0.05): (29, 0.08),
+    ((0, 0), 0.1): (24, 0.14),
+    ((10, 3), 0.0): (70, 0.001),
+    ((10, 3), 0.01): (66, 0.005),
+    ((10, 3), 0.05): (50, 0.03),
+    ((10, 3), 0.1): (37, 0.08),
 }
 
 
@@ -111,5 +111,5 @@ def test_a_deep_queue_does_not_starve_the_transfer() -> None:
     """20 Mbit/s, a queue of 600 ms: a window of 1024 fills it, and the round trip grows from 100 ms to 660 at once."""
     result = bulk(0.0, (0, 0), rate=20.0, queue=600)
     print(f"\n20 Mbit/s with a deep queue: {result}")
-    assert result.goodput >= 11
-    assert result.repeated <= result.sent * 0.25
+    assert result.goodput >= 17
+    assert result.repeated <= result.sent * 0.01

@@ -254,7 +254,7 @@ def status(updated: int, **values: object) -> Values:
 
 
 def test_status(browser: webdriver.Chrome, backend: Backend) -> None:
-    session = {"conv": 1715004, "remote": "198.51.100.7:29904", "rtt_ms": 182, "rto_ms": 240, "streams": 5}
+    session = {"conv": "001a2b3c", "remote": "198.51.100.7:29904", "rtt_ms": 182, "rto_ms": 240, "streams": 5}
     session |= {"age_s": 190, "idle_s": 2}
     counters = {"packets_out": 2000, "retransmitted": 25, "recovered": 12, "checksum_errors": 4}
     backend.configure(CONFIG)

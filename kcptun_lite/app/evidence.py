@@ -1,0 +1,39 @@
+"""What a session shows of the other end, put together for the diagnosis.
+
+In      a session of the client, why it was closed
+Out     `Evidence`
+Knows   where each fact is kept. Not: what it means (app/diagnosis)
+"""
+
+from kcptun_lite.app.diagnosis import REFUSED, Evidence
+from kcptun_lite.errors import RemoteProtocolError, SessionError
+from kcptun_lite.net.address import format_address
+from kcptun_lite.net.session import Session
+
+
+def gather(session: Session, crypt: str, now: int, reason: SessionError | None = None) -> Evidence:
+    """What is known of a session; `reason` is why it was closed, if it was."""
+    counters = session.counters
+    kcp = session.conversation.kcp
+    cause = reason.__cause__ if reason else None
+    return Evidence(
+        format_address(session.remote),
+        crypt,
+        now - session.opened_at,
+        received=counters.in_packets + counters.in_checksum_errors + counters.kcp_in_errors,
+        decrypted=counters.in_packets,
+        acknowledged=kcp.progress()[0] > 0,
+        understood=counters.bytes_received > 0,
+        silence=0 if kcp.unanswered_since is None else now - kcp.unanswered_since,
+        error=_text(session.send_error),
+        reborn=kcp.is_peer_reborn(now),
+        failure=str(cause) if isinstance(cause, RemoteProtocolError) else "",
+        cut_streams=session.cut_streams,
+        delivered=session.has_delivered,
+    )
+
+
+def _text(error: OSError | None) -> str:
+    if error is None:
+        return ""
+    return REFUSED if isinstance(error, ConnectionRefusedError) else error.strerror or repr(error)

@@ -1,0 +1,79 @@
+"""What the options allow to be held at worst, what a limit must allow at least, and giving back what is free.
+
+In      a configuration and what sessions make of it
+Out     a sentence for the log, or a refusal; free heap back to the system
+Knows   what a session can hold. Not: what it holds now (core/budget)
+Cost    once at the start; `release_heap` 1 ms, when traffic has stopped
+"""
+
+import sys
+
+from kcptun_lite.app.config import ClientConfig, ServerConfig
+from kcptun_lite.core.budget import HEADROOM, SEGMENT_BYTES, SEGMENT_COST
+from kcptun_lite.core.conversation import EXPANDED_BYTES, RECEIVE_LEAST, SEND_LEAST, ConversationParams
+from kcptun_lite.core.fec import HELD_BYTES_MAX
+from kcptun_lite.core.kcp import QUEUE_TARGET, READ_SEGMENTS
+from kcptun_lite.core.wire import SNAPPY_CHUNK_MAX
+from kcptun_lite.errors import ConfigError
+from kcptun_lite.net.relay import RELAY_BYTES
+from kcptun_lite.net.stream import READ_LIMIT
+
+TRAYS = 3  # of one session at once: receiving, sending, key stream
+MIB = 2**20
+
+
+def most_of_session(params: ConversationParams) -> int:
+    """Bytes that one session can hold if its peer and its readers want the worst."""
+    kcp = params.kcp
+    sending = QUEUE_TARGET + RELAY_BYTES + kcp.snd_wnd * (kcp.mtu + SEGMENT_COST)
+    unread = 2 * kcp.rcv_wnd * SEGMENT_BYTES  # in order, and as many beyond a gap
+    read = params.smux_buffer + READ_SEGMENTS * (EXPANDED_BYTES if params.compress else SEGMENT_BYTES)
+    return TRAYS * params.tray_bytes + sending + unread + read + HELD_BYTES_MAX
+
+
+def least_limit(params: ConversationParams, sessions: int) -> int:
+    """The smallest `--memlimit` with which this many sessions get on."""
+    session = TRAYS * params.tray_bytes + SEND_LEAST + RECEIVE_LEAST + 2 * SNAPPY_CHUNK_MAX
+    return HEADROOM + RELAY_BYTES + sessions * session
+
+
+def check_limit(config: ClientConfig | ServerConfig, params: ConversationParams) -> None:
+    """Raises: ConfigError for a `--memlimit` that cannot hold the client's sessions, or one of the server's."""
+    sessions = config.conn if isinstance(config, ClientConfig) else 1
+    least = least_limit(params, sessions)
+    if 0 < config.memlimit < least:
+        what = "one session" if sessions == 1 else f"{sessions} sessions (--conn)"
+        least_mib = -(-least // MIB)
+        raise ConfigError(
+            f"--memlimit: {config.memlimit} bytes cannot hold {what}; write {least_mib}M or more, or 0 for no limit"
+        )
+
+
+def describe(config: ClientConfig | ServerConfig, params: ConversationParams) -> str:
+    """The line of the start-up log about memory."""
+    session = most_of_session(params)
+    sessions = config.conn if isinstance(config, ClientConfig) else config.maxsessions
+    worst = sessions * session + config.maxstreams * (RELAY_BYTES + READ_LIMIT)
+    options = (
+        f"the options allow {_mib(session)} a session and {_mib(worst)} with {sessions} session{'s' * (sessions > 1)} "
+        f"and {config.maxstreams} streams"
+    )
+    if 0 < config.memlimit < worst:
+        return f"memory: buffers up to {_mib(config.memlimit)} (memlimit), where {options}"
+    return f"memory: no limit to buffers but that {options}"
+
+
+def release_heap() -> None:
+    """Give the free pages inside the C library's heap back to the system, as far as it has a way to.
+
+    glibc gives back what is free at the heap's end alone, and a few small objects there hold megabytes (measured:
+    2 to 3 MiB after a bulk transfer). musl needs no call for it. `ctypes` is taken if a cipher has brought it along.
+    """
+    ctypes = sys.modules.get("ctypes")
+    trim = getattr(getattr(ctypes, "pythonapi", None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def _mib(size: int) -> str:
+    return f"{size / MIB:.1f} MiB" if size < 1024 * MIB else f"{size / 1024 / MIB:.1f} GiB"

@@ -1,0 +1,87 @@
+"""The check mode: one run for each step that can fail, against ours and against the real program."""
+
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from kcptun_lite.app.check import STEP_OF_RULE
+from kcptun_lite.app.diagnosis import RULES
+from tests.programs import ROOT, Options, Target, echo_handler, kcptun_arguments, start_server
+
+NOWHERE = "127.0.0.1:1"
+
+
+def check(options: Options) -> tuple[int, list[str]]:
+    """Exit code and the lines of a check."""
+    command = [sys.executable, "-m", "kcptun_lite", "client", "--check", *kcptun_arguments(options)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
+    return done.returncode, done.stdout.splitlines()
+
+
+def speak(sock: socket.socket) -> None:
+    sock.sendall(b"220 ready\r\n")
+    sock.recv(1)
+
+
+def steps(lines: list[str]) -> list[str]:
+    return [" ".join(line.split()[:2]) for line in lines[1:]]
+
+
+@pytest.mark.parametrize("server", ["ours", "go"])
+@pytest.mark.parametrize("smuxver", [1, 2])
+def test_all_is_well(server: str, smuxver: int) -> None:
+    with Target(speak if smuxver == 2 else echo_handler) as target:
+        program, address = start_server(server, {"target": target.address, "smuxver": smuxver})
+        try:
+            code, lines = check({"remoteaddr": address, "smuxver": smuxver, "crypt": "aes"})
+        finally:
+            program.stop()
+    assert code == 0, lines
+    assert steps(lines) == ["ok name", "ok answer", "ok key", "ok stream", "ok target"]
+    assert lines[-1].endswith("it speaks" if smuxver == 2 else "it has not hung up within 2 s")
+
+
+@pytest.mark.parametrize(
+    ("server", "client_options", "server_options", "code", "passed"),
+    [
+        ("ours", {"remoteaddr": "nowhere.invalid:1"}, {}, 10, 0),
+        ("ours", {"remoteaddr": NOWHERE}, {}, 11, 1),
+        ("go", {"key": "another"}, {}, 12, 1),
+        ("ours", {"crypt": "salsa20"}, {}, 13, 1),
+        ("go", {"nocomp": True}, {}, 14, 3),
+        ("go", {"smuxver": 2}, {}, 14, 3),
+        ("ours", {"smuxver": 2}, {"strict": True}, 14, 3),
+        ("go", {}, {"target": NOWHERE}, 15, 4),
+        ("ours", {}, {"target": NOWHERE}, 15, 4),
+    ],
+    ids=lambda value: " ".join(kcptun_arguments(value)) if isinstance(value, dict) else str(value),
+)
+def test_each_step_has_its_exit_code(
+    server: str, client_options: Options, server_options: Options, code: int, passed: int
+) -> None:
+    with Target(echo_handler) as target:
+        program, address = start_server(server, {"target": target.address, **server_options})
+        try:
+            found, lines = check({"remoteaddr": address, **client_options})
+        finally:
+            program.stop()
+    assert found == code, lines
+    assert [step.split()[0] for step in steps(lines)] == ["ok"] * passed + ["FAIL"]
+
+
+def test_several_servers_are_all_checked() -> None:
+    with Target(speak) as target:
+        program, address = start_server("ours", {"target": target.address})
+        try:
+            code, lines = check({"remoteaddr": f"{NOWHERE},{address}"})
+        finally:
+            program.stop()
+    assert code == 11
+    assert lines[0] == f"checking {NOWHERE}" and f"checking {address}" in lines
+    assert lines[-1].startswith("ok    target")
+
+
+def test_every_rule_of_the_diagnosis_has_a_step() -> None:
+    assert STEP_OF_RULE.keys() == {rule.name for rule in RULES}

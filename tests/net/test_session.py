@@ -1,0 +1,418 @@
+"""A session: its locks, its one way out, its proof of who is there, its end."""
+
+import errno
+import threading
+from collections.abc import Iterator
+from random import Random
+from typing import Any
+
+import pytest
+
+from kcptun_lite.core.kcp import Flush
+from kcptun_lite.core.wire import FEC_HEADER, KCP_ACK, KCP_SEGMENT, KCP_WASK, KCP_WINS
+from kcptun_lite.errors import DeadLink, SessionClosed, StreamClosed, StreamReset
+from kcptun_lite.net import session as room
+from kcptun_lite.net.session import DEAD_AFTER, PROBE_PERIOD, SILENCE, UNPROVEN_BYTES
+from kcptun_lite.net.ticker import monotonic_ms
+from tests.net.rooms import (
+    CLIENT,
+    SERVER,
+    Clock,
+    End,
+    FakeUdp,
+    OrderedLock,
+    Wire,
+    in_background,
+    is_waiting,
+    make_plant,
+    noise,
+    segment,
+    small_params,
+    wait_until,
+)
+
+ELSEWHERE = ("10.0.0.2", 2000)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(room, "monotonic_ms", clock)
+    return clock
+
+
+@pytest.fixture
+def wire(clock: Clock) -> Iterator[Wire]:
+    with Wire(make_plant(), clock) as wire:
+        yield wire
+
+
+def read_all(end: End) -> bytes:
+    return b"".join(end.opened[0].read_chunks(timeout_s=0) or [])
+
+
+# -- the test's own tool -------------------------------------------------------------------------------------
+
+
+def test_a_lock_waited_for_out_of_order_is_noted() -> None:
+    low, high = OrderedLock(3, "tx"), OrderedLock(4, "state")
+    with low, high:
+        pass
+    with high:
+        assert low.acquire(blocking=False)  # trying cannot deadlock
+        low.release()
+    assert not OrderedLock.violations
+    with high, low:
+        pass
+    assert OrderedLock.violations == ["3 tx taken under [4 state]"]
+    OrderedLock.violations.clear()
+
+
+# -- streams -------------------------------------------------------------------------------------------------
+
+
+def test_a_stream_is_opened_at_the_other_end_and_carries_bytes_both_ways(wire: Wire) -> None:
+    stream = wire.client.session.open_stream()
+    stream.write(memoryview(b"question"))
+    wire.carry()
+    assert read_all(wire.server) == b"question"
+    wire.server.opened[0].write(memoryview(b"answer"))
+    wire.carry()
+    assert stream.read_chunks(timeout_s=0) == [b"answer"]
+    assert wire.server.session.stream_count == 1
+
+
+def test_close_kills_the_streams_and_tells_the_peer(wire: Wire) -> None:
+    stream = wire.client.session.open_stream()
+    wire.carry()
+    wire.client.session.close()
+    with pytest.raises(StreamReset, match="the session was closed"):
+        stream.read_chunks()
+    with pytest.raises(SessionClosed):
+        wire.client.session.open_stream()
+    wire.carry()
+    assert wire.server.opened[0].read_chunks(timeout_s=0) == [], "the peer's streams end"
+    assert wire.client.udp.is_closed and not wire.server.udp.is_closed
+    wire.client.session.close()
+    assert len(wire.client.closed) == 1
+
+
+def test_close_from_any_thread_wakes_whoever_waits(wire: Wire) -> None:
+    readers = [wire.client.session.open_stream() for _ in range(3)]
+    writers = [wire.client.session.open_stream() for _ in range(3)]
+    blocked = [in_background(stream.read_chunks) for stream in readers]
+    blocked += [in_background(lambda stream=stream: stream.write(memoryview(bytes(1 << 20)))) for stream in writers]
+    for stream in readers:
+        wait_until(lambda stream=stream: is_waiting(stream, to_write=False))
+    for stream in writers:
+        wait_until(lambda stream=stream: is_waiting(stream, to_write=True))
+    in_background(wire.client.session.close).result()
+    for thread in blocked:
+        with pytest.raises(StreamReset):
+            thread.result()
+
+
+def test_bytes_that_make_no_sense_end_the_session(wire: Wire) -> None:
+    wire.server.session.receive([segment(data=b"no smux frame")], 0)
+    assert wire.server.session.is_closed
+    assert "makes no sense" in str(wire.server.closed[0])
+
+
+def test_a_closed_session_receives_nothing(wire: Wire) -> None:
+    wire.server.session.close()
+    before = len(wire.server.udp.sent)
+    assert not wire.server.session.receive([segment(data=b"x")], 0, ELSEWHERE)
+    assert wire.server.session.update(0) is None
+    assert len(wire.server.udp.sent) == before
+    assert wire.server.session.remote == CLIENT
+
+
+# -- the one way out -----------------------------------------------------------------------------------------
+
+
+def test_packets_of_many_threads_leave_in_order() -> None:
+    params = small_params(snd_wnd=1024, rcv_wnd=1024, data_shards=3, parity_shards=1)
+    with Wire(make_plant(params), monotonic_ms) as wire, wire.carrying():
+        payloads = [noise(40_000, seed=seed) for seed in range(6)]
+        streams = [wire.client.session.open_stream() for _ in payloads]
+        threads = [
+            in_background(lambda stream=stream, data=data: [stream.write(memoryview(data)), stream.close_write()])
+            for stream, data in zip(streams, payloads, strict=True)
+        ]
+        for thread in threads:
+            thread.result()
+        wait_until(lambda: len(wire.server.opened) == len(payloads))
+        by_sid = {stream.sid: stream for stream in wire.server.opened}
+        for stream, data in zip(streams, payloads, strict=True):
+            received = b""
+            while chunks := by_sid[stream.sid].read_chunks():
+                received += b"".join(chunks)
+            assert received == data
+        seqids = [FEC_HEADER.unpack_from(packet)[0] for packet, _ in wire.client.udp.sent]
+    assert seqids == list(range(len(seqids)))
+    assert len(seqids) > 200
+
+
+def test_whoever_finds_another_thread_sending_leaves_a_note_and_goes_on(wire: Wire) -> None:
+    session = wire.client.session
+    is_sending, may_go_on = threading.Event(), threading.Event()
+    send = wire.client.udp.send
+
+    def slow_send(*args: Any) -> int:
+        is_sending.set()
+        may_go_on.wait()
+        return send(*args)
+
+    wire.client.udp.send = slow_send  # type: ignore[method-assign]
+    first = in_background(session.open_stream)
+    is_sending.wait()
+    in_background(session.open_stream).result()  # would wait for ever if it waited for the socket
+    assert not wire.client.udp.sent
+    may_go_on.set()
+    first.result()
+    wire.carry()
+    assert len(wire.server.opened) == 2, "the one at it has sent the other's packet, too"
+
+
+def test_a_session_with_a_rate_sends_a_burst_and_then_waits(clock: Clock) -> None:
+    plant = make_plant(small_params(snd_wnd=1024, rcv_wnd=1024), rate=100_000)
+    with Wire(plant, clock) as wire:
+        stream = wire.client.session.open_stream()
+        stream.write(memoryview(bytes(120_000)))
+        wire.carry()
+        burst = wire.client.sent_bytes
+        assert 96_000 <= burst < 96_000 + 33_000
+        wire.carry()
+        assert wire.client.sent_bytes < burst + 2000, "no time has passed"
+        wire.pass_time(1000)
+        assert wire.client.sent_bytes <= burst + 100_000 + 33_000
+        assert wire.server.session.conversation.kcp.progress()[1] * 1376 >= 120_000
+        wire.client.session.close()
+
+
+def test_packets_the_socket_does_not_take_are_counted(wire: Wire) -> None:
+    wire.client.udp.send = lambda packets, address: 0  # type: ignore[method-assign]
+    wire.client.session.open_stream()
+    counters = wire.client.session.counters
+    assert (counters.out_packets, counters.send_drops) == (0, 1)
+
+
+def test_a_socket_closed_under_the_session_is_only_a_loss(wire: Wire) -> None:
+    wire.client.udp.close()
+    wire.client.session.open_stream()
+    assert wire.client.session.counters.send_drops == 1
+
+
+# -- who is there --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def unproven(clock: Clock) -> Iterator[Wire]:
+    with Wire(make_plant(small_params(snd_wnd=512)), clock, is_proven=False) as wire:
+        yield wire
+
+
+def test_an_unproven_peer_is_sent_no_more_than_it_has_sent_and_a_little_ahead(unproven: Wire, clock: Clock) -> None:
+    unproven.client.session.open_stream().write(memoryview(b"a question of forty bytes, or nearly so"))
+    packets = [packet for packet, _ in unproven.client.udp.sent]
+    unproven.server.session.receive([memoryview(packet) for packet in packets], clock.now)
+    received = sum(map(len, packets))
+    in_background(lambda: unproven.server.opened[0].write(memoryview(bytes(200_000))))  # ends with the session
+    for _ in range(500):
+        clock.now += 100
+        unproven.server.session.update(clock.now)
+    assert not unproven.server.session.is_proven
+    assert UNPROVEN_BYTES // 2 < unproven.server.sent_bytes <= UNPROVEN_BYTES + received
+    unproven.server.session.close()
+
+
+def test_an_acknowledgement_is_the_proof(unproven: Wire) -> None:
+    unproven.client.session.open_stream().write(memoryview(b"hello"))
+    unproven.carry()
+    assert unproven.server.session.is_proven, "the server's ping was acknowledged"
+    unproven.server.opened[0].write(memoryview(bytes(100_000)))
+    unproven.carry()
+    assert unproven.server.sent_bytes > 100_000
+
+
+def test_what_the_limit_held_back_goes_out_with_the_proof(unproven: Wire, clock: Clock) -> None:
+    stream = unproven.client.session.open_stream()
+    packets = [memoryview(packet) for packet, _ in unproven.client.udp.sent]
+    unproven.server.session.receive(packets, clock.now)
+    unproven.server.opened[0].write(memoryview(bytes(100_000)))
+    held_back = unproven.server.sent_bytes
+    assert held_back <= UNPROVEN_BYTES + sum(map(len, packets))
+    unproven.carry()
+    received = 0
+    while chunks := stream.read_chunks(timeout_s=0):
+        received += sum(map(len, chunks))
+    assert received == 100_000, "and no time has passed"
+
+
+# -- where the peer is ---------------------------------------------------------------------------------------
+
+
+def test_new_data_moves_the_session_and_a_replay_does_not(wire: Wire, clock: Clock) -> None:
+    stream = wire.client.session.open_stream()
+    wire.carry()
+    server = wire.server.session
+    replay = [memoryview(packet) for packet, _ in wire.client.udp.sent]
+    assert not server.receive(replay, clock.now, ELSEWHERE)
+    assert server.remote == CLIENT
+    stream.write(memoryview(b"from the train"))
+    fresh = [memoryview(packet) for packet, _ in wire.client.udp.sent[len(replay) :]]
+    assert server.receive(fresh, clock.now, ELSEWHERE)
+    assert server.remote == ELSEWHERE
+    wire.server.opened[0].write(memoryview(b"answer"))
+    assert wire.server.udp.sent[-1][1] == ELSEWHERE
+
+
+def test_a_forged_packet_without_anything_new_does_not_move_the_session(wire: Wire, clock: Clock) -> None:
+    wire.client.session.open_stream()
+    wire.carry()
+    server = wire.server.session
+    una, next_sn, _ = server.conversation.progress()
+    for cmd in (KCP_ACK, KCP_WASK, KCP_WINS):
+        assert not server.receive([segment(cmd=cmd, una=una)], clock.now, ELSEWHERE)
+    assert not server.receive([segment(sn=next_sn + 1000, una=una, data=b"beyond the window")], clock.now, ELSEWHERE)
+    assert server.remote == CLIENT
+
+
+def test_a_new_path_takes_what_is_in_flight_along(wire: Wire, clock: Clock) -> None:
+    stream = wire.client.session.open_stream()
+    wire.carry()
+    wire.is_cut = True
+    stream.write(memoryview(b"lost on the old path"))
+    wire.carry()
+    old, fresh = wire.client.udp, FakeUdp(ELSEWHERE)
+    receiver = threading.Thread(target=lambda: None)
+    wire.client.session.change_path(fresh, SERVER, receiver)  # type: ignore[arg-type]
+    assert old.is_closed and wire.client.session.local_address == ELSEWHERE
+    packets = [memoryview(packet) for packet, _ in fresh.sent]
+    wire.server.session.receive(packets, clock.now, ELSEWHERE)
+    assert read_all(wire.server) == b"lost on the old path"
+    wire.client.session.join()
+
+
+def test_a_path_given_to_a_session_that_is_over_is_closed_again(wire: Wire) -> None:
+    wire.client.session.close()
+    fresh = FakeUdp(ELSEWHERE)
+    wire.client.session.change_path(fresh, SERVER, threading.Thread(target=lambda: None))  # type: ignore[arg-type]
+    assert fresh.is_closed and not fresh.sent
+    wire.client.session.join()
+
+
+# -- silence -------------------------------------------------------------------------------------------------
+
+
+def test_silence_is_trouble_every_second_and_every_second_a_question(wire: Wire, clock: Clock) -> None:
+    stream = wire.client.session.open_stream()
+    wire.carry()
+    wire.is_cut = True
+    stream.write(memoryview(b"anybody there?"))
+    wire.pass_time(SILENCE - 10)
+    assert wire.client.troubles == 0
+    wire.pass_time(10)
+    assert wire.client.troubles == 1
+    before = len(wire.client.udp.sent)
+    wire.pass_time(5 * PROBE_PERIOD)
+    assert wire.client.troubles == 6
+    fresh = wire.client.udp.sent[before:]
+    questions = [packet for packet, _ in fresh if KCP_SEGMENT.unpack_from(packet)[1] == KCP_WASK]
+    assert len(questions) == 5
+    wire.is_cut = False
+    wire.pass_time(1000)
+    assert wire.client.troubles <= 7, "one answer is enough"
+    wire.pass_time(10_000)
+    assert wire.client.troubles <= 7
+
+
+def test_an_idle_session_is_no_trouble(wire: Wire, clock: Clock) -> None:
+    wire.client.session.open_stream()
+    wire.carry()
+    wire.is_cut = True
+    wire.pass_time(8000)  # below the keep-alive's period
+    assert wire.client.troubles == 0
+
+
+def test_a_kernel_that_knows_no_way_is_trouble_at_once_and_then_every_second(wire: Wire, clock: Clock) -> None:
+    wire.client.session.open_stream()
+    wire.carry()
+    wire.client.udp.last_error = OSError(errno.ENETUNREACH, "no way")
+    wire.pass_time(10)
+    assert wire.client.troubles == 1
+    wire.pass_time(3000)
+    assert 3 <= wire.client.troubles <= 5
+    wire.client.udp.last_error = OSError(errno.ECONNREFUSED, "closed port")
+    before = wire.client.troubles
+    wire.pass_time(3000)
+    assert wire.client.troubles == before
+
+
+def test_a_peer_that_stays_silent_ends_the_session(wire: Wire, clock: Clock) -> None:
+    stream = wire.client.session.open_stream()
+    wire.carry()
+    wire.is_cut = True
+    stream.write(memoryview(b"anybody there?"))
+    wire.pass_time(DEAD_AFTER - 1000, step=100)
+    assert not wire.client.session.is_closed
+    wire.pass_time(1000, step=100)
+    assert isinstance(wire.client.closed[0], DeadLink)
+    with pytest.raises(StreamReset):
+        stream.read_chunks()
+
+
+def test_a_reborn_peer_ends_the_session_but_only_after_a_while(wire: Wire, clock: Clock) -> None:
+    stream = wire.client.session.open_stream()
+    wire.carry()
+    session = wire.client.session
+    stream.write(memoryview(b"to one who has forgotten us"))
+    forgetful = [segment(cmd=KCP_WINS, una=0)]
+    session.receive(forgetful, clock.now)
+    session.receive(forgetful, clock.now + 50)
+    assert not session.is_closed, "packets out of order may look like that"
+    session.receive(forgetful, clock.now + 1000)
+    assert isinstance(wire.client.closed[0], DeadLink)
+
+
+def test_an_answer_in_between_clears_the_suspicion(wire: Wire, clock: Clock) -> None:
+    wire.client.session.open_stream()
+    wire.carry()
+    session = wire.client.session
+    session.receive([segment(cmd=KCP_WINS, una=0)], clock.now)
+    session.receive([segment(cmd=KCP_WINS, una=session.conversation.progress()[0])], clock.now + 100)
+    session.receive([segment(cmd=KCP_WINS, una=0)], clock.now + 1000)
+    assert not session.is_closed
+
+
+# -- everything at once --------------------------------------------------------------------------------------
+
+
+def test_many_threads_and_a_close_in_the_middle_leave_nothing_behind() -> None:
+    plant = make_plant(small_params(snd_wnd=256, rcv_wnd=256))
+    with Wire(plant, monotonic_ms) as wire, wire.carrying():
+        random = Random(1)
+
+        def use(seed: int) -> int:
+            done = 0
+            try:
+                for _ in range(50):
+                    stream = wire.client.session.open_stream()
+                    stream.write(memoryview(noise(random.randrange(1, 30_000), seed)))
+                    stream.close_write()
+                    stream.close()
+                    done += 1
+            except (SessionClosed, StreamReset, StreamClosed):
+                pass
+            return done
+
+        threads = [in_background(lambda seed=seed: use(seed)) for seed in range(5)]
+        wait_until(lambda: len(wire.server.opened) > 20)
+        for stream in list(wire.server.opened):
+            stream.close()
+        wire.client.session.close()
+        assert sum(thread.result() for thread in threads) >= 20
+        assert not wire.client.session.writers
+        assert wire.client.session.stream_count == 0
+    assert plant.pool.usage().in_use_bytes == 0
+    assert wire.client.session.conversation.flush_wanted is Flush.NOTHING

@@ -1,0 +1,219 @@
+"""A stream: waiting, being woken, and taking turns."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from kcptun_lite.core.wire import SMUX_HEADER, SMUX_UPD, SMUX_UPDATE
+from kcptun_lite.errors import StreamClosed, StreamReset
+from kcptun_lite.net import session as session_room
+from kcptun_lite.net.stream import Stream
+from kcptun_lite.net.ticker import monotonic_ms
+from tests.net.rooms import Clock, Wire, in_background, is_waiting, make_plant, noise, segment, small_params, wait_until
+
+
+@pytest.fixture
+def wire(monkeypatch: pytest.MonkeyPatch) -> Iterator[Wire]:
+    clock = Clock()
+    monkeypatch.setattr(session_room, "monotonic_ms", clock)
+    with Wire(make_plant(small_params(snd_wnd=8)), clock) as wire:
+        yield wire
+
+
+def read_everything(stream: Stream) -> bytes:
+    received = b""
+    while chunks := stream.read_chunks():
+        received += b"".join(chunks)
+    return received
+
+
+def test_reading_waits_for_bytes(wire: Wire) -> None:
+    stream = wire.client.session.open_stream()
+    wire.carry()
+    reader = in_background(stream.read_chunks)
+    wait_until(lambda: is_waiting(stream, to_write=False))
+    wire.server.opened[0].write(memoryview(b"at last"))
+    wire.carry()
+    assert reader.result() == [b"at last"]
+
+
+def test_reading_with_a_limit_of_time_gives_none(wire: Wire) -> None:
+    assert wire.client.session.open_stream().read_chunks(timeout_s=0) is None
+
+
+def test_the_peers_end_comes_behind_its_bytes_and_stays(wire: Wire) -> None:
+    stream = wire.client.session.open_stream()
+    wire.carry()
+    wire.server.opened[0].write(memoryview(b"last words"))
+    wire.server.opened[0].close_write()
+    wire.carry()
+    assert stream.read_chunks() == [b"last words"]
+    assert stream.read_chunks() == stream.read_chunks() == []
+    stream.write(memoryview(b"our direction is still there"))
+    wire.carry()
+    assert wire.server.opened[0].read_chunks() == [b"our direction is still there"]
+
+
+def test_nothing_is_written_behind_our_end(wire: Wire) -> None:
+    stream = wire.client.session.open_stream()
+    stream.close_write()
+    stream.close_write()
+    with pytest.raises(StreamClosed):
+        stream.write(memoryview(b"x"))
+
+
+def test_a_closed_stream_is_closed_for_all_purposes(wire: Wire) -> None:
+    stream = wire.client.session.open_stream()
+    stream.close()
+    stream.close()
+    stream.close_write()
+    with pytest.raises(StreamClosed):
+        stream.read_chunks()
+    with pytest.raises(StreamClosed):
+        stream.write(memoryview(b"x"))
+    assert wire.client.session.stream_count == 0
+
+
+@pytest.mark.parametrize("to_write", [True, False], ids=["writer", "reader"])
+def test_closing_wakes_the_thread_that_waits(wire: Wire, to_write: bool) -> None:
+    stream = wire.client.session.open_stream()
+    waiting = in_background(lambda: stream.write(memoryview(bytes(1 << 20))) if to_write else stream.read_chunks())
+    wait_until(lambda: is_waiting(stream, to_write=to_write))
+    stream.close()
+    with pytest.raises(StreamClosed):
+        waiting.result()
+    assert not wire.client.session.writers
+
+
+def test_a_stream_may_be_closed_when_its_session_is_over(wire: Wire) -> None:
+    stream = wire.client.session.open_stream()
+    wire.client.session.close()
+    stream.close_write()
+    with pytest.raises(StreamReset, match="closed"):
+        stream.write(memoryview(b"x"))
+    stream.close()
+
+
+def test_a_write_that_waited_arrives_whole(wire: Wire) -> None:
+    stream = wire.client.session.open_stream()
+    data = noise(100_000)
+    writer = in_background(lambda: [stream.write(memoryview(data)), stream.close_write()])
+    wait_until(lambda: is_waiting(stream, to_write=True))
+    received = b""
+    while len(received) < len(data):
+        wire.pass_time(10)
+        if wire.server.opened:
+            received += b"".join(wire.server.opened[0].read_chunks(timeout_s=0) or [])
+    writer.result()
+    assert received == data
+
+
+def test_a_buffer_may_be_used_again_when_write_has_returned(wire: Wire) -> None:
+    stream = wire.client.session.open_stream()
+    buffer = bytearray(b"first")
+    stream.write(memoryview(buffer))
+    buffer[:] = b"other"
+    wire.carry()
+    assert wire.server.opened[0].read_chunks() == [b"first"]
+
+
+# -- taking turns --------------------------------------------------------------------------------------------
+
+
+def test_writers_stand_in_line_and_a_quiet_one_gets_its_turn(wire: Wire) -> None:
+    session = wire.client.session
+    bulk = [session.open_stream() for _ in range(3)]
+    quiet = session.open_stream()
+    data = bytes(150_000)
+    writers = [in_background(lambda stream=stream: stream.write(memoryview(data))) for stream in bulk]
+    for stream in bulk:
+        wait_until(lambda stream=stream: is_waiting(stream, to_write=True))
+    line = list(session.writers)
+    assert sorted(stream.sid for stream in line) == [stream.sid for stream in bulk]
+    request = in_background(lambda: quiet.write(memoryview(b"short")))
+    wait_until(lambda: is_waiting(quiet, to_write=True))
+    assert list(session.writers) == [*line, quiet], "behind those who came first, before their next turns"
+    while quiet in session.writers:
+        wire.pass_time(10)
+        for stream in wire.server.opened:
+            stream.read_chunks(timeout_s=0)
+    assert all(writer.is_alive() for writer in writers), "the bulk goes on"
+    request.result()
+    session.close()
+    for writer in writers:
+        with pytest.raises(StreamReset):
+            writer.result()
+
+
+def test_equal_writers_are_served_equally() -> None:
+    params = small_params(snd_wnd=8, rcv_wnd=64)
+    with Wire(make_plant(params), monotonic_ms) as wire, wire.carrying():
+        streams = [wire.client.session.open_stream() for _ in range(4)]
+        wait_until(lambda: len(wire.server.opened) == 4)
+        chunk = memoryview(bytes(4096))
+        written = dict.fromkeys(streams, 0)
+
+        def write_for_ever(stream: Stream) -> None:
+            while True:
+                stream.write(chunk)
+                written[stream] += 1
+
+        def read_for_ever(stream: Stream) -> None:
+            while stream.read_chunks():
+                pass
+
+        readers = [in_background(lambda stream=stream: read_for_ever(stream)) for stream in wire.server.opened]
+        writers = [in_background(lambda stream=stream: write_for_ever(stream)) for stream in streams]
+        wait_until(lambda: sum(written.values()) > 400)
+        counts = list(written.values())
+        wire.client.session.close()
+        wire.server.session.close()
+        for thread in writers + readers:
+            with pytest.raises(StreamReset):
+                thread.result()
+    assert min(counts) > max(counts) / 3, counts
+
+
+def version2(**changes: int) -> Wire:
+    return Wire(make_plant(small_params(snd_wnd=64, rcv_wnd=256, smux_version=2, **changes)), monotonic_ms)
+
+
+def test_a_slow_reader_stops_only_its_own_stream_under_version_2() -> None:
+    with version2(stream_buffer=65_536) as wire, wire.carrying():
+        slow, fast = wire.client.session.open_stream(), wire.client.session.open_stream()
+        stuck = in_background(lambda: slow.write(memoryview(bytes(1 << 20))))
+        wait_until(lambda: is_waiting(slow, to_write=True) and slow not in wire.client.session.writers)
+        data = noise(500_000)
+        writer = in_background(lambda: [fast.write(memoryview(data)), fast.close_write()])
+        by_sid = {stream.sid: stream for stream in wire.server.opened}
+        wait_until(lambda: by_sid.update({s.sid: s for s in wire.server.opened}) or fast.sid in by_sid)
+        assert read_everything(by_sid[fast.sid]) == data
+        writer.result()
+        assert stuck.is_alive()
+        wire.client.session.close()
+        with pytest.raises(StreamReset):
+            stuck.result()
+
+
+def test_a_window_that_shrinks_while_its_writer_is_in_line_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(session_room, "monotonic_ms", clock)
+    with Wire(make_plant(small_params(snd_wnd=8, smux_version=2)), clock) as wire:
+        session = wire.client.session
+        shut, free = session.open_stream(), session.open_stream()
+        wire.carry()
+        first = in_background(lambda: shut.write(memoryview(bytes(100_000))))
+        wait_until(lambda: list(session.writers) == [shut] and is_waiting(shut, to_write=True))
+        second = in_background(lambda: free.write(memoryview(b"short")))
+        wait_until(lambda: list(session.writers) == [shut, free] and is_waiting(free, to_write=True))
+        # The peer tells a window that is smaller than what is on its way to it, as one does whose --streambuf is
+        # below the 256 KiB we begin with; and acknowledges all, so that the session has room.
+        update = SMUX_HEADER.pack(2, SMUX_UPD, 8, shut.sid) + SMUX_UPDATE.pack(0, 1)
+        una, sn, _ = session.conversation.progress()
+        in_flight = len(session.conversation.kcp.window.segments)
+        session.receive([segment(sn=sn, una=una + in_flight, data=update)], clock.now)
+        second.result()
+        assert first.is_alive() and shut not in session.writers
+        session.close()
+        with pytest.raises(StreamReset):
+            first.result()
