@@ -104,6 +104,10 @@ class Program:
         tick = os.sysconf("SC_CLK_TCK")
         return Usage(int(stat[11]) / tick, int(stat[12]) / tick, self._status("VmHWM") * 1024)
 
+    def rss(self) -> int:
+        """Resident memory now, in bytes."""
+        return self._status("VmRSS") * 1024
+
     def thread_count(self) -> int:
         return self._status("Threads")
 
@@ -380,7 +384,7 @@ def exchange(
 
 
 def exchange_across_outage(tunnel: Tunnel, seconds: float) -> None:
-    """An exchange of 2 MiB each way during which the link is interrupted. Raises as `exchange` does."""
+    """An exchange of 4 MiB each way, the link interrupted in the midst of it. Raises as `exchange` does."""
     moved = 0
 
     def count(size: int) -> None:
@@ -389,8 +393,8 @@ def exchange_across_outage(tunnel: Tunnel, seconds: float) -> None:
 
     with ThreadPoolExecutor(1) as pool:
         sock = connect(tunnel.address, timeout=seconds + 3 * STALL_TIMEOUT)
-        running = pool.submit(exchange, sock, up=2 << 20, down=2 << 20, seed=1, progress=count)
-        wait_until(lambda: moved > 1 << 19, "data on its way")
+        running = pool.submit(exchange, sock, up=4 << 20, down=4 << 20, seed=1, progress=count)
+        wait_until(lambda: moved > 4 << 20, "half of the data on its way")
         tunnel.interrupt_link(seconds)
         running.result()
 

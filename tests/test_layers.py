@@ -17,6 +17,7 @@ LEVELS = {
     "core.pacing": 0,
     "log": 1,
     "core.budget": 1,
+    "core.guests": 1,
     "core.buffers": 2,
     "core.reed_solomon": 2,
     "core.pbkdf2": 2,

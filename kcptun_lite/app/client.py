@@ -20,6 +20,7 @@ from kcptun_lite.net.dialer import Dialer
 from kcptun_lite.net.relay import listen, tune
 from kcptun_lite.net.route import Route, Server
 from kcptun_lite.net.session import Session
+from kcptun_lite.net.stream import Stream
 from kcptun_lite.net.ticker import monotonic_ms
 from kcptun_lite.net.udp import UdpOptions
 
@@ -84,7 +85,7 @@ class Client(Tunnel):
                 continue
             try:
                 self._serve(tcp)
-            except KcptunError as exc:
+            except (KcptunError, OSError) as exc:  # OSError: the connection is gone before it was served
                 log.limited("stream", f"no stream: {exc}")
                 tcp.close()
 
@@ -93,10 +94,20 @@ class Client(Tunnel):
         slot = self._accepted % len(self._slots)
         self._accepted += 1
         source = _peer_name(tcp)
-        session = self._session(slot)
-        stream = session.open_stream()
+        session, stream = self._open_stream(slot)
         remote = f"{session.remote[0]}:{session.remote[1]}({stream.sid})"
-        self.start_relay(lambda: tcp, stream, lambda: f"in: {source} out: {remote}")
+        if not self.start_relay(lambda: tcp, stream, lambda: f"in: {source} out: {remote}"):
+            tcp.close()
+
+    def _open_stream(self, slot: int) -> tuple[Session, Stream]:
+        session = self._session(slot)
+        try:
+            return session, session.open_stream()
+        except SessionError:
+            if not session.is_closed:
+                raise  # out of stream ids
+            session = self._session(slot)  # it was closed between the look at it and its use
+            return session, session.open_stream()
 
     def _session(self, slot: int) -> Session:
         """The session of a slot, a new one if it is dead or has expired. Raises: SessionError on stop."""
@@ -135,15 +146,16 @@ class Client(Tunnel):
     def _scavenge(self, now: int) -> None:
         """Close expired sessions: those with nothing left to do, and all of them when --scavengettl is over too."""
         if self.config.autoexpire:
-            limit = (self.config.autoexpire + self.config.scavengettl) * 1000
+            expiry = self.config.autoexpire * 1000
+            limit = expiry + self.config.scavengettl * 1000
             for session in self._sessions():
-                if now - session.opened_at >= limit:
+                age = now - session.opened_at
+                is_idle = not session.stream_count and session.is_flushed()
+                if age >= limit or (age >= expiry and is_idle):
                     session.close()
-        for session in list(self._expired):
-            if session.is_closed or (not session.stream_count and session.is_flushed()):
-                session.close()
-                session.join()
-                self._expired.remove(session)
+                    session.join()
+        for session in [session for session in self._expired if session.is_closed]:
+            self._expired.remove(session)
 
     def _look_at_sessions(self, now: int) -> None:
         """Say what is wrong with the sessions, if something is."""

@@ -63,8 +63,11 @@ class Keeper:
                 continue
             self._pauses[session] = now + pause, min(2 * pause, LAST_PAUSE)
             if not is_order:
-                self._route.failed()
-            self._redial(session)
+                self._route.failed(session.remote)
+            try:
+                self._redial(session)
+            except Exception as exc:  # a bug, or no thread to be had: it is reported again while it is in trouble
+                log.limited("redial", f"{session!r}: {exc!r}", log.Level.ERROR)
 
     def _redial(self, session: Session) -> None:
         before = session.remote

@@ -83,8 +83,8 @@ class Tunnel:
             pass
         return not self.is_stopping
 
-    def start_relay(self, open_tcp: Opener, stream: Stream, name: Callable[[], str]) -> None:
-        """Serve a stream with a TCP connection; `name` gives `in: A out: B` for the log."""
+    def start_relay(self, open_tcp: Opener, stream: Stream, name: Callable[[], str]) -> bool:
+        """Serve a stream with a TCP connection, if there is room; `name` gives `in: A out: B` for the log."""
         if self.pads:
             stream.cipher = QppStream(self.pads)
         relay = Relay(
@@ -101,9 +101,15 @@ class Tunnel:
         if not is_welcome:
             log.limited("maxstreams", f"stream refused: --maxstreams {self.config.maxstreams} are open")
             stream.close()
-            return
+            return False
         log.stream(f"stream opened {name()}")
-        relay.start()
+        try:
+            relay.start()
+        except RuntimeError as exc:  # no thread to be had
+            log.limited("thread", f"stream refused: {exc}", log.Level.ERROR)
+            relay.abandon()
+            return False
+        return True
 
     def _relay_closed(self, relay: Relay, name: str) -> None:
         cause = f" ({relay.failure})" if relay.failure else ""

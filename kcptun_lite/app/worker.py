@@ -23,6 +23,7 @@ def main(program: str, plain: Plain, warnings: Sequence[str]) -> int:
     threading.stack_size(STACK_BYTES)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     _name_process(f"kcptun-lite-{program}")
+    _raise_descriptor_limit()
     try:
         log.setup(path=plain["log"], level=log.Level[plain["loglevel"].upper()], quiet=plain["quiet"])
         for warning in warnings:
@@ -41,6 +42,17 @@ def main(program: str, plain: Plain, warnings: Sequence[str]) -> int:
     except KcptunError as error:
         log.error(str(error))
         return error.exit_code
+
+
+def _raise_descriptor_limit() -> None:
+    """As many descriptors as the system lets us have: each stream takes one, and the usual 1024 are soon gone."""
+    try:
+        import resource
+
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    except (ImportError, OSError, ValueError):  # not Unix; macOS takes no "unlimited" here
+        pass
 
 
 def _name_process(name: str) -> None:

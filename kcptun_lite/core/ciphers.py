@@ -24,6 +24,7 @@ from functools import lru_cache
 from typing import Any, Literal, Protocol
 
 from kcptun_lite.core.buffers import BufferPool, PacketBatch, borrow
+from kcptun_lite.core.guests import load_numpy
 
 # kcp-go crypt.go initialVector; ciphers of 8-byte blocks use the first half.
 CFB_IV = bytes.fromhex("a7734f9c12ac1b01a415f2c1fc78e66b")
@@ -216,8 +217,7 @@ class LaneCfb:
     def _lanes_for(self, blocks: int) -> tuple[type[IntLanes] | type[NumpyLanes], int]:
         if blocks >= NUMPY_PAYS_FROM:
             try:
-                import numpy  # noqa: F401
-
+                load_numpy()
                 return NumpyLanes, DECRYPT_LANES_NUMPY
             except ImportError:
                 pass

@@ -148,6 +148,10 @@ class Conversation:
     def take_stream_data(self, sid: int, limit: int) -> list[bytes]:
         """Received bytes of a stream, in order, about `limit`; what this unblocks shows in the events."""
         chunks = self._streams.take(sid, limit)
+        if not chunks and self._delivered:  # the reader is done with what it had, so there is room again
+            self._note_delivered(sid, 0)
+            self._pull()
+            chunks = self._streams.take(sid, limit)
         self._note_delivered(sid, sum(map(len, chunks)))
         if chunks:
             self._push_frames()

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from kcptun_lite.core.cryptodome import load
+from kcptun_lite.core.guests import load_numpy
 from kcptun_lite.core.wire import CRYPT_GCM_NONCE_SIZE, CRYPT_GCM_TAG_SIZE
 
 Spans = Sequence[tuple[int, int]]  # (start, length) of whole packets in the arena
@@ -39,7 +40,7 @@ def make_gcm(key: bytes) -> Gcm:
 
 
 class CryptographyGcm:
-    """OpenSSL's, through the package `cryptography`."""
+    """OpenSSL's, through the package `cryptography`; release 38, as in Debian 12, takes the data as `bytes` alone."""
 
     def __init__(self, key: bytes) -> None:
         from cryptography.exceptions import InvalidTag
@@ -52,7 +53,7 @@ class CryptographyGcm:
         encrypt = self._aead.encrypt
         for start, length in packets:
             body, end = start + CRYPT_GCM_NONCE_SIZE, start + length
-            arena[body:end] = encrypt(arena[start:body], arena[body : end - CRYPT_GCM_TAG_SIZE], None)
+            arena[body:end] = encrypt(arena[start:body], bytes(arena[body : end - CRYPT_GCM_TAG_SIZE]), None)
 
     def open(self, arena: memoryview, packets: Spans) -> list[bool]:
         decrypt = self._aead.decrypt
@@ -60,7 +61,7 @@ class CryptographyGcm:
         for start, length in packets:
             body, end = start + CRYPT_GCM_NONCE_SIZE, start + length
             try:
-                arena[body : end - CRYPT_GCM_TAG_SIZE] = decrypt(arena[start:body], arena[body:end], None)
+                arena[body : end - CRYPT_GCM_TAG_SIZE] = decrypt(arena[start:body], bytes(arena[body:end]), None)
                 verdicts.append(True)
             except self._invalid_tag:
                 verdicts.append(False)
@@ -113,6 +114,7 @@ class NumpyGcm:
 
     def __init__(self, key: bytes) -> None:
         """Raises: ImportError where numpy is missing."""
+        load_numpy()
         import numpy as np
 
         self._np = np

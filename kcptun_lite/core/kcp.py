@@ -71,7 +71,7 @@ class Kcp:
         """`headroom` and `tailroom` are what other rooms add around a datagram; `first_sn` is 0 but in tests."""
         self.conv = conv
         self.mss = params.mtu - headroom - tailroom - KCP_HEADER_SIZE
-        self.rcv_wnd = self._early_wnd = params.rcv_wnd
+        self.rcv_wnd, self._edge = params.rcv_wnd, 1 << 62
         self.rmt_wnd = KCP_WND_INITIAL
         self.rtt = RttEstimator(KCP_RTO_MIN_NODELAY if params.nodelay else KCP_RTO_MIN, params.interval)
         self.window = SendWindow(params.resend, first_sn)
@@ -149,7 +149,7 @@ class Kcp:
         if self.rcv_wnd <= len(self._ready) < segments:
             self._tell = True
             self.flush_wanted = Flush.EVERYTHING
-        self.rcv_wnd, self._early_wnd = segments, segments - len(self._ready)
+        self.rcv_wnd, self._edge = segments, self._rcv_nxt + segments - len(self._ready)
 
     @property
     def ready_count(self) -> int:
@@ -308,7 +308,7 @@ class Kcp:
     def _receive_out_of_order(self, offset: int, sn: int, ts: int, payload: memoryview, recovered: bool) -> None:
         if offset >= HALF32:  # an old one again: our acknowledgement was lost
             self._tail_ack = (sn, ts)
-        elif offset < self._early_wnd:
+        elif offset < self.rcv_wnd and self._rcv_nxt + offset < self._edge:
             full_sn = self._rcv_nxt + offset
             self._acks.append((sn, ts))
             self._tail_ack = None

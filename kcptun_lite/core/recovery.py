@@ -184,6 +184,7 @@ class SendWindow:
         for segment in self.segments:
             segment.resend_at = now
             segment.rto = KCP_RTO_INITIAL
+            segment.ts = (now - KCP_RTO_MAX) & MASK32  # no patience with it: what it was sent on is gone
         if self.segments:
             self.next_resend = now
 

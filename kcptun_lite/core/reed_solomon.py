@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Protocol
 
+from kcptun_lite.core.guests import load_numpy
 from kcptun_lite.core.wire import MTU_MAX, Buffer
 
 if TYPE_CHECKING:
@@ -216,8 +217,9 @@ def _products() -> "NDArray[np.uint8]":
 def packed_tables(rows: Rows) -> "NDArray[np.unsignedinteger]":
     """Look-up tables, (lanes, 256 * known shards) words: word 256 * k + b holds b's products in column k.
 
-    A lane serves as many rows as its word has bytes: 1, 2, 4 or 8.
+    A lane serves as many rows as its word has bytes: 1, 2, 4 or 8. Raises: ImportError where numpy is missing.
     """
+    load_numpy()
     import numpy as np
 
     size = next((size for size in (1, 2, 4) if size >= len(rows)), 8)

@@ -63,7 +63,7 @@ class Dialer:
             on_trouble=on_trouble,
             on_closed=on_closed,
         )
-        session.receiver = self._receiver(session, udp)
+        session.receiver = self._receiver(session, udp, remote)
         session.start()
         session.receiver.start()
         return session
@@ -71,9 +71,9 @@ class Dialer:
     def redial(self, session: Session) -> None:
         """Move a session to a fresh socket, and to what the route now holds for the way. Raises: TransportError."""
         udp, remote = self._route.open()
-        session.change_path(udp, remote, self._receiver(session, udp))
+        session.change_path(udp, remote, self._receiver(session, udp, remote))
 
-    def _receiver(self, session: Session, udp: UdpSocket) -> ReceiverThread:
+    def _receiver(self, session: Session, udp: UdpSocket, remote: Address) -> ReceiverThread:
         counters = session.counters
         conv = session.conversation.conv
         source: Address | None = None
@@ -82,7 +82,7 @@ class Dialer:
             nonlocal source
             packets = []
             for packet, address in batch.live():
-                if address != source:
+                if address not in (remote, source):
                     # A server with several addresses may answer from another one than we send to: the first
                     # that answers for our conversation is the one.
                     if source is not None or (first_segment(packet) or (None,))[0] != conv:

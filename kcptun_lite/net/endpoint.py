@@ -64,10 +64,10 @@ class ReceiverThread(Thread):
                     now = monotonic_ms()
                     self._sampler.before(batch, now)
                     failed_before = self._counters.in_checksum_errors
-                    self._crypt.open(batch, self._counters)
-                    if self._counters.in_checksum_errors != failed_before:
-                        self._sampler.after(batch, now)
                     try:
+                        self._crypt.open(batch, self._counters)
+                        if self._counters.in_checksum_errors != failed_before:
+                            self._sampler.after(batch, now)
                         self._deliver(batch, now)
                     except Exception as exc:  # a bug must not stop the tunnel
                         log.limited("rx", f"receiver: {exc!r}", log.Level.ERROR)

@@ -36,6 +36,7 @@ from kcptun_lite.net.suspects import Sample
 from kcptun_lite.net.udp import UdpSocket
 
 HALF_OPEN_TIME = 10_000  # ms in which a new session must acknowledge something or open a stream
+ANSWERS = 1000  # to strangers, a second
 SHARE_OF_ONE_HOST = 4  # one address may have a quarter of --maxsessions
 
 
@@ -66,6 +67,7 @@ class Listener:
         self._by_address: dict[Address, Session] = {}
         self._by_conv: dict[int, Session] = {}
         self._per_host: dict[str, int] = {}
+        self._answers_left = ANSWERS
         self._is_closing = False
         self._receiver = ReceiverThread(udp, plant, self.counters, self._deliver)
 
@@ -87,10 +89,12 @@ class Listener:
         for session in self.sessions():
             session.close(SessionClosed("the server stops"))
         self._udp.close()
-        self._receiver.join()
+        if self._receiver.ident is not None:
+            self._receiver.join()
 
     def drop_half_open(self, now: int) -> None:
         """Close sessions that somebody has opened and never shown to be there; called once a second."""
+        self._answers_left = ANSWERS
         for session in self.sessions():
             if not session.is_proven and now - session.opened_at >= HALF_OPEN_TIME:
                 session.close(SessionClosed("half-open"))
@@ -114,8 +118,7 @@ class Listener:
             conv, cmd, _, _, _, sn, _, _ = KCP_SEGMENT.unpack_from(packet, at)
             if session and session.conversation.conv == conv:
                 break  # the usual case; a stray packet behind it bounces in KCP
-            known = self._by_conv.get(conv)
-            if known and not (cmd == KCP_PUSH and sn == 0):
+            if known := self._by_conv.get(conv):
                 self._receive_from_elsewhere(known, address, packets[index:], now)
                 return
             if cmd == KCP_PUSH and sn == 0:
@@ -132,16 +135,21 @@ class Listener:
             session.receive([packet for packet in packets if packet], now)
 
     def _receive_from_elsewhere(self, session: Session, address: Address, packets: list[memoryview], now: int) -> None:
-        """A known conversation from a new address: if it brings anything new, that is where the client is now."""
+        """A known conversation from a new address: if it brings anything new, that is where the client is now.
+
+        Its first segment once more is nothing new: recorded and replayed it makes no second session, which
+        would bring the target the same request again.
+        """
         before = session.remote
         if session.receive(packets, now, address):
             with self._lock:
-                stale = self._by_address.pop(address, None)
+                stale = self._by_address.get(address)
                 if self._by_address.get(before) is session:
                     del self._by_address[before]
                     self._count_host_locked(before, -1)
+                if not session.is_closed:  # or it could not be found when it was to be forgotten
                     self._by_address[address] = session
-                    self._count_host_locked(address, 1)
+                    self._count_host_locked(address, 0 if stale else 1)  # whose place it takes was counted
             if stale and stale is not session:
                 stale.close(SessionClosed("its address is another client's now"))
             log.info(
@@ -157,6 +165,9 @@ class Listener:
         The answer is a bare WINS, never longer than the question; ACK and WINS get none, so two strangers
         cannot keep each other talking.
         """
+        if not self._answers_left:
+            return
+        self._answers_left -= 1
         self.counters.out_packets += _send_wins(conv, self._plant.pool, self._crypt, self._udp, address)
 
     def _create(self, conv: int, address: Address, *, fec: bool, now: int) -> Session | None:
@@ -199,9 +210,7 @@ class Listener:
         )
         with self._lock:
             self._by_address[address] = session
-            known = self._by_conv.get(conv)
-            if known is None or not known.is_proven:
-                self._by_conv[conv] = session
+            self._by_conv[conv] = session
             self._count_host_locked(address, 1)
         session.start()
         self._on_session(session)

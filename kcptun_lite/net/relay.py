@@ -7,9 +7,11 @@ Wire    WIRE.md 7.7; better than it between two of ours: each direction ends by 
 Cost    two threads of 16 KiB; a buffer only while bytes move; one system call per 64 KiB and direction
 """
 
+import errno
 import os
 import select
 import socket
+import stat
 import struct
 from collections.abc import Callable
 from threading import Event, Lock, Thread
@@ -28,7 +30,8 @@ TCP_KEEPALIVE = 15  # s; a peer that vanished without a word must not hold a str
 STOP_LATENCY = 1000  # ms; how soon a thread blocked in a send looks whether to stop
 MEMORY_PAUSE = 20  # ms between looks whether --memlimit leaves room for a buffer
 BACKLOG = 1024  # connections that wait for `accept`, while --maxstreams are open
-_RESET = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: close sends RST
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: close sends RST, also when it is the kernel that closes
+_NO_RESET = struct.pack("ii", 0, 0)
 
 Opener = Callable[[], socket.socket]
 
@@ -40,7 +43,11 @@ def connect(host: str, port: int, path: str) -> socket.socket:
         [(socket.AF_UNIX, _unix_address(path))] if path else [*resolve(host, port, socket.SOCK_STREAM)]
     )
     for family, address in targets:
-        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            sock = socket.socket(family, socket.SOCK_STREAM)
+        except OSError as exc:  # no descriptor left, or no such family
+            failure = exc
+            continue
         try:
             sock.settimeout(CONNECT_TIMEOUT)
             sock.connect(address)
@@ -69,19 +76,28 @@ def listen(host: str, port: int, path: str) -> socket.socket:
 
 
 def _listen_unix(path: str) -> socket.socket:
+    if _is_abandoned(path):
+        os.unlink(path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.bind(_unix_address(path))
+        sock.listen(BACKLOG)
     except OSError:
-        # A socket file that nobody listens on any more was left by a process that was killed.
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            if path.startswith("@") or not os.path.exists(path) or probe.connect_ex(path) == 0:
-                sock.close()
-                raise
-        os.unlink(path)
-        sock.bind(_unix_address(path))
-    sock.listen(BACKLOG)
+        sock.close()
+        raise
     return sock
+
+
+def _is_abandoned(path: str) -> bool:
+    """Whether this is a socket file that nobody listens on any more, left by a process that was killed."""
+    try:
+        if path.startswith("@") or not stat.S_ISSOCK(os.stat(path).st_mode):
+            return False
+    except OSError:
+        return False
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        return probe.connect_ex(path) == errno.ECONNREFUSED
 
 
 def _unix_address(path: str) -> str:
@@ -89,9 +105,11 @@ def _unix_address(path: str) -> str:
 
 
 def tune(sock: socket.socket) -> None:
-    """No delay, keep-alive, blocking; on unix sockets only the last."""
+    """No delay, keep-alive, reset unless told otherwise, blocking; on unix sockets only the last."""
     sock.settimeout(None)
     set_timeout(sock, socket.SO_SNDTIMEO, STOP_LATENCY)
+    # If this process is killed, the peer must not take what it has got so far for all there is.
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
     if sock.family != socket.AF_UNIX:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -104,7 +122,8 @@ class Relay:
     """Moves bytes between a connection and a stream until both directions have ended, or one has failed.
 
     A direction that ends is passed on as such (`shutdown`, FIN). Then the other one may go on as long
-    as it moves: `closewait_s` without a byte ends it. A failure ends both at once, with a TCP reset.
+    as it moves: `closewait_s` without a byte ends it, and so does a peer that listens no more, as those of
+    kcptun after the first end. A failure ends both at once, with a TCP reset.
     """
 
     def __init__(
@@ -135,6 +154,11 @@ class Relay:
     def start(self) -> None:
         self._up.start()
 
+    def abandon(self) -> None:
+        """Give up what could not be started."""
+        self.stream.close()
+        self._on_closed(self)
+
     def stop(self) -> None:
         """End both directions now; the connection is reset if they had not ended."""
         self._end(StreamReset("stopped"))
@@ -161,7 +185,7 @@ class Relay:
             self._copy_up(tcp)
             self.stream.close_write()
             self._up_ended.set()
-            self._outlive(self._down_ended)
+            self._outlive(self._down_ended.wait)
         except KcptunError as exc:
             self._end(exc)
         except Exception as exc:  # a bug: this stream ends, the tunnel does not
@@ -184,7 +208,8 @@ class Relay:
                     continue
                 try:
                     while size := tcp.recv_into(buffer, 0, socket.MSG_DONTWAIT):
-                        self.stream.write(buffer[:size])
+                        if not self.stream.write(buffer[:size]):
+                            return  # the peer has all it wants
                         self._moved += size
                     return
                 except BlockingIOError:
@@ -199,7 +224,8 @@ class Relay:
             assert self._tcp is not None
             self._copy_down(self._tcp)
             self._down_ended.set()
-            self._outlive(self._up_ended)
+            self._outlive(self.stream.wait_for_write_end)
+            self._end(None)
         except KcptunError as exc:
             self._end(exc)
         except Exception as exc:
@@ -213,6 +239,8 @@ class Relay:
             while chunks := self.stream.read_chunks():
                 self._send_all(tcp, chunks)
             tcp.shutdown(socket.SHUT_WR)
+            # What is on its way to the application was all: a reset would take it back.
+            tcp.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_RESET)
         except OSError as exc:
             raise TransportError(f"connection: {exc.strerror or exc}") from exc
 
@@ -236,13 +264,13 @@ class Relay:
 
     # -- the end -------------------------------------------------------------------------------
 
-    def _outlive(self, other_ended: Event) -> None:
+    def _outlive(self, wait_for_other: Callable[[float], bool]) -> None:
         """Our direction has ended: wait for the other one as long as it moves."""
         if not self._closewait_s:  # kcptun's way: the first end is the end of both (WIRE.md 7.7)
             self._end(None)
             return
         moved = -1
-        while not other_ended.wait(self._closewait_s):
+        while not wait_for_other(self._closewait_s):
             if moved == self._moved:
                 raise StreamReset(f"half-closed and idle for {self._closewait_s:g} s")
             moved = self._moved
@@ -259,8 +287,8 @@ class Relay:
             tcp = self._tcp
         if tcp is not None:
             try:
-                if cause is not None:
-                    tcp.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+                if cause is None:
+                    tcp.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_RESET)
                 tcp.shutdown(socket.SHUT_RD)  # wakes the thread in poll; a full shutdown would send a clean FIN
             except OSError:
                 pass

@@ -47,6 +47,8 @@ class Route:
         self._benched_until = [0] * len(servers)
         self._tries = [0] * len(servers)
         "failures of each server so far: the next try takes its next address"
+        self._given = ""
+        "the host given out last, if it has not failed since"
 
     def open(self) -> tuple[UdpSocket, Address]:
         """A new socket and the address to use it for. Raises: TransportError."""
@@ -59,17 +61,30 @@ class Route:
         try:
             udp, addresses = self._dial(server.host, port)
         except TransportError:
-            self.failed()
+            with self._lock:
+                self._bench_locked(index)
             raise
-        return udp, addresses[tries % len(addresses)]
-
-    def failed(self) -> None:
-        """The current server did not answer: bench it, and go on with the one benched longest ago or never."""
+        address = addresses[tries % len(addresses)]
         with self._lock:
-            self._tries[self._current] += 1
-            self._benched_until[self._current] = monotonic_ms() + BENCH_TIME
-            order = [(self._current + step) % len(self._servers) for step in range(1, len(self._servers) + 1)]
-            self._current = min(order, key=lambda index: max(self._benched_until[index] - monotonic_ms(), 0))
+            self._given = address[0]
+        return udp, address
+
+    def failed(self, remote: Address) -> None:
+        """There is no answer from `remote`: bench its server, and go on with the one benched longest ago or never.
+
+        Of several sessions that have lost the same server, only the first one brings the next one's turn.
+        """
+        with self._lock:
+            if remote[0] == self._given:
+                self._bench_locked(self._current)
+
+    def _bench_locked(self, index: int) -> None:
+        now = monotonic_ms()
+        self._given = ""
+        self._tries[index] += 1
+        self._benched_until[index] = now + BENCH_TIME
+        order = [(index + step) % len(self._servers) for step in range(1, len(self._servers) + 1)]
+        self._current = min(order, key=lambda index: max(self._benched_until[index] - now, 0))
 
     def _dial(self, host: str, port: int) -> Dialed:
         """`UdpSocket.dial` in a thread of its own, which is left behind if the program stops meanwhile."""
@@ -81,7 +96,10 @@ class Route:
             except TransportError as exc:
                 answers.put(exc)
 
-        Thread(target=dial, name="resolve", daemon=True).start()
+        try:
+            Thread(target=dial, name="resolve", daemon=True).start()
+        except RuntimeError as exc:
+            raise TransportError(f"no thread to resolve {host}: {exc}") from exc
         deadline = monotonic_ms() + RESOLVE_PATIENCE * 1000
         while monotonic_ms() < deadline and not self._stop.is_set():
             try:

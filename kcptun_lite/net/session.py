@@ -9,8 +9,10 @@ Cost    two locks and one cipher call per tray
 import errno
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from threading import Lock, Thread, current_thread
 
+from kcptun_lite import log
 from kcptun_lite.core.buffers import Address, BufferPool, PacketBatch, borrow
 from kcptun_lite.core.conversation import Conversation
 from kcptun_lite.core.counters import Counters
@@ -31,6 +33,7 @@ from kcptun_lite.net.ticker import UpdateThread, monotonic_ms
 from kcptun_lite.net.udp import UdpSocket
 
 SLOW_RHYTHM = 1000  # ms between looks at the keep-alive of a session in which nothing is under way
+DOUBT = 1000  # ms without an answer after which the peer is asked whether it is there; or 2 RTO if that is more
 SILENCE = 3000  # ms without an answer after which the way to the peer is in doubt; or 4 RTO if that is more
 DEAD_AFTER = 75_000  # ms without an answer after which the session is over
 PROBE_PERIOD = 1000  # ms between questions to a silent peer
@@ -131,7 +134,8 @@ class Session:
         """Take opened packets; they are free again when this returns.
 
         If `source` is given and is not where the peer was, packets that bring anything new move the
-        session there (the peer's address has changed); True if they did.
+        session there (the peer's address has changed); True if they did. Until the peer is proven to be
+        where it was, old ones do so as well.
         """
         failure: SessionError | None = None
         has_moved = False
@@ -146,16 +150,18 @@ class Session:
             try:
                 self.conversation.receive_packets(packets, now)
             except RemoteProtocolError as exc:
-                failure = SessionError(f"the peer's stream makes no sense: {exc}")
-                failure.__cause__ = exc
+                failure = _nonsense(exc)
+            except Exception as exc:  # a bug: what was being done is half done, so this session ends
+                log.limited("session", f"{self!r}: {exc!r}", log.Level.ERROR)
+                failure = SessionError(repr(exc))
             after = self.conversation.progress()
-            if source is not None and source != self.remote and after != before:
+            if source is not None and source != self.remote and (after != before or not self.is_proven):
                 self.remote = source
                 has_moved = True
             if not self.is_proven and after[0] != before[0]:
                 self.is_proven = True
                 self.conversation.kcp.resend_all(now)  # what the limit held back
-            if self.conversation.kcp.is_peer_reborn(now):
+            if self.conversation.is_peer_reborn(now):
                 failure = DeadLink("the other end knows nothing of this session: it was restarted, or has dropped it")
             opened = self._dispatch_locked()
             is_flush_wanted = self.conversation.flush_wanted is not Flush.NOTHING
@@ -179,9 +185,13 @@ class Session:
                 case StreamOpened():
                     stream = self._streams[event.sid] = Stream(self, event.sid)
                     opened.append(stream)
-                case StreamReadable() | StreamFinished():
+                case StreamReadable():
                     if stream:
                         stream.wake_reader_locked()
+                case StreamFinished():
+                    if stream:
+                        stream.wake_reader_locked()
+                        stream.wake_writer_locked()
                 case StreamWritable():
                     if stream:
                         stream.wake_writer_locked()
@@ -189,10 +199,34 @@ class Session:
             self.writers[0].wake_writer_locked()
         return opened
 
+    # -- relay threads -------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """Tell everybody what reading or closing a stream has brought about."""
+        with self.lock:
+            opened = [] if self._closed else self._dispatch_locked()
+            is_flush_wanted = self.conversation.flush_wanted is not Flush.NOTHING
+        for stream in opened:
+            self._on_stream(self, stream)
+        if is_flush_wanted:
+            self.transmit()
+
+    def fail(self, error: RemoteProtocolError) -> None:
+        """End the session, because what the peer has sent makes no sense."""
+        self.close(_nonsense(error))
+
     # -- update thread -------------------------------------------------------------------------
 
     def update(self, now: int) -> int | None:
         """Do what time has made due; returns the ms of the next call."""
+        try:
+            return self._update(now)
+        except Exception as exc:  # a bug: without updates the session would neither live nor die
+            log.limited("session", f"{self!r}: {exc!r}", log.Level.ERROR)
+            self.close(SessionError(repr(exc)))
+            return None
+
+    def _update(self, now: int) -> int | None:
         failure: SessionError | None = None
         with self.lock:
             if self._closed:
@@ -204,12 +238,14 @@ class Session:
                 failure = exc
             if silence >= DEAD_AFTER:
                 failure = DeadLink(f"no answer for {silence // 1000} s")
-            # Data unanswered for long: ask, which any living peer answers, and have somebody look for another way.
-            is_silent = silence >= max(SILENCE, 4 * self.conversation.kcp.rtt.rto)
-            is_trouble = (is_silent or self._is_cut_off()) and now - self._probed_at >= PROBE_PERIOD
-            if is_trouble:
+            # Data unanswered: ask, which any living peer answers; then have somebody look for another way.
+            rto = self.conversation.kcp.rtt.rto
+            is_in_doubt = self._is_cut_off() or silence >= max(DOUBT, 2 * rto)
+            is_question_due = is_in_doubt and now - self._probed_at >= PROBE_PERIOD
+            if is_question_due:
                 self._probed_at = now
                 self.conversation.kcp.probe()
+            is_trouble = is_question_due and (self._is_cut_off() or silence >= max(SILENCE, 4 * rto))
             is_flush_wanted = self.conversation.flush_wanted is not Flush.NOTHING
         if failure:
             self.close(failure)
@@ -249,14 +285,15 @@ class Session:
 
     def change_path(self, udp: UdpSocket, remote: Address, receiver: Thread) -> None:
         """Go on through another socket, perhaps to another address; what is in flight is sent again (clients)."""
+        receiver.start()
         with self.lock:
             old_udp, self._udp = self._udp, udp
             self._send_error = old_udp.last_error or self._send_error
             old_receiver, self.receiver = self.receiver, receiver
             self.remote = remote
             is_over = self._closed is not None
+            self.conversation.ping()
             self.conversation.kcp.resend_all(monotonic_ms())
-        receiver.start()
         old_udp.close()
         if old_receiver:
             old_receiver.join()
@@ -331,22 +368,26 @@ class Session:
     # -- the end -------------------------------------------------------------------------------
 
     def close(self, reason: SessionError | None = None) -> None:
-        """End the session: streams still open are told (FIN), and die here. Idempotent."""
+        """End the session: the peer is told that streams still open are cut, and they die here. Idempotent."""
         reason = reason or SessionClosed("the session was closed")
         with self.lock:
             if self._closed:
                 return
             self._closed = reason
-            for sid, stream in list(self._streams.items()):
-                self.conversation.close_stream(sid)
+            for sid, stream in self._streams.items():
+                with suppress(RemoteProtocolError):  # in what there was room for now
+                    self.conversation.close_stream(sid)
                 stream.die_locked(reason)
             self._streams.clear()
             self.conversation.share.close()
         self._ticker.detach(self)
-        self.transmit()
-        if self._owns_socket:
-            self._udp.close()
-        self._on_closed(self, reason)
+        try:
+            with self._tx_lock:  # waiting for whoever sends now, so that the last words come before the end
+                self._transmit_held()
+        finally:
+            if self._owns_socket:
+                self._udp.close()
+            self._on_closed(self, reason)
 
     def join(self) -> None:
         """Wait for the receiver thread of a closed session that has one of its own."""
@@ -360,3 +401,9 @@ class Session:
 
     def forget_locked(self, stream: Stream) -> None:
         self._streams.pop(stream.sid, None)
+
+
+def _nonsense(error: RemoteProtocolError) -> SessionError:
+    failure = SessionError(f"the peer's stream makes no sense: {error}")
+    failure.__cause__ = error
+    return failure

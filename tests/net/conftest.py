@@ -1,5 +1,5 @@
 """All locks of sessions, listeners, pools and update threads are `OrderedLock`s, in every test of net/."""
 
-from tests.net.rooms import locks_in_order
+from tests.net.locks import locks_in_order
 
 __all__ = ["locks_in_order"]

@@ -1,23 +1,21 @@
 """Sessions without a network: what the tests of net/ and app/ build their rooms from.
 
 In      settings
-Out     plants, sessions at the two ends of a wire that a test holds in its hand, locks that know their order
-Knows   the insides of sessions. Not: sockets, encryption
+Out     plants, sessions at the two ends of a wire that a test holds in its hand
+Knows   the insides of sessions. Not: encryption
 
 Nothing here sleeps: time is a number that the test moves, or a condition that is waited for.
 """
 
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from random import Random
-from threading import Condition, Lock, Thread, get_ident
+from threading import Condition, Lock, Thread
 from typing import Any, Self, cast
 
-import pytest
-
-from kcptun_lite.app.tunnel import Tunnel
 from kcptun_lite.core.buffers import Address, BufferPool
 from kcptun_lite.core.conversation import Conversation, ConversationParams
 from kcptun_lite.core.counters import Counters
@@ -25,8 +23,6 @@ from kcptun_lite.core.kcp import Flush, KcpParams
 from kcptun_lite.core.wire import KCP_PUSH, KCP_SEGMENT
 from kcptun_lite.errors import SessionError, TransportError
 from kcptun_lite.net.endpoint import Plant
-from kcptun_lite.net.listener import Listener
-from kcptun_lite.net.route import Route
 from kcptun_lite.net.session import Session
 from kcptun_lite.net.stream import Stream
 from kcptun_lite.net.suspects import Suspects
@@ -48,80 +44,6 @@ def wait_until(condition: Callable[[], bool], what: str = "") -> None:
 def noise(size: int, seed: int = 1) -> bytes:
     """`size` bytes without a pattern."""
     return Random(seed).randbytes(size)
-
-
-# -- locks -------------------------------------------------------------------------------------------------
-
-
-class OrderedLock:
-    """A lock with a level: whoever waits for it while holding one of the same level or a higher one is noted.
-
-    Trying without waiting cannot deadlock and may be done in any order.
-    """
-
-    violations: list[str] = []
-    "what went wrong since the list was cleared: an exception in some thread might be swallowed"
-    _held: dict[int, list["OrderedLock"]] = {}
-    "by thread"
-
-    def __init__(self, level: int, name: str) -> None:
-        self.level = level
-        self.name = name
-        self._lock = Lock()
-
-    def __repr__(self) -> str:
-        return f"{self.level} {self.name}"
-
-    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
-        held = self._held.setdefault(get_ident(), [])
-        if blocking and held and held[-1].level >= self.level:
-            self.violations.append(f"{self} taken under {held}")
-        taken = self._lock.acquire(blocking, timeout)
-        if taken:
-            held.append(self)
-        return taken
-
-    def release(self) -> None:
-        self._held[get_ident()].remove(self)
-        self._lock.release()
-
-    def __enter__(self) -> bool:
-        return self.acquire()
-
-    def __exit__(self, *exc: object) -> None:
-        self.release()
-
-
-@pytest.fixture(autouse=True)
-def locks_in_order(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Every lock of the table in the design is watched; the test fails if one was waited for out of order."""
-
-    def replace(room: type, install: Callable[[Any], None]) -> None:
-        begin = room.__init__  # type: ignore[misc]
-
-        def init(self: Any, *args: Any, **kwargs: Any) -> None:
-            begin(self, *args, **kwargs)
-            install(self)
-
-        monkeypatch.setattr(room, "__init__", init)
-
-    def in_tunnel(tunnel: Any) -> None:
-        tunnel._lock = OrderedLock(1, "tunnel")
-        tunnel._relay_gone = Condition(tunnel._lock)
-
-    def in_session(session: Any) -> None:
-        session._tx_lock = OrderedLock(3, "session tx")
-        session.lock = OrderedLock(4, "session")
-
-    replace(Tunnel, in_tunnel)
-    replace(Listener, lambda listener: setattr(listener, "_lock", OrderedLock(2, "listener")))
-    replace(Session, in_session)
-    replace(BufferPool, lambda pool: setattr(pool, "_lock", OrderedLock(5, "pool")))
-    replace(UpdateThread, lambda ticker: setattr(ticker, "_condition", Condition(OrderedLock(5, "ticker"))))
-    replace(Route, lambda route: setattr(route, "_lock", OrderedLock(5, "route")))
-    OrderedLock.violations.clear()
-    yield
-    assert not OrderedLock.violations
 
 
 # -- one end -----------------------------------------------------------------------------------------------
@@ -164,6 +86,26 @@ class FakeUdp:
 
     def close(self) -> None:
         self.is_closed = True
+
+
+class Peer:
+    """A plain UDP socket in the test's hand, on loopback."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._socket.bind(("127.0.0.1", 0))
+        self._socket.settimeout(PATIENCE_S)
+        self.address: Address = self._socket.getsockname()
+
+    def send(self, packet: memoryview, address: Address) -> None:
+        self._socket.sendto(packet, ("127.0.0.1", address[1]))
+
+    def receive(self) -> tuple[bytes, Address]:
+        packet, source = self._socket.recvfrom(2048)
+        return packet, source
+
+    def close(self) -> None:
+        self._socket.close()
 
 
 class End:

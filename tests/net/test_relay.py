@@ -1,0 +1,392 @@
+"""The relay: both directions, each to its own end; resets, stops, and the sockets it needs."""
+
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from kcptun_lite.core.buffers import BufferPool
+from kcptun_lite.errors import StreamClosed, StreamReset, TransportError
+from kcptun_lite.net import relay as room
+from kcptun_lite.net.relay import Relay, connect, listen, tune
+from kcptun_lite.net.stream import Stream
+from kcptun_lite.net.ticker import monotonic_ms
+from tests.net.rooms import (
+    PATIENCE_S,
+    Wire,
+    in_background,
+    is_waiting,
+    make_plant,
+    noise,
+    small_params,
+    wait_until,
+)
+
+
+class Line:
+    """An application's connection, a relay, a stream, and the stream's other end."""
+
+    def __init__(self, wire: Wire, pool: BufferPool, *, closewait_s: float = PATIENCE_S) -> None:
+        self.tcp, self._relays_end = tcp_pair()
+        self.stream = wire.client.session.open_stream()
+        self.closed: list[Relay] = []
+        self.relay = Relay(
+            self.open_tcp, self.stream, pool, closewait_s=closewait_s, on_closed=lambda relay: self.closed.append(relay)
+        )
+        self.may_open = threading.Event()
+        self.may_open.set()
+        self._wire = wire
+
+    def open_tcp(self) -> socket.socket:
+        self.may_open.wait()
+        tune(self._relays_end)
+        return self._relays_end
+
+    @property
+    def peer(self) -> Stream:
+        """The stream at the other end of the tunnel."""
+        found: list[Stream] = []
+        opened = self._wire.server.opened
+        wait_until(lambda: bool(found.extend(s for s in opened if s.sid == self.stream.sid)) or bool(found))
+        return found[0]
+
+    def received(self) -> bytes:
+        """All that comes out of the tunnel until its end."""
+        data = b""
+        while chunks := self.peer.read_chunks(timeout_s=PATIENCE_S):
+            data += b"".join(chunks)
+        assert chunks is not None
+        return data
+
+    def wait_for_end(self) -> None:
+        wait_until(lambda: self.closed == [self.relay])
+        self.relay.join()
+
+
+def tcp_pair() -> tuple[socket.socket, socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ours = socket.create_connection(server.getsockname(), timeout=PATIENCE_S)
+        theirs, _ = server.accept()
+    return ours, theirs
+
+
+def read_to_end(tcp: socket.socket) -> bytes:
+    data = b""
+    while piece := tcp.recv(65_536):
+        data += piece
+    return data
+
+
+def is_reset(tcp: socket.socket) -> bool:
+    try:
+        read_to_end(tcp)
+    except ConnectionResetError:
+        return True
+    return False
+
+
+class Relays:
+    """Makes lines through one tunnel and cleans up behind them."""
+
+    def __init__(self) -> None:
+        self.plant = make_plant(small_params(snd_wnd=256, rcv_wnd=256))
+        self.wire = Wire(self.plant, monotonic_ms)
+        self.lines: list[Line] = []
+
+    def start(self, *, closewait_s: float = PATIENCE_S) -> Line:
+        self.lines.append(Line(self.wire, self.plant.pool, closewait_s=closewait_s))
+        self.lines[-1].relay.start()
+        return self.lines[-1]
+
+
+@pytest.fixture
+def relays() -> Iterator[Relays]:
+    relays = Relays()
+    with relays.wire, relays.wire.carrying():
+        yield relays
+        for line in relays.lines:
+            line.relay.stop()
+            line.relay.join()
+            line.tcp.close()
+    assert relays.plant.pool.usage().in_use_bytes == 0
+
+
+# -- both directions -----------------------------------------------------------------------------------------
+
+
+def test_bytes_go_both_ways_and_the_end_of_each_is_passed_on(relays: Relays) -> None:
+    line = relays.start()
+    up, down = noise(300_000, seed=1), noise(300_000, seed=2)
+    sender = in_background(lambda: [line.tcp.sendall(up), line.tcp.shutdown(socket.SHUT_WR)])
+    answer = in_background(lambda: [line.peer.write(memoryview(down)), line.peer.close_write()])
+    reader = in_background(lambda: read_to_end(line.tcp))
+    assert line.received() == up
+    assert reader.result() == down
+    sender.result()
+    answer.result()
+    line.wait_for_end()
+    assert line.relay.failure is None
+
+
+def test_the_applications_end_leaves_the_other_direction_open(relays: Relays) -> None:
+    line = relays.start()
+    line.tcp.sendall(b"question")
+    line.tcp.shutdown(socket.SHUT_WR)
+    assert line.received() == b"question"
+    for part in (b"long ", b"answer"):
+        line.peer.write(memoryview(part))
+        assert line.tcp.recv(100) == part
+    line.peer.close_write()
+    assert read_to_end(line.tcp) == b""
+    line.wait_for_end()
+    assert line.relay.failure is None
+
+
+def test_the_peers_end_leaves_the_other_direction_open(relays: Relays) -> None:
+    line = relays.start()
+    line.peer.write(memoryview(b"greeting"))
+    line.peer.close_write()
+    assert read_to_end(line.tcp) == b"greeting"
+    line.tcp.sendall(b"and still listening")
+    line.tcp.shutdown(socket.SHUT_WR)
+    assert line.received() == b"and still listening"
+    line.wait_for_end()
+    assert line.relay.failure is None
+
+
+def test_an_idle_relay_holds_no_buffer(relays: Relays) -> None:
+    line = relays.start()
+    line.tcp.sendall(b"something")
+    assert line.peer.read_chunks() == [b"something"]
+    wait_until(lambda: is_waiting(line.stream, to_write=False))
+    wait_until(lambda: relays.plant.pool.usage().in_use_bytes == 0)
+
+
+# -- failures ------------------------------------------------------------------------------------------------
+
+
+def test_a_reset_of_the_application_cuts_the_stream(relays: Relays) -> None:
+    line = relays.start()
+    line.tcp.sendall(b"x")
+    assert line.peer.read_chunks() == [b"x"]
+    line.tcp.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, room._RESET)
+    line.tcp.close()
+    with pytest.raises(StreamReset):
+        line.peer.read_chunks(timeout_s=PATIENCE_S)
+    line.wait_for_end()
+    assert isinstance(line.relay.failure, TransportError)
+
+
+def test_a_stream_cut_by_the_peer_resets_the_application(relays: Relays) -> None:
+    line = relays.start()
+    line.peer.close()
+    assert is_reset(line.tcp)
+    line.wait_for_end()
+    assert isinstance(line.relay.failure, StreamReset)
+
+
+def test_the_end_of_the_session_resets_the_application(relays: Relays) -> None:
+    line = relays.start()
+    wait_until(lambda: is_waiting(line.stream, to_write=False))
+    relays.wire.client.session.close()
+    assert is_reset(line.tcp)
+    line.wait_for_end()
+
+
+def test_a_target_that_cannot_be_reached_cuts_the_stream(relays: Relays) -> None:
+    line = Line(relays.wire, relays.plant.pool)
+    closed: list[Relay] = []
+
+    def refuse() -> socket.socket:
+        raise TransportError("cannot connect to nowhere")
+
+    relay = Relay(refuse, line.stream, relays.plant.pool, closewait_s=1, on_closed=closed.append)
+    relay.start()
+    with pytest.raises(StreamReset):
+        line.peer.read_chunks(timeout_s=PATIENCE_S)
+    relay.join()
+    assert closed == [relay] and isinstance(relay.failure, TransportError)
+    line.tcp.close()
+    line.open_tcp().close()
+
+
+def test_a_bug_costs_its_stream_and_nothing_else(relays: Relays, monkeypatch: pytest.MonkeyPatch) -> None:
+    line, other = relays.start(), relays.start()
+    wait_until(lambda: is_waiting(line.stream, to_write=False))
+
+    def broken(data: memoryview) -> bool:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(line.stream, "write", broken)
+    line.tcp.sendall(b"x")
+    assert is_reset(line.tcp)
+    line.wait_for_end()
+    assert "ZeroDivisionError" in str(line.relay.failure)
+    other.tcp.sendall(b"alive")
+    assert other.peer.read_chunks() == [b"alive"]
+
+
+# -- after a half-close --------------------------------------------------------------------------------------
+
+
+def test_the_other_direction_is_given_up_when_it_does_not_move(relays: Relays) -> None:
+    line = relays.start(closewait_s=0.05)
+    line.tcp.shutdown(socket.SHUT_WR)
+    line.wait_for_end()
+    assert "half-closed and idle" in str(line.relay.failure)
+
+
+def test_it_may_take_its_time_as_long_as_it_moves(relays: Relays) -> None:
+    line = relays.start(closewait_s=0.1)
+    line.tcp.shutdown(socket.SHUT_WR)
+    assert line.received() == b""
+    began = monotonic_ms()
+    while monotonic_ms() - began < 300:
+        line.peer.write(memoryview(b"x"))
+        assert line.tcp.recv(1) == b"x"
+        threading.Event().wait(0.01)
+    line.peer.close_write()
+    assert read_to_end(line.tcp) == b""
+    line.wait_for_end()
+    assert line.relay.failure is None
+
+
+@pytest.mark.parametrize("who", ["application", "peer"])
+def test_without_closewait_the_first_end_is_the_end_of_both(relays: Relays, who: str) -> None:
+    line = relays.start(closewait_s=0)
+    if who == "application":
+        line.tcp.sendall(b"bye")
+        line.tcp.shutdown(socket.SHUT_WR)
+        assert line.received() == b"bye"
+    else:
+        line.peer.write(memoryview(b"bye"))
+        line.peer.close_write()
+        assert line.tcp.recv(3) == b"bye"
+    assert not is_reset(line.tcp)
+    line.wait_for_end()
+
+
+# -- stopping ------------------------------------------------------------------------------------------------
+
+
+def test_stop_ends_an_idle_relay_with_a_reset(relays: Relays) -> None:
+    line = relays.start()
+    wait_until(lambda: is_waiting(line.stream, to_write=False))
+    line.relay.stop()
+    line.relay.stop()
+    assert is_reset(line.tcp)
+    line.wait_for_end()
+
+
+def test_stop_ends_a_relay_whose_application_does_not_read(relays: Relays, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "STOP_LATENCY", 20)
+    line = relays.start()
+    flood = in_background(lambda: line.peer.write(memoryview(bytes(64 << 20))))
+    moved = -1
+
+    def is_stuck() -> bool:
+        nonlocal moved
+        before, moved = moved, line.relay._moved
+        threading.Event().wait(0.05)
+        return moved == before > 0
+
+    wait_until(is_stuck)
+    line.relay.stop()
+    line.wait_for_end()
+    line.peer.close()
+    with suppress(StreamClosed):  # if it is closed before it hears
+        assert flood.result() is False, "nobody listens any more"
+
+
+def test_stop_ends_a_relay_whose_peer_does_not_read(relays: Relays) -> None:
+    relays.wire.is_cut = True
+    line = relays.start()
+    flood = in_background(lambda: line.tcp.sendall(bytes(64 << 20)))
+    wait_until(lambda: is_waiting(line.stream, to_write=True))
+    line.relay.stop()
+    with pytest.raises((ConnectionResetError, BrokenPipeError)):
+        flood.result()
+    line.wait_for_end()
+
+
+def test_stop_while_connecting_ends_as_soon_as_there_is_an_answer(relays: Relays) -> None:
+    line = Line(relays.wire, relays.plant.pool)
+    line.may_open.clear()
+    line.relay.start()
+    line.relay.stop()
+    assert not line.closed
+    line.may_open.set()
+    line.wait_for_end()
+    assert is_reset(line.tcp) or read_to_end(line.tcp) == b""
+    line.tcp.close()
+
+
+# -- sockets -------------------------------------------------------------------------------------------------
+
+
+def test_listening_and_connecting_over_tcp() -> None:
+    with listen("127.0.0.1", 0, "") as server:
+        with connect("127.0.0.1", server.getsockname()[1], "") as ours:
+            theirs, _ = server.accept()
+            assert ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            assert ours.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            assert ours.getblocking()
+            theirs.close()
+
+
+def test_all_addresses_means_both_families() -> None:
+    with listen("", 0, "") as server:
+        port = server.getsockname()[1]
+        hosts = ["127.0.0.1"] + ["::1"] * (server.family == socket.AF_INET6)
+        for host in hosts:
+            connect(host, port, "").close()
+
+
+@pytest.mark.parametrize("name", ["file", "abstract"])
+def test_listening_and_connecting_over_unix_sockets(tmp_path: Path, name: str) -> None:
+    path = str(tmp_path / "socket") if name == "file" else f"@kcptun-lite-test-{os.getpid()}"
+    with listen("", 0, path) as server, connect("", 0, path) as ours:
+        theirs, _ = server.accept()
+        ours.sendall(b"x")
+        assert theirs.recv(1) == b"x"
+        theirs.close()
+
+
+def test_a_socket_file_left_behind_is_replaced(tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+    listen("", 0, path).close()
+    assert os.path.exists(path)
+    with listen("", 0, path), connect("", 0, path):
+        pass
+
+
+def test_a_socket_file_in_use_is_not_taken_away(tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+    with listen("", 0, path):
+        with pytest.raises(TransportError, match="cannot listen on"):
+            listen("", 0, path)
+        connect("", 0, path).close()
+
+
+def test_a_file_that_is_no_socket_is_not_taken_away(tmp_path: Path) -> None:
+    path = tmp_path / "precious"
+    path.write_text("data")
+    with pytest.raises(TransportError):
+        listen("", 0, str(path))
+    assert path.read_text() == "data"
+
+
+def test_failures_name_the_place(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        with pytest.raises(TransportError, match=f"cannot listen on 127.0.0.1:{port}"):
+            listen("127.0.0.1", port, "")
+        with pytest.raises(TransportError, match=f"cannot connect to 127.0.0.1:{port}: Connection refused"):
+            connect("127.0.0.1", port, "")
+    with pytest.raises(TransportError, match="cannot connect to /nowhere: No such file"):
+        connect("", 0, "/nowhere")
