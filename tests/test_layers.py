@@ -29,6 +29,7 @@ LEVELS = {
     "core.snappy": 3,
     "core.smux": 3,
     "core.datagrams": 3,
+    "core.queue": 3,
     "core.fec": 4,
     "core.crypt": 4,
     "core.kcp": 5,

@@ -168,7 +168,9 @@ def short_connections(kind: str, row: Row) -> str:
         more = Ends(client, server)
     row.worst[kind] = more.most
     last = rows[-1]
-    ends = [f"{end.descriptors} fds, {end.threads} threads, {end.sessions} session" for end in (last.client, last.server)]
+    ends = [
+        f"{end.descriptors} fds, {end.threads} threads, {end.sessions} session" for end in (last.client, last.server)
+    ]
     return f"+{more} over the last {row.connections * 9 // 10:,}; at the end {ends[0]} / {ends[1]}"
 
 
@@ -216,7 +218,9 @@ def flood(kind: str, row: Row) -> str:
     server, address = start_iperf3_server()
     with ExitStack() as stack:
         stack.callback(server.stop)
-        tunnel = stack.enter_context(Tunnel(kind, kind, address, {**LEAN, "quiet": True}, server_options={"listen": "0.0.0.0:0"}))
+        tunnel = stack.enter_context(
+            Tunnel(kind, kind, address, {**LEAN, "quiet": True}, server_options={"listen": "0.0.0.0:0"})
+        )
         before = _mbit(tunnel, row.seconds // 2)
         rest = memory(tunnel)
         flooder = stack.enter_context(_flooding(tunnel.server))

@@ -32,13 +32,14 @@ from dataclasses import asdict, dataclass, fields
 from heapq import heappop, heappush
 from pathlib import Path
 from random import Random
-from time import monotonic
+from time import monotonic, sleep
 from types import TracebackType
 from typing import Any
 
 CLIENT, SERVER = "10.77.0.1", "10.77.0.2"
 MTU = 1500
 DEVICE_QUEUE = 10_000  # packets between the kernel and us: losses shall happen here, by the book
+TURN = 0.0002  # s between looks at the devices and the clock: a wake-up costs more than a packet
 READ_TURN = 64  # packets read from one side before the delayed ones get their turn
 START_TIMEOUT = 10.0  # s
 
@@ -77,10 +78,11 @@ class Line:
 
 @dataclass
 class LaneCounters:
-    """What one direction did so far, in packets."""
+    """What one direction did so far; packets, where nothing else is said."""
 
+    offered: int = 0
+    offered_bytes: int = 0
     carried: int = 0
-    carried_bytes: int = 0
     lost: int = 0
     overflowed: int = 0
     "found the queue full"
@@ -127,26 +129,27 @@ class Lane:
         self._queue_time = line.queue_kb * 1000 * self._byte_time
         self._free_at = 0.0  # s; when the line has sent all that waits
         self._under_way: list[tuple[float, int, bytes]] = []
-        self._number = 0
 
     def put(self, packet: bytes, size: int, now: float) -> None:
         """A packet, `size` bytes on the line, comes at `now` (s)."""
-        self._number += 1
+        counters = self.counters
+        counters.offered += 1
+        counters.offered_bytes += size
         leaves_at = now
         if self._byte_time:
             leaves_at = self._free_at if self._free_at > now else now
             if leaves_at - now > self._queue_time:
-                self.counters.overflowed += 1
+                counters.overflowed += 1
                 return
             leaves_at += size * self._byte_time
             self._free_at = leaves_at
         if self._loss and (self._outages.is_bad(now) if self._outages else self._random() < self._loss):
-            self.counters.lost += 1
+            counters.lost += 1
             return
         due = leaves_at + self._delay
         if self._jitter:
             due += self._random() * self._jitter
-        heappush(self._under_way, (due, self._number, packet))
+        heappush(self._under_way, (due, counters.offered, packet))
 
     def due(self, now: float) -> list[bytes]:
         """Packets whose time has come, the earliest first."""
@@ -165,9 +168,9 @@ class Lane:
         return packets
 
     @property
-    def next_at(self) -> float | None:
-        """s; when the next packet is due."""
-        return self._under_way[0][0] if self._under_way else None
+    def is_busy(self) -> bool:
+        """Whether packets are under way."""
+        return bool(self._under_way)
 
 
 class Hosts:
@@ -225,9 +228,10 @@ def carry(descriptors: Sequence[int], lanes: Sequence[Lane]) -> None:
         poll.register(descriptor, select.EPOLLIN)
     read, write = os.read, os.write
     while True:
-        times = [at for lane in lanes if (at := lane.next_at) is not None]
-        timeout = max(0.0, min(times) - monotonic()) if times else -1
-        for descriptor, _ in poll.poll(timeout):
+        is_busy = lanes[0].is_busy or lanes[1].is_busy
+        if is_busy:
+            sleep(TURN)
+        for descriptor, _ in poll.poll(0 if is_busy else -1):
             put = roads[descriptor][0].put
             try:
                 for _ in range(READ_TURN):
@@ -238,7 +242,6 @@ def carry(descriptors: Sequence[int], lanes: Sequence[Lane]) -> None:
         now = monotonic()
         for lane, out in roads.values():
             for packet in lane.due(now):
-                lane.counters.carried_bytes += len(packet) - VNET_HEADER
                 try:
                     write(out, packet)
                 except OSError:
@@ -321,7 +324,9 @@ def _parse_arguments() -> argparse.Namespace:
     for field in fields(Line):
         name = field.name.replace("_", "-")
         parser.add_argument(f"--{name}", type=float, default=field.default, metavar="X", help=f"({field.default})")
-        parser.add_argument(f"--down-{name}", type=float, metavar="X", help="the same for server to client, if it differs")
+        parser.add_argument(
+            f"--down-{name}", type=float, metavar="X", help="the same for server to client, if it differs"
+        )
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="of what is lost (1)")
     return parser.parse_args()
 
@@ -335,7 +340,11 @@ def main() -> None:
     with Hosts([*names.values()]) as hosts:
         print(json.dumps(names), flush=True)
         if sys.stdout.isatty():
-            print(f"ip netns exec {names['client']} ping {SERVER}")
+            print(
+                f"ip netns exec {names['client']} COMMAND reaches {SERVER}, {names['server']} {CLIENT}; Ctrl-C ends it"
+            )
+        # A line does not wait for its turn on the processor, however many programs it joins.
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
         try:
             carry(hosts.descriptors, lanes)
         except (KeyboardInterrupt, SystemExit):

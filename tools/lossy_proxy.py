@@ -19,6 +19,7 @@ import signal
 import socket
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from heapq import heappop, heappush
@@ -92,6 +93,10 @@ class Lane:
         self._waiting: list[tuple[float, int, bytes, Deliver]] = []
         self._order = 0  # breaks ties in the heap
         self._free_at = 0.0  # s; when the rate-limited line has sent all it holds
+
+    def change(self, link: Link) -> None:
+        """From the next datagram on the lane is like this."""
+        self._link = link
 
     def offer(self, data: bytes, deliver: Deliver, now: float) -> None:
         """Decide the fate of a datagram; `deliver` is called with it, or its copies, now or in `release`."""
@@ -194,6 +199,7 @@ class LossyProxy:
         "where clients go: host:port"
         self._ways: dict[tuple[str, int], Deliver] = {}
         self._backs: dict[int, tuple[socket.socket, Deliver]] = {}
+        self._orders: deque[str] = deque()
         self._bell, self._waker = socket.socketpair()
         self._epoll = select.epoll()
         for sock in (self._front, self._bell):
@@ -206,12 +212,15 @@ class LossyProxy:
         while True:
             dues = [due for lane in (self.up, self.down) if (due := lane.next_due()) is not None]
             timeout = max(0.0, min(dues) - monotonic()) if dues else None
-            for fd, _ in self._epoll.poll(timeout):
+            ready = self._epoll.poll(timeout)
+            while self._orders:
+                self._obey(self._orders.popleft())
+            for fd, _ in ready:
                 if fd == bell:
                     return
                 if fd == front:
                     self._from_clients()
-                else:
+                elif fd in self._backs:
                     self._from_server(*self._backs[fd])
             now = monotonic()
             self.up.release(now)
@@ -237,6 +246,29 @@ class LossyProxy:
         assert self._thread is not None
         self._thread.join()
         self.close()
+
+    def change(self, link: Link) -> None:
+        """Both directions are like this from now on; from any thread."""
+        self.up.change(link)
+        self.down.change(link)
+
+    def rebind(self) -> None:
+        """The server sees all clients at new addresses from their next datagram on, as behind a NAT that restarts."""
+        self._orders.append("rebind")
+
+    def blackhole(self) -> None:
+        """What clients send from the sockets they have now leads nowhere from now on; new sockets are well."""
+        self._orders.append("blackhole")
+
+    def _obey(self, order: str) -> None:
+        for back, _ in self._backs.values():
+            self._epoll.unregister(back)
+            back.close()
+        self._backs.clear()
+        for client in list(self._ways):
+            del self._ways[client]
+            if order == "blackhole":
+                self._ways[client] = len
 
     def _watch(self, sock: socket.socket) -> None:
         sock.setblocking(False)

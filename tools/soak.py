@@ -121,7 +121,9 @@ def main() -> None:
     with Target(echo_handler) as target, Tunnel(arguments.tunnel, arguments.tunnel, target.address, options) as tunnel:
         rows = print_rows(soak(tunnel, arguments.connections, arguments.parallel, arguments.parts))
     client, server = growth(rows)
-    print(f"growth after the first {rows[0].connections}: client {client / MIB:+.2f} MiB, server {server / MIB:+.2f} MiB")
+    print(
+        f"growth after the first {rows[0].connections}: client {client / MIB:+.2f} MiB, server {server / MIB:+.2f} MiB"
+    )
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ Wire    WIRE.md section 4 (the 2021 rules; the newest generation's triggers for 
 Cost    about 1.6 us per segment sent, 1.0 us per segment received in order
 """
 
-from collections import deque
 from collections.abc import Sequence
 from enum import IntEnum
 from typing import NamedTuple
@@ -16,6 +15,7 @@ from kcptun_lite.core.buffers import PacketBatch
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.datagrams import DatagramWriter
 from kcptun_lite.core.pacing import Pacer
+from kcptun_lite.core.queue import SendQueue
 from kcptun_lite.core.recovery import Cause, CongestionWindow, RebirthWatch, RttEstimator, SendWindow
 from kcptun_lite.core.wire import (
     KCP_ACK,
@@ -92,8 +92,7 @@ class Kcp:
         self._congestion = None if params.nc else CongestionWindow(self.mss)
         self._pacer = Pacer()
         # sending: chunks not yet numbered, and how far the first one is used up
-        self._queue: deque[bytes] = deque()
-        self._queue_offset = self._queue_bytes = 0
+        self._queue = SendQueue(self.mss)
         # receiving: in order and not yet read; beyond rcv_nxt
         self._rcv_nxt = first_sn
         self._ready: list[Buffer] = []
@@ -111,8 +110,7 @@ class Kcp:
 
     def send(self, data: bytes) -> None:
         """Queue bytes of the stream; they go out with the next flush as far as the window allows."""
-        self._queue.append(data)
-        self._queue_bytes += len(data)
+        self._queue.push(data)
         self.send_bytes += len(data)
         self._counters.bytes_sent += len(data)
         self.flush_wanted = Flush.EVERYTHING
@@ -120,9 +118,9 @@ class Kcp:
     @property
     def send_room(self) -> int:
         """Segments that may still be queued; 0 or less is "wait" (WIRE.md 4.9)."""
-        if self._queue_bytes >= QUEUE_TARGET:
+        if self._queue.size >= QUEUE_TARGET:
             return 0
-        queued = -(-self._queue_bytes // self.mss)
+        queued = -(-self._queue.size // self.mss)
         return self._params.snd_wnd - queued - self.window.unacked
 
     def read(self, most: int = READ_SEGMENTS) -> list[Buffer]:
@@ -152,6 +150,11 @@ class Kcp:
         self.rcv_wnd, self._edge = segments, self._rcv_nxt + segments - len(self._ready)
 
     @property
+    def free_window(self) -> int:
+        """Segments for which there is room, as the peer is told."""
+        return min(max(0, self.rcv_wnd - len(self._ready)), WND_MAX)
+
+    @property
     def ready_count(self) -> int:
         """Segments in order that wait to be read."""
         return len(self._ready)
@@ -169,7 +172,7 @@ class Kcp:
     @property
     def is_quiet(self) -> bool:
         """Whether everything sent has been acknowledged and nothing waits."""
-        return not self.window.segments and not self._queue
+        return not self.window.segments and not self._queue.size
 
     def progress(self) -> tuple[int, int, int]:
         """What new data and new acknowledgements move, and old ones do not: una, rcv_nxt, early segments so far."""
@@ -346,9 +349,9 @@ class Kcp:
     def next_deadline(self) -> int | None:
         """ms at which a flush is due though nothing happens before; None if nothing is under way."""
         deadlines = [at for at in (self._ack_due, self.window.next_resend, self._rebirth.ask_at) if at is not None]
-        if self._queue and self._pacer.resume_at is not None:
+        if self._queue.size and self._pacer.resume_at is not None:
             deadlines.append(self._pacer.resume_at)
-        if self._queue and self._probe_wait:
+        if self._queue.size and self._probe_wait:
             deadlines.append(self._probe_at)
         return min(deadlines) if deadlines else None
 
@@ -358,7 +361,7 @@ class Kcp:
         Each packet is `headroom` bytes of room, a datagram, `tailroom` bytes of room.
         """
         acks_only = self.flush_wanted is Flush.ACKS and (self._ack_due is None or now < self._ack_due)
-        wnd = min(max(0, self.rcv_wnd - len(self._ready)), WND_MAX)
+        wnd = self.free_window
         writer = DatagramWriter(
             batch, max_packets, self.conv, wnd, self._rcv_nxt, self.mss, self._headroom, self._tailroom
         )
@@ -424,10 +427,10 @@ class Kcp:
         last = min(window.snd_nxt + self._params.snd_wnd - window.unacked, window.snd_una + self.rmt_wnd)
         if self._congestion is not None:
             last = min(last, window.snd_una + self._congestion.cwnd)
-        has_fresh = bool(self._queue) and window.snd_nxt < last
+        has_fresh = self._queue.size > 0 and window.snd_nxt < last
         if not self._write_again(writer, now, limit, early=not has_fresh):
             return False
-        wanted = min(last - window.snd_nxt, -(-self._queue_bytes // self.mss))
+        wanted = min(last - window.snd_nxt, -(-self._queue.size // self.mss))
         first = window.snd_nxt
         last = min(last, first + self._pacer.room(now, wanted, limit, self.rtt.srtt))
         is_complete = self._write_new(writer, now, last)
@@ -437,13 +440,13 @@ class Kcp:
     def _write_new(self, writer: DatagramWriter, now: int, last: int) -> bool:
         window = self.window
         rto = self.rtt.rto
-        while self._queue and window.snd_nxt < last:
-            if pieces := self._cut_full(min(last - window.snd_nxt, writer.packets_left())):
+        while self._queue.size and window.snd_nxt < last:
+            if pieces := self._queue.cut_full(min(last - window.snd_nxt, writer.packets_left())):
                 writer.write_full(window.push(pieces, now, rto), now, pieces)
                 continue
-            if not writer.has_room(min(self.mss, self._queue_bytes)):
+            if not writer.has_room(min(self.mss, self._queue.size)):
                 return False
-            piece = self._cut()
+            piece = self._queue.cut()
             writer.write(KCP_PUSH, now, window.push([piece], now, rto), piece)
         return True
 
@@ -473,44 +476,3 @@ class Kcp:
             if timed_out:
                 self._congestion.on_timeout(limit)
         return True
-
-    def _cut_full(self, most: int) -> list[bytes]:
-        """Up to `most` pieces of exactly mss bytes from the first chunk of the queue."""
-        head = self._queue[0]
-        start, mss = self._queue_offset, self.mss
-        count = min(most, (len(head) - start) // mss)
-        end = start + count * mss
-        self._queue_bytes -= end - start
-        if end == len(head):
-            self._queue.popleft()
-            end = 0
-        self._queue_offset = end
-        return [head[at : at + mss] for at in range(start, start + count * mss, mss)]
-
-    def _cut(self) -> bytes:
-        """The next mss bytes of the queue, or what there is."""
-        head = self._queue[0]
-        start = self._queue_offset
-        piece = head[start : start + self.mss]
-        self._queue_offset = start + len(piece)
-        if self._queue_offset == len(head):
-            self._queue.popleft()
-            self._queue_offset = 0
-            if len(piece) < self.mss and self._queue:
-                piece = self._fill(piece)
-        self._queue_bytes -= len(piece)
-        return piece
-
-    def _fill(self, piece: bytes) -> bytes:
-        parts = [piece]
-        missing = self.mss - len(piece)
-        while missing and self._queue:
-            head = self._queue[0]
-            part = head[self._queue_offset : self._queue_offset + missing]
-            parts.append(part)
-            missing -= len(part)
-            self._queue_offset += len(part)
-            if self._queue_offset == len(head):
-                self._queue.popleft()
-                self._queue_offset = 0
-        return b"".join(parts)

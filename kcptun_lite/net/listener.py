@@ -25,6 +25,7 @@ from kcptun_lite.core.wire import (
     KCP_WASK,
     KCP_WINS,
     KCP_WND_INITIAL,
+    MASK32,
     fec_type,
 )
 from kcptun_lite.errors import SessionClosed, SessionError, TransportError
@@ -141,7 +142,11 @@ class Listener:
         would bring the target the same request again.
         """
         before = session.remote
-        if session.receive(packets, now, address):
+        if not session.receive(packets, now, address):
+            # Perhaps all it has to say is what we know, because our answers went to where it was.
+            kcp = session.conversation.kcp
+            self._answer(session.conversation.conv, address, wnd=kcp.free_window, una=kcp.progress()[1])
+        else:
             with self._lock:
                 stale = self._by_address.get(address)
                 if self._by_address.get(before) is session:
@@ -165,10 +170,14 @@ class Listener:
         The answer is a bare WINS, never longer than the question; ACK and WINS get none, so two strangers
         cannot keep each other talking.
         """
-        if not self._answers_left:
-            return
-        self._answers_left -= 1
-        self.counters.out_packets += _send_wins(conv, self._plant.pool, self._crypt, self._udp, address)
+        self._answer(conv, address, wnd=KCP_WND_INITIAL, una=0)
+
+    def _answer(self, conv: int, address: Address, *, wnd: int, una: int) -> None:
+        if self._answers_left:
+            self._answers_left -= 1
+            self.counters.out_packets += _send_wins(
+                conv, self._plant.pool, self._crypt, self._udp, address, wnd=wnd, una=una
+            )
 
     def _create(self, conv: int, address: Address, *, fec: bool, now: int) -> Session | None:
         with self._lock:
@@ -244,13 +253,15 @@ def hint(plant: Plant, stranger: Sample) -> None:
     """
     crypt = plant.make_crypt()
     if len(stranger.packet) >= crypt.headroom + KCP_HEADER_SIZE + crypt.tailroom:
-        _send_wins(0, plant.pool, crypt, stranger.udp, stranger.source)
+        _send_wins(0, plant.pool, crypt, stranger.udp, stranger.source, wnd=KCP_WND_INITIAL, una=0)
 
 
-def _send_wins(conv: int, pool: BufferPool, crypt: PacketCrypt, udp: UdpSocket, address: Address) -> int:
-    """Send a packet that acknowledges nothing; returns the number sent, 0 or 1."""
+def _send_wins(
+    conv: int, pool: BufferPool, crypt: PacketCrypt, udp: UdpSocket, address: Address, *, wnd: int, una: int
+) -> int:
+    """Send a packet that tells a window and what has come in order; returns the number sent, 0 or 1."""
     with borrow_batch(pool) as batch:
-        KCP_SEGMENT.pack_into(batch.arena, crypt.headroom, conv, KCP_WINS, 0, KCP_WND_INITIAL, 0, 0, 0, 0)
+        KCP_SEGMENT.pack_into(batch.arena, crypt.headroom, conv, KCP_WINS, 0, wnd, 0, 0, una & MASK32, 0)
         batch.commit(crypt.headroom + KCP_HEADER_SIZE + crypt.tailroom)
         crypt.seal(batch)
         try:

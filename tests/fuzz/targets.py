@@ -140,7 +140,7 @@ def kcp(data: bytes) -> None:
             sent += len(payload)
         window = end.window
         in_flight = sum(len(segment.payload) for segment in window.segments)
-        assert end.send_bytes == in_flight + end._queue_bytes <= sent
+        assert end.send_bytes == in_flight + end._queue.size <= sent
         assert window.snd_nxt - window.snd_una == len(window.segments) <= RCV_WND
         assert end.ready_count <= RCV_WND and len(end._early) <= RCV_WND
         assert end.early_bytes == sum(map(len, end._early.values()))

@@ -213,7 +213,7 @@ def test_a_flood_of_bad_packets_gives_a_bounded_number_of_lines() -> None:
             host, _, port = address.rpartition(":")
             sockets = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(50)]
             sent = 0
-            while sent < 200_000 or not any("uses another --key" in line for line in server.log):
+            while sent < 60_000 or not any("uses another --key" in line for line in server.log):
                 for sock in sockets:
                     with suppress(OSError):
                         sock.sendto(random.randbytes(random.randint(1, 1400)), (host, int(port)))
@@ -222,7 +222,7 @@ def test_a_flood_of_bad_packets_gives_a_bounded_number_of_lines() -> None:
                 sock.close()
             about = [line for line in server.log if "client 127.0.0.1" in line]
             assert len(about) == 1, about
-            assert server.counters()["InCsumErrors"] > 10_000
+            assert server.counters()["InCsumErrors"] > 5_000
             client, tcp_address = start_client("ours", {"remoteaddr": address, "key": "flooded"})
             exchange(connect(tcp_address), up=100_000, down=100_000, seed=1)
         finally:

@@ -107,6 +107,12 @@ class Peer:
     def close(self) -> None:
         self._socket.close()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
 
 class End:
     """A session with a `FakeUdp`, and notes of what it tells its owner."""

@@ -241,7 +241,10 @@ def test_status_reads_well(router: Router) -> None:
                 os.getpid(),
                 uptime_s=11_100,
                 streams=5,
-                sessions=[session | {"age_s": 190, "idle_s": 0}, session | {"conv": "00000007", "age_s": 90_000, "idle_s": 3}],
+                sessions=[
+                    session | {"age_s": 190, "idle_s": 0},
+                    session | {"conv": "00000007", "age_s": 90_000, "idle_s": 3},
+                ],
                 bytes_in=12_897_485,
                 bytes_out=2**31 * 3,
                 packets_in=10_234,

@@ -1,0 +1,221 @@
+"""The client: connections to streams of its session slots, sessions that expire, ways that fail."""
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+
+import pytest
+
+from kcptun_lite.app import client as room
+from kcptun_lite.app.client import Client
+from kcptun_lite.core.buffers import Address
+from kcptun_lite.errors import TransportError
+from kcptun_lite.net.session import Session
+from kcptun_lite.net.ticker import monotonic_ms
+from kcptun_lite.net.udp import UdpSocket
+from tests.app.tunnels import Target, connect, make_client, make_server, running, udp_address
+from tests.net.rooms import wait_until
+
+Starter = Callable[..., Client]
+
+
+@pytest.fixture
+def target() -> Iterator[Target]:
+    with Target() as target:
+        yield target
+
+
+@pytest.fixture
+def start(target: Target) -> Iterator[Starter]:
+    """Starts clients of one running server."""
+    with ExitStack() as stack:
+        server = make_server(target.address)
+        stack.enter_context(running(server))
+
+        def start_one(**options: object) -> Client:
+            client = make_client(udp_address(server), **options)
+            stack.enter_context(running(client))
+            return client
+
+        yield start_one
+
+
+def use(client: Client, target: Target) -> tuple[socket.socket, socket.socket]:
+    """A connection that has carried a byte: both its ends."""
+    application = connect(client)
+    application.sendall(b"x")
+    tcp = target.accept()
+    assert tcp.recv(1) == b"x"
+    return application, tcp
+
+
+def live_sessions(client: Client) -> list[Session]:
+    return [session for session in client._sessions() if not session.is_closed]
+
+
+def test_connections_take_the_slots_in_turn(start: Starter, target: Target) -> None:
+    client = start(conn=3)
+    assert not client._sessions(), "no session before the first connection"
+    sockets = [use(client, target) for _ in range(7)]
+    assert [session.stream_count for session in live_sessions(client)] == [3, 2, 2]
+    for pair in sockets:
+        for sock in pair:
+            sock.close()
+
+
+def test_a_dead_session_is_replaced_at_the_next_connection(start: Starter, target: Target) -> None:
+    client = start()
+    for sock in use(client, target):
+        sock.close()
+    (dead,) = live_sessions(client)
+    dead.close()
+    for sock in use(client, target):
+        sock.close()
+    (alive,) = live_sessions(client)
+    assert alive is not dead
+    assert (client.counters().active_opens, client.counters().current_established) == (2, 1)
+
+
+def test_a_connection_that_is_gone_before_it_is_served_stops_nobody(start: Starter, target: Target) -> None:
+    client = start(maxstreams=1)
+    first = use(client, target)
+    wait_until(lambda: len(client._relays) == 1)
+    with connect(client) as hasty:  # waits for its turn, and gives up with a reset
+        hasty.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    for sock in first:
+        sock.close()
+    for sock in use(client, target):
+        sock.close()
+    assert client._acceptor.is_alive()
+
+
+# -- expiry --------------------------------------------------------------------------------------------------
+
+
+class Shift:
+    """A clock that can be put forward."""
+
+    def __init__(self) -> None:
+        self.ms = 0
+
+    def __call__(self) -> int:
+        return monotonic_ms() + self.ms
+
+
+@pytest.fixture
+def shift(monkeypatch: pytest.MonkeyPatch) -> Shift:
+    shift = Shift()
+    monkeypatch.setattr(room, "monotonic_ms", shift)
+    return shift
+
+
+def test_an_expired_session_gets_no_new_stream_but_keeps_its_old_ones(
+    start: Starter, target: Target, shift: Shift
+) -> None:
+    client = start(autoexpire=60, scavengettl=600)
+    application, tcp = use(client, target)
+    (old,) = live_sessions(client)
+    shift.ms = 61_000
+    second = use(client, target)
+    assert old in client._expired and old.stream_count == 1
+    client._scavenge(shift())
+    assert not old.is_closed
+    application.sendall(b"still here")
+    assert tcp.recv(10) == b"still here"
+    for sock in (application, tcp):
+        sock.close()
+    wait_until(lambda: not old.stream_count and old.is_flushed())
+    client._scavenge(shift())
+    assert old.is_closed and not client._expired
+    for sock in second:
+        sock.close()
+
+
+def test_an_expired_session_is_ended_when_its_grace_is_over(start: Starter, target: Target, shift: Shift) -> None:
+    client = start(autoexpire=60, scavengettl=600)
+    application, tcp = use(client, target)
+    (old,) = live_sessions(client)
+    shift.ms = 659_000
+    client._scavenge(shift())
+    assert not old.is_closed
+    shift.ms = 661_000
+    client._scavenge(shift())
+    assert old.is_closed
+    with pytest.raises(ConnectionResetError):
+        application.recv(1)
+    application.close()
+    tcp.close()
+
+
+def test_without_autoexpire_sessions_live_on(start: Starter, target: Target, shift: Shift) -> None:
+    client = start()
+    for sock in use(client, target):
+        sock.close()
+    (session,) = live_sessions(client)
+    wait_until(lambda: not session.stream_count)
+    shift.ms = 10_000_000
+    client._scavenge(shift())
+    for sock in use(client, target):
+        sock.close()
+    assert live_sessions(client) == [session]
+
+
+# -- the way -------------------------------------------------------------------------------------------------
+
+
+def test_a_hangup_signal_moves_all_sessions_to_new_sockets(start: Starter, target: Target) -> None:
+    client = start(conn=2)
+    sockets = [use(client, target) for _ in range(2)]
+    before = [session.local_address for session in live_sessions(client)]
+    client._redial()
+    wait_until(lambda: not {session.local_address for session in live_sessions(client)} & set(before))
+    for application, tcp in sockets:
+        application.sendall(b"moved")
+        assert tcp.recv(5) == b"moved"
+        application.close()
+        tcp.close()
+
+
+def test_while_there_is_no_way_connections_wait(
+    start: Starter, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = start()
+    dial = UdpSocket.dial
+    tries: list[Address] = []
+
+    def fail_twice(host: str, port: int, options: object) -> object:
+        tries.append((host, port))
+        if len(tries) < 3:
+            raise TransportError("no name server")
+        return dial(host, port, options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(room, "REDIAL_PAUSE", 0.01)
+    monkeypatch.setattr(UdpSocket, "dial", fail_twice)
+    for sock in use(client, target):
+        sock.close()
+    assert len(tries) == 3
+
+
+def test_a_client_that_finds_no_way_can_be_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    is_trying = threading.Event()
+
+    def fail(host: str, port: int, options: object) -> None:
+        is_trying.set()
+        raise TransportError("no name server")
+
+    monkeypatch.setattr(UdpSocket, "dial", fail)
+    client = make_client("nowhere.invalid:1")
+    with running(client), connect(client) as application:
+        is_trying.wait()
+        client.stop_event.set()
+        with suppress(ConnectionResetError):
+            assert application.recv(1) == b""
+
+
+def test_the_address_in_use_is_told_before_anything_is_started() -> None:
+    before = threading.active_count()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        with pytest.raises(TransportError, match="cannot listen on"):
+            make_client("127.0.0.1:9", localaddr=f"127.0.0.1:{taken.getsockname()[1]}")
+    assert threading.active_count() == before

@@ -1,0 +1,110 @@
+"""The server: ports, targets, clients who never show that they are there."""
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kcptun_lite.net.listener import HALF_OPEN_TIME
+from kcptun_lite.net.relay import listen
+from kcptun_lite.net.ticker import monotonic_ms
+from tests.app.tunnels import Target, connect, make_client, make_server, running, udp_address
+from tests.net.rooms import PATIENCE_S, Peer, segment, wait_until
+from tests.net.test_listener import SYN
+
+
+@pytest.fixture
+def target() -> Iterator[Target]:
+    with Target() as target:
+        yield target
+
+
+def sealed(body: memoryview) -> memoryview:
+    """Under the method none: nonce and checksum in front."""
+    from zlib import crc32
+
+    return memoryview(bytes(16) + crc32(body).to_bytes(4, "little") + body)
+
+
+def test_each_port_of_the_range_serves(target: Target) -> None:
+    server = make_server(target.address)
+    with running(server):
+        first = server._listeners[0].address[1]
+    for _ in range(20):  # until three ports in a row are free
+        server = make_server(target.address, listen=f"127.0.0.1:{first}-{first + 2}")
+        try:
+            with running(server):
+                assert [listener.address[1] for listener in server._listeners] == [first, first + 1, first + 2]
+                for port in range(first, first + 3):
+                    with running(client := make_client(f"127.0.0.1:{port}")), connect(client) as application:
+                        application.sendall(b"x")
+                        with target.accept() as tcp:
+                            assert tcp.recv(1) == b"x"
+                assert len([listener for listener in server._listeners if listener.counters is not None]) == 3
+                return
+        except Exception as exc:
+            if "cannot listen" not in str(exc):
+                raise
+            first += 3
+    raise AssertionError("no three ports in a row")
+
+
+def test_a_target_may_be_a_unix_socket(tmp_path: Path) -> None:
+    path = str(tmp_path / "target")
+    with listen("", 0, path) as target, running(server := make_server(path)):
+        target.settimeout(PATIENCE_S)
+        with running(client := make_client(udp_address(server))), connect(client) as application:
+            application.sendall(b"x")
+            tcp, _ = target.accept()
+            with tcp:
+                assert tcp.recv(1) == b"x"
+
+
+def test_a_target_that_is_not_there_resets_the_application() -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{closed.getsockname()[1]}"
+        with running(server := make_server(address)):
+            with running(client := make_client(udp_address(server))), connect(client) as application:
+                with pytest.raises(ConnectionResetError):
+                    application.recv(1)
+            assert "--target" in server.last_diagnosis and "refused" in server.last_diagnosis
+    wait_until(lambda: not server._relays)
+
+
+def test_half_open_sessions_are_dropped_by_the_housekeeping(target: Target) -> None:
+    with running(server := make_server(target.address)), Peer() as stranger:
+        stranger.send(sealed(segment(conv=7, data=SYN)), server._listeners[0].address)
+        wait_until(lambda: len(server._sessions()) == 1)
+        target.accept().close()
+        server._every_second(monotonic_ms())
+        assert len(server._sessions()) == 1
+        server._every_second(monotonic_ms() + HALF_OPEN_TIME)
+        assert not server._sessions()
+        counters = server.counters()
+        assert (counters.passive_opens, counters.current_established, counters.max_connections) == (1, 0, 1)
+
+
+def test_packets_of_strangers_are_counted_with_the_port(target: Target) -> None:
+    with running(server := make_server(target.address)), Peer() as stranger:
+        address = server._listeners[0].address
+        stranger.send(memoryview(bytes(range(100))), address)
+        stranger.send(sealed(segment(conv=7, sn=5)), address)
+        wait_until(lambda: server.counters().kcp_in_errors == 1)
+        assert server.counters().in_checksum_errors == 1
+        assert not server._sessions()
+
+
+def test_maxsessions_holds_for_real_clients(target: Target) -> None:
+    with running(server := make_server(target.address, maxsessions=4)):  # a quarter for one address: one
+        with running(client := make_client(udp_address(server), conn=2)):
+            first, second = connect(client), connect(client)
+            for application in (first, second):
+                application.sendall(b"x")
+            with target.accept() as tcp:
+                assert tcp.recv(1) == b"x"
+            wait_until(lambda: server.counters().in_packets > 4)
+            assert len(server._sessions()) == 1
+            first.close()
+            second.close()

@@ -1,0 +1,206 @@
+"""What client and server have in common: relays and their limit, sums of counters, an orderly end."""
+
+import socket
+import threading
+from typing import Any
+
+import pytest
+
+from kcptun_lite import log
+from kcptun_lite.core.counters import Counters
+from kcptun_lite.errors import SessionClosed, TransportError
+from tests.app.tunnels import Target, connect, make_client, make_server, running, udp_address
+from tests.net.rooms import PATIENCE_S, in_background, wait_until
+
+
+@pytest.fixture
+def lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    lines: list[str] = []
+    monkeypatch.setattr(log, "_write", lambda level, text: lines.append(text))
+    return lines
+
+
+def test_bytes_go_through_and_are_counted() -> None:
+    with Target() as target, running(server := make_server(target.address)):
+        with running(client := make_client(udp_address(server))), connect(client) as application:
+            application.sendall(b"hello")
+            with target.accept() as tcp:
+                assert tcp.recv(5) == b"hello"
+                tcp.sendall(b"world")
+                assert application.recv(5) == b"world"
+            for tunnel in (client, server):
+                counters = tunnel.counters()
+                assert counters.current_established == counters.max_connections == 1
+                assert counters.in_packets > 0 < counters.out_packets
+                assert counters.bytes_sent > 5 < counters.bytes_received
+            assert (client.counters().active_opens, server.counters().passive_opens) == (1, 1)
+
+
+def test_what_closed_sessions_have_counted_stays_in_the_sum() -> None:
+    client = make_client("127.0.0.1:9")
+
+    class Over:
+        conversation = remote = None
+        counters = Counters(in_packets=5, active_opens=1)
+
+    over: Any = Over()
+    client.count_session(over)
+    client.count_session(over)
+    super(type(client), client).session_closed(over, SessionClosed("over"))
+    counters = client.counters()
+    assert (counters.in_packets, counters.active_opens) == (5, 1)
+    assert (counters.current_established, counters.max_connections) == (1, 2)
+    client._listening.close()
+
+
+def test_streams_are_told_in_the_log_with_both_ends_and_the_reason(lines: list[str]) -> None:
+    with Target() as target, running(server := make_server(target.address)):
+        with running(client := make_client(udp_address(server))):
+            with connect(client) as application:
+                application.sendall(b"x")
+                name = f"in: 127.0.0.1:{application.getsockname()[1]} out: {udp_address(server)}(3)"
+                with target.accept() as tcp:
+                    assert tcp.recv(1) == b"x"
+            wait_until(lambda: any(line.startswith(f"stream closed {name}") for line in lines))
+            assert f"stream opened {name}" in lines
+
+
+def test_beyond_maxstreams_a_client_lets_connections_wait_their_turn() -> None:
+    with Target() as target, running(server := make_server(target.address)):
+        with running(client := make_client(udp_address(server), maxstreams=2)):
+            applications = [connect(client) for _ in range(3)]
+            for number, application in enumerate(applications):
+                application.sendall(bytes([number]))
+            first = [target.accept() for _ in range(2)]
+            assert sorted(tcp.recv(1) for tcp in first) == [b"\0", b"\1"]
+            assert len(client._relays) == 2
+            for tcp in first:
+                tcp.close()
+            applications[0].close()
+            applications[1].close()
+            with target.accept() as tcp:
+                assert tcp.recv(1) == b"\2"
+            applications[2].close()
+
+
+def test_beyond_maxstreams_a_server_refuses() -> None:
+    with Target() as target, running(server := make_server(target.address, maxstreams=1)):
+        with running(client := make_client(udp_address(server))):
+            with connect(client) as first:
+                first.sendall(b"1")
+                with target.accept() as tcp:
+                    assert tcp.recv(1) == b"1"
+                    with connect(client) as second:
+                        assert second.recv(1) == b""
+                    assert not server.counters().passive_opens - 1, "all in one session"
+
+
+# -- the end -------------------------------------------------------------------------------------------------
+
+
+def test_stopping_resets_what_is_open_and_leaves_no_thread() -> None:
+    before = threading.active_count()
+    with Target() as target, running(server := make_server(target.address)):
+        with running(client := make_client(udp_address(server), conn=3)):
+            applications = [connect(client) for _ in range(4)]
+            for application in applications:
+                application.sendall(b"x")
+            others = [target.accept() for _ in applications]
+            for tcp in others:
+                assert tcp.recv(1) == b"x"
+        for application in applications:
+            with pytest.raises(ConnectionResetError):
+                application.recv(1)
+            application.close()
+        for tcp in others:
+            with pytest.raises(ConnectionResetError):
+                tcp.recv(1)
+            tcp.close()
+        assert not client._sessions() or all(session.is_closed for session in client._sessions())
+    wait_until(lambda: threading.active_count() == before)
+    assert client.pool.usage().in_use_bytes == server.pool.usage().in_use_bytes == 0
+
+
+def test_stopping_waits_until_what_was_sent_has_arrived() -> None:
+    with Target() as target, running(server := make_server(target.address)):
+        with running(client := make_client(udp_address(server))):
+            application = connect(client)
+            application.sendall(b"x" * 50_000)
+            tcp = target.accept()
+            received = len(tcp.recv(1))
+            wait_until(lambda: bool(client._relays) and next(iter(client._relays))._moved == 50_000)
+        with tcp, pytest.raises(ConnectionResetError):
+            while piece := tcp.recv(65_536):
+                received += len(piece)
+        assert received <= 50_000
+        application.close()
+
+
+def test_a_start_that_fails_ends_everything_it_has_begun() -> None:
+    before = threading.active_count()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        free = None
+        while free is None:  # two ports in a row, of which the second one is taken
+            taken.close()
+            taken = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            taken.bind(("127.0.0.1", 0))
+            port = taken.getsockname()[1]
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+                try:
+                    probe.bind(("127.0.0.1", port - 1))
+                    free = port - 1
+                except OSError:
+                    continue
+        server = make_server("127.0.0.1:9", listen=f"127.0.0.1:{free}-{port}")
+        with pytest.raises(TransportError, match=f"{port}"):
+            with running(server):
+                raise AssertionError("it has started")
+        taken.close()
+    assert threading.active_count() == before
+    assert all(listener._udp.is_closed for listener in server._listeners)
+
+
+def test_a_stop_while_a_relay_begins_is_no_accident(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The receiver thread has entered the relay in the list and not yet started it when the main thread stops it."""
+    is_between, may_go_on = threading.Event(), threading.Event()
+
+    def slow_log(text: str) -> None:
+        if text.startswith("stream opened") and "out: 127.0.0.1:" in text and "(3)" in text.split(" out: ")[0]:
+            is_between.set()
+            may_go_on.wait(PATIENCE_S)
+
+    monkeypatch.setattr(log, "stream", slow_log)
+    with Target() as target:
+        server = make_server(target.address)
+        server.ticker.start()
+        server._start()
+        with running(client := make_client(udp_address(server))), connect(client):
+            assert is_between.wait(PATIENCE_S)
+            stopping = in_background(server._shut_down)
+            wait_until(lambda: server.is_stopping)
+            may_go_on.set()
+            stopping.result()
+        wait_until(lambda: not server._relays)
+
+
+def test_a_thread_that_cannot_be_had_costs_one_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = make_client("127.0.0.1:9")
+
+    class NoStream:
+        sid = 3
+        cipher = None
+        is_closed = False
+
+        def close(self) -> None:
+            self.is_closed = True
+
+    def fail(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    stream: Any = NoStream()
+    assert not client.start_relay(socket.socket, stream, lambda: "name")
+    assert stream.is_closed and not client._relays
+    client._listening.close()
+
+
