@@ -2,6 +2,7 @@
 # make test    all tests
 # make check   lint, format, types and the import table
 # make bench   throughput, CPU and memory
+# make test-luci   the LuCI pages in a headless browser (needs Debian's chromium and chromium-driver)
 #
 # Needs Python 3.11 or later with its venv module; everything else goes into .venv.
 
@@ -9,7 +10,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench test-luci clean
 
 demo: $(VENV)/installed
 	$(BIN)/python tools/demo.py
@@ -25,6 +26,10 @@ check: $(VENV)/installed-test
 
 bench: $(VENV)/installed
 	$(BIN)/python tools/bench_tunnel.py
+
+test-luci: $(VENV)/installed-test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check selenium
+	$(BIN)/python -m pytest tests/openwrt/luci/check_views.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

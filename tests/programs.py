@@ -29,6 +29,8 @@ from random import Random
 from time import monotonic, sleep
 from types import TracebackType
 
+import pytest
+
 from tools.lossy_proxy import Link
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -108,6 +110,10 @@ class Program:
         """Resident memory now, in bytes."""
         return self._status("VmRSS") * 1024
 
+    def memory(self) -> int:
+        """Bytes of RSS now."""
+        return self._status("VmRSS") * 1024
+
     def thread_count(self) -> int:
         return self._status("Threads")
 
@@ -173,6 +179,15 @@ def wait_until(condition: Callable[[], bool], what: str, timeout: float = START_
 def missing_programs(*names: str) -> list[str]:
     """Those of the named executables that are not on the PATH."""
     return [name for name in names if shutil.which(name) is None]
+
+
+def require(*names: str) -> None:
+    """Fail the test if an executable is missing; on a machine of no CI, skip it and say what to install."""
+    if missing := missing_programs(*names):
+        text = f"not on the PATH: {', '.join(missing)} (Debian packages kcptun, iperf3, busybox)"
+        if os.environ.get("CI"):
+            pytest.fail(text)
+        pytest.skip(text)
 
 
 def kcptun_arguments(options: Options) -> list[str]:

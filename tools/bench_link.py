@@ -23,7 +23,7 @@ import struct
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from random import Random
 from statistics import median
@@ -74,7 +74,7 @@ class FarEnd:
 
     def serve(self, sock: socket.socket) -> None:
         """Do what the connection's first byte says, until it ends."""
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        tune(sock)
         order = receive_exactly(sock, 1)
         if order == ECHO:
             while data := sock.recv(CHUNK):
@@ -84,6 +84,12 @@ class FarEnd:
         else:
             while data := sock.recv(CHUNK):
                 self.received += len(data)
+
+
+def tune(sock: socket.socket) -> None:
+    """What matters where this connection itself crosses the line ("tcp")."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"cubic")
 
 
 def pour(sock: socket.socket) -> None:
@@ -130,7 +136,7 @@ class Road:
         """A connection for ECHO, SOURCE or SINK."""
         with self._link.inside("client"):
             sock = connect(self._address, LAST_ANSWER)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        tune(sock)
         sock.sendall(order)
         return sock
 
@@ -143,15 +149,10 @@ class Road:
         return found
 
 
-@contextmanager
-def emulated(loss: float, burst_ms: float, seed: int) -> Iterator[Link]:
-    """The line of all measurements; TCP on both of its hosts is cubic."""
+def emulated(loss: float, burst_ms: float, seed: int) -> Link:
+    """The line of all measurements."""
     line = Line(loss=loss, burst_ms=burst_ms, delay_ms=RTT / 2, rate_mbit=RATE)
-    with Link(line, seed=seed) as link:
-        for host in ("client", "server"):
-            with link.inside(host):
-                Path("/proc/sys/net/ipv4/tcp_congestion_control").write_text("cubic")
-        yield link
+    return Link(line, seed=seed)
 
 
 # -- measurements ------------------------------------------------------------------------------------------

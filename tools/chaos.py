@@ -15,6 +15,7 @@ The applications abort some of their streams themselves.
 import argparse
 import os
 import resource
+import select
 import signal
 import socket
 import struct
@@ -29,7 +30,7 @@ from time import monotonic, sleep, strftime
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests.programs import Program, Target, connect, receive_exactly, start_client, start_server  # noqa: E402
+from tests.programs import Program, Target, connect, start_client, start_server  # noqa: E402
 from tools.lossy_proxy import Link, LossyProxy  # noqa: E402
 
 OPTIONS = {"mode": "fast3", "sndwnd": 512, "rcvwnd": 512, "datashard": 10, "parityshard": 3}
@@ -83,14 +84,19 @@ class Checker:
             raise Violation(f"a clean end after {self.received} bytes, {self._left + len(self._pending)} are missing")
 
 
-def send(sock: socket.socket, seed: int, size: int) -> None:
-    """The bytes a `Checker` of the same seed expects, then the end of this direction. Raises OSError."""
+def send(sock: socket.socket, seed: int, size: int, is_off: threading.Event) -> None:
+    """The bytes a `Checker` of the same seed expects, then the end of this direction; nothing more once `is_off`."""
     random = Random(seed)
-    while size:
-        piece = random.randbytes(PIECE)[:size]
-        sock.sendall(piece)
-        size -= len(piece)
-    sock.shutdown(socket.SHUT_WR)
+    with suppress(OSError):  # the receiving half tells it
+        while size:
+            piece = memoryview(random.randbytes(PIECE)[:size])
+            size -= len(piece)
+            while piece:
+                if is_off.is_set():
+                    return
+                if select.select([], [sock], [], 0.1)[1]:
+                    piece = piece[sock.send(piece) :]
+        sock.shutdown(socket.SHUT_WR)
 
 
 class Tally:
@@ -113,7 +119,8 @@ class Tally:
 
 def exchange(sock: socket.socket, tally: Tally, where: str, out: tuple[int, int], into: tuple[int, int]) -> None:
     """Send and check at once, each direction a (seed, bytes); leaves the result in the tally."""
-    sender = threading.Thread(target=lambda: _try_to_send(sock, *out), name=f"send-{where}")
+    is_off = threading.Event()
+    sender = threading.Thread(target=send, args=(sock, *out, is_off), name=f"send-{where}")
     sender.start()
     checker = Checker(*into)
     try:
@@ -122,6 +129,7 @@ def exchange(sock: socket.socket, tally: Tally, where: str, out: tuple[int, int]
         checker.end()
         sender.join()
         tally.add(f"{where}: complete")
+        return
     except Violation as exc:
         tally.blame(f"{where}: {exc}")
     except TimeoutError:
@@ -130,20 +138,15 @@ def exchange(sock: socket.socket, tally: Tally, where: str, out: tuple[int, int]
         tally.add(f"{where}: reset")
     finally:
         tally.add("bytes checked", checker.received)
-        abort(sock)
-        sender.join()
+    is_off.set()
+    sender.join()
+    reset(sock)
 
 
-def _try_to_send(sock: socket.socket, seed: int, size: int) -> None:
-    with suppress(OSError):  # the receiving half tells it
-        send(sock, seed, size)
-
-
-def abort(sock: socket.socket) -> None:
-    """Close with a reset, which a sender in the same process notices as well."""
+def reset(sock: socket.socket) -> None:
+    """Have the socket closed with a reset: what was sent is not all."""
     with suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-        sock.shutdown(socket.SHUT_RDWR)
 
 
 class Streams:
@@ -159,9 +162,8 @@ class Streams:
 
     def start(self) -> None:
         for number in range(STREAMS):
-            thread = threading.Thread(
-                target=self._apply, args=(Random(f"{self._seed}/{number}"),), name=f"app-{number}"
-            )
+            random = Random(f"{self._seed}/{number}")
+            thread = threading.Thread(target=self._apply, args=(random,), name=f"app-{number}")
             self._threads.append(thread)
             thread.start()
 
@@ -205,7 +207,7 @@ class Streams:
                 if kind < 0.15:  # an application that gives up
                     self._over.wait(pause)
                     self._tally.add("app: aborted")
-                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+                    reset(sock)
                 else:
                     exchange(sock, self._tally, "app", (seed, up), (seed + 1, down))
             self._over.wait(pause)
@@ -221,40 +223,52 @@ class World:
         self._options = options
         self._target = target
         self._streams = streams
-        self.server, self._server_address = start_server(self._server_kind, {"target": target, **options})
+        self._programs: list[Program] = []
+        self._server_address = "127.0.0.1:0"
+        self._start_server()
         self.proxy = LossyProxy(self._server_address, Link(), seed=seed)
         self.proxy.__enter__()
-        self.client, streams.address = self._start_client("127.0.0.1:0")
+        streams.address = "127.0.0.1:0"
+        self._start_client()
 
     def close(self) -> None:
         for program in (self.client, self.server):
             program.stop(signal.SIGKILL)
         self.proxy.__exit__(None, None, None)
 
-    def _start_client(self, door: str) -> tuple[Program, str]:
-        options = {"remoteaddr": self.proxy.address, "localaddr": door, **self._options}
-        return start_client(self._client_kind, options)
+    def bugs(self) -> list[str]:
+        """What the programs have logged of exceptions nobody expected."""
+        lines = [line for program in self._programs for line in program.log]
+        return [line for line in lines if "Traceback" in line or "Error(" in line]
+
+    def _start_server(self) -> None:
+        options = {"target": self._target, **self._options, "listen": self._server_address}
+        self.server, self._server_address = start_server(self._server_kind, options)
+        self._programs.append(self.server)
+
+    def _start_client(self) -> None:
+        options = {"remoteaddr": self.proxy.address, "localaddr": self._streams.address, **self._options}
+        self.client, self._streams.address = start_client(self._client_kind, options)
+        self._programs.append(self.client)
 
     # Faults: each does its harm, repairs what must be repaired, and returns.
 
     def kill_server(self, random: Random) -> None:
         self.server.stop(signal.SIGKILL)
         sleep(random.uniform(0, 2))
-        options = {"target": self._target, **self._options, "listen": self._server_address}
-        self.server, _ = start_server(self._server_kind, options)
+        self._start_server()
 
     def restart_server(self, random: Random) -> None:
         self.server.stop(signal.SIGTERM, timeout=30)
-        options = {"target": self._target, **self._options, "listen": self._server_address}
-        self.server, _ = start_server(self._server_kind, options)
+        self._start_server()
 
     def kill_client(self, random: Random) -> None:
         self.client.stop(signal.SIGKILL)
-        self.client, _ = self._start_client(self._streams.address)
+        self._start_client()
 
     def restart_client(self, random: Random) -> None:
         self.client.stop(signal.SIGTERM, timeout=30)
-        self.client, _ = self._start_client(self._streams.address)
+        self._start_client()
 
     def rough_link(self, random: Random) -> None:
         self.proxy.change(random.choice(ROUGH))
@@ -314,7 +328,7 @@ class Footprint:
     def __init__(self, program: Program) -> None:
         self.threads = program.thread_count()
         self.descriptors = program.descriptor_count()
-        self.memory = program.memory()
+        self.memory = program.rss()
 
     def __str__(self) -> str:
         return f"{self.threads} threads, {self.descriptors} descriptors, {self.memory / (1 << 20):.1f} MiB"
@@ -346,6 +360,12 @@ def wait_for(condition: Callable[[], bool], seconds: float) -> float | None:
     return None
 
 
+def wait_for_rest(program: Program, first: Footprint) -> Footprint:
+    """The footprint once it is no more than it was, or the last one looked at."""
+    wait_for(lambda: first.holds(Footprint(program)), QUIET_WITHIN)
+    return Footprint(program)
+
+
 def run(
     seconds: float, seed: int, faults: Sequence[str], kinds: tuple[str, str], options: dict[str, object], report: float
 ) -> Tally:
@@ -370,24 +390,20 @@ def run(
                 sleep(random.uniform(*PAUSE))
                 if monotonic() >= next_report:
                     next_report += report
-                    print(
-                        strftime("%H:%M:%S"),
-                        dict(tally.counts),
-                        *map(Footprint, (world.client, world.server)),
-                        flush=True,
-                    )
+                    state = [str(Footprint(program)) for program in (world.client, world.server)]
+                    print(strftime("%H:%M:%S"), dict(tally.counts), *state, flush=True)
             if wait_for(lambda: ask(streams.address), HEAL_WITHIN) is None:
                 tally.blame(f"no stream works {HEAL_WITHIN:g} s after the last fault")
             streams.stop()
             for program, first in zip((world.client, world.server), before, strict=True):
-                if wait_for(lambda: first.holds(Footprint(program)), QUIET_WITHIN) is None:
-                    tally.blame(f"{program.name}: {first} before, {Footprint(program)} after")
-                print(f"{program.name}: {first} before, {Footprint(program)} after", flush=True)
+                last = wait_for_rest(program, first)
+                print(f"{program.name}: {first} before, {last} after", flush=True)
+                if not first.holds(last):
+                    tally.blame(f"{program.name}: {first} before, {last} after")
         finally:
             world.close()
-        for program in (world.client, world.server):
-            if any("Traceback" in line or "error: " in line for line in program.log):
-                tally.blame(f"{program.name} logs a bug:\n" + "\n".join(program.log[-30:]))
+        for line in world.bugs():
+            tally.blame(line)
     return tally
 
 

@@ -15,7 +15,7 @@ from kcptun_lite.core.budget import SEGMENT_BYTES, SEGMENT_COST, Budget, Share
 from kcptun_lite.core.buffers import BATCH_BYTES, PACKET_ALIGNMENT, PacketBatch
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.fec import HELD_BYTES_MAX, FecDecoder, FecEncoder
-from kcptun_lite.core.kcp import READ_SEGMENTS, Flush, Kcp, KcpParams
+from kcptun_lite.core.kcp import QUEUE_TARGET, READ_SEGMENTS, Flush, Kcp, KcpParams
 from kcptun_lite.core.smux import Event, SmuxSession
 from kcptun_lite.core.snappy import SnappyDecoder, SnappyEncoder
 from kcptun_lite.core.wire import FEC_HEADER_SIZE, SNAPPY_IDENTIFIER, Buffer
@@ -32,6 +32,7 @@ DEFAULT_SHARDS = (10, 3)  # of every generation
 SEND_LEAST = 32 * 1024
 RECEIVE_LEAST = 64 * 1024
 FEC_LEAST = 32 * 1024  # a group or two
+ANSWERS_MAX = 4 * QUEUE_TARGET  # bytes queued, far above what writers may fill: who makes us answer must take it, too
 EXPANDED_BYTES = 22 * SEGMENT_BYTES  # what a segment may hold once it is decompressed
 
 
@@ -322,7 +323,7 @@ class Conversation:
 
     def _pull(self) -> None:
         """Move what KCP has in order up to the streams, as far as their buffers allow."""
-        while self._smux is None or self._smux.receive_budget > 0:
+        while (self._smux is None or self._smux.receive_budget > 0) and self.kcp.queued_bytes < ANSWERS_MAX:
             parts = self.kcp.ready_count and self.kcp.read(self._most_to_read())
             if not parts:
                 return

@@ -123,6 +123,11 @@ class Kcp:
         queued = -(-self._queue.size // self.mss)
         return self._params.snd_wnd - queued - self.window.unacked
 
+    @property
+    def queued_bytes(self) -> int:
+        """Bytes that wait for room in the windows."""
+        return self._queue.size
+
     def read(self, most: int = READ_SEGMENTS) -> list[Buffer]:
         """The next bytes in order, at most `most` pieces; views into the received datagrams until `detach`."""
         ready = self._ready

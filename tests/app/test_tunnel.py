@@ -202,5 +202,3 @@ def test_a_thread_that_cannot_be_had_costs_one_stream(monkeypatch: pytest.Monkey
     assert not client.start_relay(socket.socket, stream, lambda: "name")
     assert stream.is_closed and not client._relays
     client._listening.close()
-
-

@@ -122,7 +122,7 @@ def _opened(capture: str, direction: str) -> list[bytes]:
     found: dict[str, Any] = vectors(capture)
     method = {"cap_new_null": "null", "cap_none_nofec": "none", "cap_salsa20_nocomp": "salsa20"}.get(capture, "aes")
     ours = make_crypt(method, derive_key(CAPTURE_KEY), bytes, BufferPool(nullcontext()))
-    packets = []
+    packets: list[bytes] = []
     for datagram in islice((d for d in found["datagrams"] if d["dir"] == direction), 60):
         packet = bytes.fromhex(datagram["hex"])
         tray = PacketBatch(memoryview(bytearray(BATCH_BYTES)))

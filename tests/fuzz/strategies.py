@@ -78,12 +78,15 @@ def damaged(draw: st.DrawFn, target: str) -> bytes:
 # -- made up -------------------------------------------------------------------------------------------------
 
 
-def program(*steps: Programs, start: Programs = st.just(b""), most: int = 30) -> Programs:
+nothing: Programs = st.just(b"")
+
+
+def program(*steps: Programs, start: Programs = nothing, most: int = 30) -> Programs:
     """A first byte or none, and then a number of the steps."""
     return st.tuples(start, st.lists(st.one_of(*steps), max_size=most)).map(lambda parts: parts[0] + b"".join(parts[1]))
 
 
-def step(operation: int | st.SearchStrategy[int], payload: Programs = st.just(b"")) -> Programs:
+def step(operation: int | st.SearchStrategy[int], payload: Programs = nothing) -> Programs:
     operations = st.just(operation) if isinstance(operation, int) else operation
     return st.builds(record, operations, payload)
 
@@ -176,7 +179,10 @@ address_texts: Programs = st.one_of(
 PROGRAMS: dict[str, Programs] = {
     "fec": program(step(st.integers(0, 1), fec_packets), start=first_byte),
     "kcp": program(
-        step(st.integers(0, 1), segments(CONV)), step(2, some_ms), step(3), step(4, st.binary(min_size=1, max_size=3000))
+        step(st.integers(0, 1), segments(CONV)),
+        step(2, some_ms),
+        step(3),
+        step(4, st.binary(min_size=1, max_size=3000)),
     ),
     "crypt": program(step(st.integers(0, 1), st.binary(max_size=100)), start=first_byte, most=8),
     "gro": st.builds(
@@ -185,11 +191,14 @@ PROGRAMS: dict[str, Programs] = {
         near(1350, 13_500, 65_000, width=16),
         near(1350, 1500),
     ),
-    "snappy": st.tuples(st.just(SNAPPY_IDENTIFIER) | chunks(), st.lists(chunks(), max_size=8), st.integers(1, 5000)).map(
-        lambda parts: cut(parts[0] + b"".join(parts[1]), parts[2])
-    ),
+    "snappy": st.tuples(
+        st.just(SNAPPY_IDENTIFIER) | chunks(), st.lists(chunks(), max_size=8), st.integers(1, 5000)
+    ).map(lambda parts: cut(parts[0] + b"".join(parts[1]), parts[2])),
     "smux": program(
-        step(0, frames()), step(0, frames()), step(st.integers(1, 7), st.builds(bytes.__add__, sids, a_little)), start=first_byte
+        step(0, frames()),
+        step(0, frames()),
+        step(st.integers(1, 7), st.builds(bytes.__add__, sids, a_little)),
+        start=first_byte,
     ),
     "conversation": program(
         step(0, segments(CONV, payload=frames())),
@@ -200,7 +209,9 @@ PROGRAMS: dict[str, Programs] = {
         start=first_byte,
     ),
     "listener": program(
-        step(st.integers(0, 7), segments(1, 2, 3, payload=frames())), step(st.integers(4, 7), fec_packets), step(8, some_ms)
+        step(st.integers(0, 7), segments(1, 2, 3, payload=frames())),
+        step(st.integers(4, 7), fec_packets),
+        step(8, some_ms),
     ),
     "config": st.builds(bytes.__add__, first_byte, json_files),
     "address": address_texts,
@@ -210,5 +221,3 @@ PROGRAMS: dict[str, Programs] = {
 def cut(data: bytes, size: int) -> bytes:
     """The bytes as a program, `size` at a time."""
     return b"".join(record(0, data[at : at + size]) for at in range(0, len(data), size))
-
-

@@ -246,7 +246,7 @@ def snappy(data: bytes) -> None:
 
 
 def smux(data: bytes) -> None:
-    """First byte: version and side. Operations: 0 bytes of the peer; 1 take; 2 open; 3 send; 4 finish; 5 close; 6 time."""
+    """First byte: version and side. Operations: 0 bytes of the peer; 6 time; others in `_use_stream`."""
     first = data[0] if data else 0
     ends = [_smux_end(first), _smux_end(first)]
     now = 0

@@ -73,7 +73,7 @@ def locks_in_order(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     def in_tunnel(tunnel: Any) -> None:
         tunnel._lock = OrderedLock(1, "tunnel")
-        tunnel._relay_gone = Condition(tunnel._lock)
+        tunnel._relay_gone = _condition(tunnel._lock)
 
     def in_session(session: Any) -> None:
         session._tx_lock = OrderedLock(3, "session tx")
@@ -83,8 +83,12 @@ def locks_in_order(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     replace(Listener, lambda listener: setattr(listener, "_lock", OrderedLock(2, "listener")))
     replace(Session, in_session)
     replace(BufferPool, lambda pool: setattr(pool, "_lock", OrderedLock(5, "pool")))
-    replace(UpdateThread, lambda ticker: setattr(ticker, "_condition", Condition(OrderedLock(5, "ticker"))))
+    replace(UpdateThread, lambda ticker: setattr(ticker, "_condition", _condition(OrderedLock(5, "ticker"))))
     replace(Route, lambda route: setattr(route, "_lock", OrderedLock(5, "route")))
     OrderedLock.violations.clear()
     yield
     assert not OrderedLock.violations
+
+
+def _condition(lock: Any) -> Condition:
+    return Condition(lock)

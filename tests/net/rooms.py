@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from random import Random
 from threading import Condition, Lock, Thread
 from typing import Any, Self, cast
@@ -248,9 +249,14 @@ def segment(
     return memoryview(bytearray(KCP_SEGMENT.pack(conv, cmd, 0, wnd, ts, sn, una, len(data)) + data))
 
 
-def in_background(work: Callable[[], object]) -> "Background":
+def write_and_finish(stream: Stream, data: bytes) -> None:
+    stream.write(memoryview(data))
+    stream.close_write()
+
+
+def in_background(work: Callable[..., object], *arguments: object) -> "Background":
     """Run something that may block, on a thread of its own."""
-    background = Background(work)
+    background = Background(lambda: work(*arguments))
     background.start()
     return background
 
@@ -284,3 +290,8 @@ def is_waiting(stream: Stream, *, to_write: bool) -> bool:
     condition = stream._writable if to_write else stream._readable
     with stream._owner.lock:
         return bool(cast(Any, condition)._waiters)
+
+
+def wait_until_waiting(*streams: Stream, to_write: bool) -> None:
+    for stream in streams:
+        wait_until(partial(is_waiting, stream, to_write=to_write), f"{stream!r} waits")

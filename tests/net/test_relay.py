@@ -19,11 +19,12 @@ from tests.net.rooms import (
     PATIENCE_S,
     Wire,
     in_background,
-    is_waiting,
     make_plant,
     noise,
     small_params,
     wait_until,
+    wait_until_waiting,
+    write_and_finish,
 )
 
 
@@ -49,10 +50,9 @@ class Line:
     @property
     def peer(self) -> Stream:
         """The stream at the other end of the tunnel."""
-        found: list[Stream] = []
         opened = self._wire.server.opened
-        wait_until(lambda: bool(found.extend(s for s in opened if s.sid == self.stream.sid)) or bool(found))
-        return found[0]
+        wait_until(lambda: self.stream.sid in [stream.sid for stream in opened])
+        return next(stream for stream in opened if stream.sid == self.stream.sid)
 
     def received(self) -> bytes:
         """All that comes out of the tunnel until its end."""
@@ -72,6 +72,11 @@ def tcp_pair() -> tuple[socket.socket, socket.socket]:
         ours = socket.create_connection(server.getsockname(), timeout=PATIENCE_S)
         theirs, _ = server.accept()
     return ours, theirs
+
+
+def send_and_finish(tcp: socket.socket, data: bytes) -> None:
+    tcp.sendall(data)
+    tcp.shutdown(socket.SHUT_WR)
 
 
 def read_to_end(tcp: socket.socket) -> bytes:
@@ -121,9 +126,9 @@ def relays() -> Iterator[Relays]:
 def test_bytes_go_both_ways_and_the_end_of_each_is_passed_on(relays: Relays) -> None:
     line = relays.start()
     up, down = noise(300_000, seed=1), noise(300_000, seed=2)
-    sender = in_background(lambda: [line.tcp.sendall(up), line.tcp.shutdown(socket.SHUT_WR)])
-    answer = in_background(lambda: [line.peer.write(memoryview(down)), line.peer.close_write()])
-    reader = in_background(lambda: read_to_end(line.tcp))
+    sender = in_background(send_and_finish, line.tcp, up)
+    answer = in_background(write_and_finish, line.peer, down)
+    reader = in_background(read_to_end, line.tcp)
     assert line.received() == up
     assert reader.result() == down
     sender.result()
@@ -162,7 +167,7 @@ def test_an_idle_relay_holds_no_buffer(relays: Relays) -> None:
     line = relays.start()
     line.tcp.sendall(b"something")
     assert line.peer.read_chunks() == [b"something"]
-    wait_until(lambda: is_waiting(line.stream, to_write=False))
+    wait_until_waiting(line.stream, to_write=False)
     wait_until(lambda: relays.plant.pool.usage().in_use_bytes == 0)
 
 
@@ -191,7 +196,7 @@ def test_a_stream_cut_by_the_peer_resets_the_application(relays: Relays) -> None
 
 def test_the_end_of_the_session_resets_the_application(relays: Relays) -> None:
     line = relays.start()
-    wait_until(lambda: is_waiting(line.stream, to_write=False))
+    wait_until_waiting(line.stream, to_write=False)
     relays.wire.client.session.close()
     assert is_reset(line.tcp)
     line.wait_for_end()
@@ -216,7 +221,7 @@ def test_a_target_that_cannot_be_reached_cuts_the_stream(relays: Relays) -> None
 
 def test_a_bug_costs_its_stream_and_nothing_else(relays: Relays, monkeypatch: pytest.MonkeyPatch) -> None:
     line, other = relays.start(), relays.start()
-    wait_until(lambda: is_waiting(line.stream, to_write=False))
+    wait_until_waiting(line.stream, to_write=False)
 
     def broken(data: memoryview) -> bool:
         raise ZeroDivisionError("a bug")
@@ -275,7 +280,7 @@ def test_without_closewait_the_first_end_is_the_end_of_both(relays: Relays, who:
 
 def test_stop_ends_an_idle_relay_with_a_reset(relays: Relays) -> None:
     line = relays.start()
-    wait_until(lambda: is_waiting(line.stream, to_write=False))
+    wait_until_waiting(line.stream, to_write=False)
     line.relay.stop()
     line.relay.stop()
     assert is_reset(line.tcp)
@@ -306,7 +311,7 @@ def test_stop_ends_a_relay_whose_peer_does_not_read(relays: Relays) -> None:
     relays.wire.is_cut = True
     line = relays.start()
     flood = in_background(lambda: line.tcp.sendall(bytes(64 << 20)))
-    wait_until(lambda: is_waiting(line.stream, to_write=True))
+    wait_until_waiting(line.stream, to_write=True)
     line.relay.stop()
     with pytest.raises((ConnectionResetError, BrokenPipeError)):
         flood.result()

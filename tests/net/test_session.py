@@ -24,12 +24,13 @@ from tests.net.rooms import (
     FakeUdp,
     Wire,
     in_background,
-    is_waiting,
     make_plant,
     noise,
     segment,
     small_params,
     wait_until,
+    wait_until_waiting,
+    write_and_finish,
 )
 
 ELSEWHERE = ("10.0.0.2", 2000)
@@ -103,11 +104,9 @@ def test_close_from_any_thread_wakes_whoever_waits(wire: Wire) -> None:
     readers = [wire.client.session.open_stream() for _ in range(3)]
     writers = [wire.client.session.open_stream() for _ in range(3)]
     blocked = [in_background(stream.read_chunks) for stream in readers]
-    blocked += [in_background(lambda stream=stream: stream.write(memoryview(bytes(1 << 20)))) for stream in writers]
-    for stream in readers:
-        wait_until(lambda stream=stream: is_waiting(stream, to_write=False))
-    for stream in writers:
-        wait_until(lambda stream=stream: is_waiting(stream, to_write=True))
+    blocked += [in_background(stream.write, memoryview(bytes(1 << 20))) for stream in writers]
+    wait_until_waiting(*readers, to_write=False)
+    wait_until_waiting(*writers, to_write=True)
     in_background(wire.client.session.close).result()
     for thread in blocked:
         with pytest.raises(StreamReset):
@@ -138,8 +137,7 @@ def test_packets_of_many_threads_leave_in_order() -> None:
         payloads = [noise(40_000, seed=seed) for seed in range(6)]
         streams = [wire.client.session.open_stream() for _ in payloads]
         threads = [
-            in_background(lambda stream=stream, data=data: [stream.write(memoryview(data)), stream.close_write()])
-            for stream, data in zip(streams, payloads, strict=True)
+            in_background(write_and_finish, stream, data) for stream, data in zip(streams, payloads, strict=True)
         ]
         for thread in threads:
             thread.result()
@@ -165,7 +163,7 @@ def test_whoever_finds_another_thread_sending_leaves_a_note_and_goes_on(wire: Wi
         may_go_on.wait()
         return send(*args)
 
-    wire.client.udp.send = slow_send  # type: ignore[method-assign]
+    wire.client.udp.send = slow_send  # type: ignore[assignment,method-assign]
     first = in_background(session.open_stream)
     is_sending.wait()
     in_background(session.open_stream).result()  # would wait for ever if it waited for the socket
@@ -403,7 +401,7 @@ def test_many_threads_and_a_close_in_the_middle_leave_nothing_behind() -> None:
                     stream.close_write()
                     stream.close()
 
-        threads = [in_background(lambda seed=seed: use(seed)) for seed in range(5)]
+        threads = [in_background(use, seed) for seed in range(5)]
         wait_until(lambda: len(wire.server.opened) > 20)
         for stream in list(wire.server.opened):
             stream.close()

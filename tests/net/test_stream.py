@@ -9,7 +9,19 @@ from kcptun_lite.errors import StreamClosed, StreamReset
 from kcptun_lite.net import session as session_room
 from kcptun_lite.net.stream import Stream
 from kcptun_lite.net.ticker import monotonic_ms
-from tests.net.rooms import Clock, Wire, in_background, is_waiting, make_plant, noise, segment, small_params, wait_until
+from tests.net.rooms import (
+    Clock,
+    Wire,
+    in_background,
+    is_waiting,
+    make_plant,
+    noise,
+    segment,
+    small_params,
+    wait_until,
+    wait_until_waiting,
+    write_and_finish,
+)
 
 
 @pytest.fixture
@@ -31,7 +43,7 @@ def test_reading_waits_for_bytes(wire: Wire) -> None:
     stream = wire.client.session.open_stream()
     wire.carry()
     reader = in_background(stream.read_chunks)
-    wait_until(lambda: is_waiting(stream, to_write=False))
+    wait_until_waiting(stream, to_write=False)
     wire.server.opened[0].write(memoryview(b"at last"))
     wire.carry()
     assert reader.result() == [b"at last"]
@@ -79,7 +91,7 @@ def test_a_closed_stream_is_closed_for_all_purposes(wire: Wire) -> None:
 def test_closing_wakes_the_thread_that_waits(wire: Wire, to_write: bool) -> None:
     stream = wire.client.session.open_stream()
     waiting = in_background(lambda: stream.write(memoryview(bytes(1 << 20))) if to_write else stream.read_chunks())
-    wait_until(lambda: is_waiting(stream, to_write=to_write))
+    wait_until_waiting(stream, to_write=to_write)
     stream.close()
     with pytest.raises(StreamClosed):
         waiting.result()
@@ -98,8 +110,8 @@ def test_a_stream_may_be_closed_when_its_session_is_over(wire: Wire) -> None:
 def test_a_write_that_waited_arrives_whole(wire: Wire) -> None:
     stream = wire.client.session.open_stream()
     data = noise(100_000)
-    writer = in_background(lambda: [stream.write(memoryview(data)), stream.close_write()])
-    wait_until(lambda: is_waiting(stream, to_write=True))
+    writer = in_background(write_and_finish, stream, data)
+    wait_until_waiting(stream, to_write=True)
     received = b""
     while len(received) < len(data):
         wire.pass_time(10)
@@ -126,13 +138,12 @@ def test_writers_stand_in_line_and_a_quiet_one_gets_its_turn(wire: Wire) -> None
     bulk = [session.open_stream() for _ in range(3)]
     quiet = session.open_stream()
     data = bytes(150_000)
-    writers = [in_background(lambda stream=stream: stream.write(memoryview(data))) for stream in bulk]
-    for stream in bulk:
-        wait_until(lambda stream=stream: is_waiting(stream, to_write=True))
+    writers = [in_background(stream.write, memoryview(data)) for stream in bulk]
+    wait_until_waiting(*bulk, to_write=True)
     line = list(session.writers)
     assert sorted(stream.sid for stream in line) == [stream.sid for stream in bulk]
     request = in_background(lambda: quiet.write(memoryview(b"short")))
-    wait_until(lambda: is_waiting(quiet, to_write=True))
+    wait_until_waiting(quiet, to_write=True)
     assert list(session.writers) == [*line, quiet], "behind those who came first, before their next turns"
     while quiet in session.writers:
         wire.pass_time(10)
@@ -163,8 +174,8 @@ def test_equal_writers_are_served_equally() -> None:
             while stream.read_chunks():
                 pass
 
-        readers = [in_background(lambda stream=stream: read_for_ever(stream)) for stream in wire.server.opened]
-        writers = [in_background(lambda stream=stream: write_for_ever(stream)) for stream in streams]
+        readers = [in_background(read_for_ever, stream) for stream in wire.server.opened]
+        writers = [in_background(write_for_ever, stream) for stream in streams]
         wait_until(lambda: sum(written.values()) > 400)
         counts = list(written.values())
         wire.client.session.close()
@@ -185,9 +196,9 @@ def test_a_slow_reader_stops_only_its_own_stream_under_version_2() -> None:
         stuck = in_background(lambda: slow.write(memoryview(bytes(1 << 20))))
         wait_until(lambda: is_waiting(slow, to_write=True) and slow not in wire.client.session.writers)
         data = noise(500_000)
-        writer = in_background(lambda: [fast.write(memoryview(data)), fast.close_write()])
+        writer = in_background(write_and_finish, fast, data)
+        wait_until(lambda: len(wire.server.opened) == 2)
         by_sid = {stream.sid: stream for stream in wire.server.opened}
-        wait_until(lambda: by_sid.update({s.sid: s for s in wire.server.opened}) or fast.sid in by_sid)
         assert read_everything(by_sid[fast.sid]) == data
         writer.result()
         assert stuck.is_alive()

@@ -17,6 +17,7 @@ from kcptun_lite.core.wire import MTU_MAX
 from kcptun_lite.errors import TransportError
 from kcptun_lite.net import udp as door
 from kcptun_lite.net.address import format_address, mapped, resolve
+from kcptun_lite.net.sockopt import set_timeout
 from kcptun_lite.net.udp import GSO_BYTES, GSO_PACKETS, READS_MAX, UdpOptions, UdpSocket
 
 SEED = 20_170_525
@@ -466,7 +467,7 @@ def test_a_closed_socket_says_so(options: UdpOptions) -> None:
 
 def test_an_idle_receive_returns_nothing_after_its_time(open_udp: Opener) -> None:
     udp = open_udp()
-    door._set_timeout(udp._socket, socket.SO_RCVTIMEO, 1)
+    set_timeout(udp._socket, socket.SO_RCVTIMEO, 1)
     assert udp.receive(make_batch()) == 0
     assert udp.last_error is None
 

@@ -18,9 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 with atheris.instrument_imports(include=["kcptun_lite"]):
+    from tests.fuzz.seeds import PROGRAM_MAX, seeds
     from tests.fuzz.targets import TARGETS
-
-from tests.fuzz.seeds import PROGRAM_MAX, seeds
 
 
 def main() -> None:
