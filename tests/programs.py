@@ -110,10 +110,6 @@ class Program:
         """Resident memory now, in bytes."""
         return self._status("VmRSS") * 1024
 
-    def memory(self) -> int:
-        """Bytes of RSS now."""
-        return self._status("VmRSS") * 1024
-
     def thread_count(self) -> int:
         return self._status("Threads")
 

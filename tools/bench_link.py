@@ -45,6 +45,7 @@ from tools.link import Line, Link
 
 RTT = 100.0  # ms
 RATE = 100.0  # Mbit/s
+QUEUE = 1250.0  # kB; what the line carries in a round trip
 BURST = 20.0  # ms; the mean outage of a bursty line
 OPTIONS: dict[str, object] = {"key": "bench", "crypt": "aes", "sndwnd": 1024, "rcvwnd": 1024}
 BULK_MODE = "fast2"
@@ -61,6 +62,8 @@ ECHO, SOURCE, SINK = b"e", b"s", b"d"  # the first byte of a connection says wha
 NOISE = Random(1).randbytes(1 << 20)  # repeats farther apart than snappy looks back
 
 Result = dict[str, Any]
+LINE_KEYS = ("loss", "burst_ms", "queue_kb")
+"what in a result tells its line"
 
 
 # -- the far end and the roads to it -----------------------------------------------------------------------
@@ -149,10 +152,9 @@ class Road:
         return found
 
 
-def emulated(loss: float, burst_ms: float, seed: int) -> Link:
-    """The line of all measurements."""
-    line = Line(loss=loss, burst_ms=burst_ms, delay_ms=RTT / 2, rate_mbit=RATE)
-    return Link(line, seed=seed)
+def conditions(line: Line) -> Result:
+    """In what the lines of the measurements differ."""
+    return {key: getattr(line, key) for key in LINE_KEYS}
 
 
 # -- measurements ------------------------------------------------------------------------------------------
@@ -213,10 +215,10 @@ def summary(times: Sequence[float]) -> Result:
     return {"requests": len(times)} | {name: round(percentile(times, share), 1) for name, share in shares.items()}
 
 
-def measure_latency(tunnels: Sequence[str], mode: str, loss: float, burst_ms: float, seconds: float) -> list[Result]:
+def measure_latency(tunnels: Sequence[str], mode: str, line: Line, seconds: float) -> list[Result]:
     """Answer times of all tunnels at once, on one line."""
     with ExitStack() as stack:
-        link = stack.enter_context(emulated(loss, burst_ms, seed=1))
+        link = stack.enter_context(Link(line))
         roads = [stack.enter_context(Road(link, tunnel, mode)) for tunnel in tunnels]
         streams = [Requests(road.open(ECHO)) for road in roads]
         sleep(WARM_UP / 3)
@@ -226,7 +228,7 @@ def measure_latency(tunnels: Sequence[str], mode: str, loss: float, burst_ms: fl
         for stream in streams:
             stream.finish()
     return [
-        {"tunnel": tunnel, "mode": mode, "loss": loss, "burst_ms": burst_ms, **summary(stream.times(start, end))}
+        {"tunnel": tunnel, "mode": mode, **conditions(line), **summary(stream.times(start, end))}
         for tunnel, stream, start, end in zip(tunnels, streams, first, last, strict=True)
     ]
 
@@ -260,9 +262,9 @@ class Bulk:
                 self._received += len(data)
 
 
-def measure_goodput(tunnel: str, direction: str, loss: float, burst_ms: float, seconds: float, seed: int) -> Result:
+def measure_goodput(tunnel: str, direction: str, line: Line, seconds: float, seed: int) -> Result:
     """Bulk in one direction, and what it cost."""
-    with emulated(loss, burst_ms, seed) as link, Road(link, tunnel, BULK_MODE) as road:
+    with Link(line, seed=seed) as link, Road(link, tunnel, BULK_MODE) as road:
         bulk = Bulk(road, direction)
         sleep(WARM_UP)
         before, state, started = bulk.received, road.state(), monotonic()
@@ -275,8 +277,7 @@ def measure_goodput(tunnel: str, direction: str, loss: float, burst_ms: float, s
     return {
         "tunnel": tunnel,
         "direction": direction,
-        "loss": loss,
-        "burst_ms": burst_ms,
+        **conditions(line),
         "mbit": payload * 8e-6 / took,
         "wire_per_payload": lane["offered_bytes"] / max(1, total),
         "overflowed": lane["overflowed"] / max(1, lane["offered"]),
@@ -289,9 +290,9 @@ def measure_goodput(tunnel: str, direction: str, loss: float, burst_ms: float, s
     }
 
 
-def measure_sharing(tunnel: str, direction: str, loss: float, burst_ms: float, seconds: float) -> Result:
+def measure_sharing(tunnel: str, direction: str, line: Line, seconds: float) -> Result:
     """Answer times of a quiet stream, first alone, then beside a bulk stream of the same session."""
-    with emulated(loss, burst_ms, seed=1) as link, Road(link, tunnel, BULK_MODE) as road:
+    with Link(line) as link, Road(link, tunnel, BULK_MODE) as road:
         quiet = Requests(road.open(ECHO))
         sleep(WARM_UP / 3)
         alone = quiet.count
@@ -307,8 +308,7 @@ def measure_sharing(tunnel: str, direction: str, loss: float, burst_ms: float, s
     return {
         "tunnel": tunnel,
         "direction": direction,
-        "loss": loss,
-        "burst_ms": burst_ms,
+        **conditions(line),
         "alone": summary(quiet.times(alone, alone_end)),
         "beside": summary(quiet.times(beside, beside_end)),
         "mbit": payload * 8e-6 / seconds,
@@ -318,9 +318,9 @@ def measure_sharing(tunnel: str, direction: str, loss: float, burst_ms: float, s
 # -- tables ------------------------------------------------------------------------------------------------
 
 
-def line_name(loss: float, burst_ms: float) -> str:
+def line_name(loss: float, burst_ms: float, queue_kb: float) -> str:
     """What a table calls a line."""
-    return f"{loss:.0%}" + (", bursts" if burst_ms else "")
+    return f"{loss:.0%}" + (", bursts" if burst_ms else "") + (f", queue {queue_kb:g} kB" if queue_kb != QUEUE else "")
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -340,7 +340,7 @@ def grouped(results: Sequence[Result], *keys: str) -> dict[tuple[Any, ...], list
 def latency_table(results: Sequence[Result]) -> str:
     tunnels = [tunnel for (tunnel,) in grouped(results, "tunnel")]
     rows = []
-    for (mode, loss, burst_ms), found in grouped(results, "mode", "loss", "burst_ms").items():
+    for (mode, *line), found in grouped(results, "mode", *LINE_KEYS).items():
         by_tunnel = {result["tunnel"]: result for result in found}
         cells = [
             " / ".join(f"{by_tunnel[tunnel][name]:.0f}" for name in ("p50", "p95", "p99"))
@@ -348,14 +348,14 @@ def latency_table(results: Sequence[Result]) -> str:
             else ""
             for tunnel in tunnels
         ]
-        rows.append([f"{mode}, {line_name(loss, burst_ms)}", *cells])
+        rows.append([f"{mode}, {line_name(*line)}", *cells])
     return table(["ms: p50 / p95 / p99", *tunnels], rows)
 
 
 def goodput_table(results: Sequence[Result]) -> str:
     tunnels = [tunnel for (tunnel,) in grouped(results, "tunnel")]
     rows = []
-    for (direction, loss, burst_ms), found in grouped(results, "direction", "loss", "burst_ms").items():
+    for (direction, *line), found in grouped(results, "direction", *LINE_KEYS).items():
         runs = {tunnel: list_ for (tunnel,), list_ in grouped(found, "tunnel").items()}
         cells = [
             f"{median(run['mbit'] for run in runs[tunnel]):.1f}"
@@ -364,7 +364,7 @@ def goodput_table(results: Sequence[Result]) -> str:
             else ""
             for tunnel in tunnels
         ]
-        rows.append([f"{direction}, {line_name(loss, burst_ms)}", *cells])
+        rows.append([f"{direction}, {line_name(*line)}", *cells])
     return table(["Mbit/s (bytes on the line per byte)", *tunnels], rows)
 
 
@@ -372,7 +372,8 @@ def sharing_table(results: Sequence[Result]) -> str:
     rows = []
     for result in results:
         times = [f"{result[when]['p50']:.0f} / {result[when]['p95']:.0f}" for when in ("alone", "beside")]
-        name = f"{result['tunnel']}, {result['direction']}, {line_name(result['loss'], result['burst_ms'])}"
+        line = line_name(*(result[key] for key in LINE_KEYS))
+        name = f"{result['tunnel']}, {result['direction']}, {line}"
         rows.append([name, *times, f"{result['mbit']:.1f}"])
     return table(["ms: p50 / p95", "alone", "beside bulk", "bulk, Mbit/s"], rows)
 
@@ -395,6 +396,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--modes", nargs="+", default=[*MODES], choices=MODES, help="of the request test (all)")
     add("--losses", nargs="+", type=float, default=[*LOSSES], metavar="SHARE", help="(0 0.01 0.05 0.1)")
     add("--bursts", nargs="+", type=float, default=[0.0, BURST], metavar="MS", help=f"mean outages (0 {BURST:g})")
+    add("--queue", type=float, default=QUEUE, metavar="KB", help=f"of the line, in each direction ({QUEUE:g})")
     add("--directions", nargs="+", default=["up", "down"], choices=["up", "down"], help="of bulk (both)")
     add("--seconds", type=float, default=10.0, help="that are measured in each run (10)")
     add("--rounds", type=int, default=3, metavar="N", help="bulk runs of each tunnel, each with another seed (3)")
@@ -409,23 +411,28 @@ def parse_arguments() -> argparse.Namespace:
 
 def run_all(options: argparse.Namespace) -> Iterator[tuple[str, Result]]:
     """Every measurement that was asked for, with the name of its part, as they end."""
-    lines = [(loss, burst) for burst in options.bursts for loss in options.losses if loss or not burst]
+    lines = [
+        Line(loss=loss, burst_ms=burst, delay_ms=RTT / 2, rate_mbit=RATE, queue_kb=options.queue)
+        for burst in options.bursts
+        for loss in options.losses
+        if loss or not burst
+    ]
     if "latency" in options.parts:
         for mode in options.modes:
-            for loss, burst in lines:
-                for result in measure_latency(options.tunnels, mode, loss, burst, options.seconds):
+            for line in lines:
+                for result in measure_latency(options.tunnels, mode, line, options.seconds):
                     yield "latency", result
     if "goodput" in options.parts:
         for direction in options.directions:
-            for loss, burst in lines:
+            for line in lines:
                 for seed in range(1, options.rounds + 1):
                     for tunnel in options.tunnels:
-                        yield "goodput", measure_goodput(tunnel, direction, loss, burst, options.seconds, seed)
+                        yield "goodput", measure_goodput(tunnel, direction, line, options.seconds, seed)
     if "sharing" in options.parts:
         for direction in options.directions:
-            for loss, burst in lines:
+            for line in lines:
                 for tunnel in options.tunnels:
-                    yield "sharing", measure_sharing(tunnel, direction, loss, burst, options.seconds)
+                    yield "sharing", measure_sharing(tunnel, direction, line, options.seconds)
 
 
 def measure_all(options: argparse.Namespace) -> dict[str, Any]:

@@ -23,17 +23,17 @@ from pathlib import Path
 from random import Random
 from time import monotonic, sleep
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from kcptun_lite.core.buffers import BufferPool, PacketBatch
 from kcptun_lite.core.crypt import derive_key, make_crypt
-from kcptun_lite.core.wire import KCP_HEADER_SIZE, KCP_PUSH, KCP_SEGMENT
+from kcptun_lite.core.wire import KCP_HEADER_SIZE, KCP_PUSH, KCP_SEGMENT, SMUX_NOP
 from tests.programs import Options, Program, Target, Tunnel, connect, echo_handler, exchange, exchange_handler
 from tools.bench_tunnel import iperf3, start_iperf3_server
 from tools.lossy_proxy import Link
 from tools.soak import growth, soak
 
+ROOT = Path(__file__).resolve().parent.parent
 MIB = 2**20
 KEY = "it's a secrect"
 LEAN: Options = {"ds": 0, "ps": 0, "nocomp": True}
@@ -42,6 +42,7 @@ SETTLE = 4.0  # s until a program is said to be idle
 BACK_TO_IDLE = 10.0  # s after a load
 IDLE_STREAMS = 200
 SPOOFED_PER_S = 1000
+NOP = bytes([1, SMUX_NOP, 0, 0, 0, 0, 0, 0])  # a frame that asks for nothing
 MARK = "<!-- bench_memory -->"
 
 
@@ -189,7 +190,7 @@ def limited(kind: str, row: Row) -> str:
             count += len(data)
         got.append(count)
 
-    link = Link(delay=10, loss=0.05)
+    link = Link(delay_ms=10, loss=0.05)
     with Target(handler) as target, Tunnel(kind, kind, target.address, options, link=link) as tunnel:
         with connect(tunnel.address, timeout=120) as sock:
             sender = threading.Thread(target=_send_and_finish, args=(sock, size))
@@ -219,7 +220,7 @@ def flood(kind: str, row: Row) -> str:
     with ExitStack() as stack:
         stack.callback(server.stop)
         tunnel = stack.enter_context(
-            Tunnel(kind, kind, address, {**LEAN, "quiet": True}, server_options={"listen": "0.0.0.0:0"})
+            Tunnel(kind, kind, address, {"quiet": True}, server_options={"listen": "0.0.0.0:0"})
         )
         before = _mbit(tunnel, row.seconds // 2)
         rest = memory(tunnel)
@@ -265,12 +266,11 @@ def _flooding(server: Program) -> Iterator[Callable[[], int]]:
                         old.close()
                         sockets[number] = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
                         sockets[number].bind((address, 0))
-                payload = os.urandom(400)
                 conv = int.from_bytes(os.urandom(4), "little")
-                KCP_SEGMENT.pack_into(batch.arena, crypt.headroom, conv, KCP_PUSH, 0, 128, 0, 0, 0, len(payload))
+                KCP_SEGMENT.pack_into(batch.arena, crypt.headroom, conv, KCP_PUSH, 0, 128, 0, 0, 0, len(NOP))
                 start = crypt.headroom + KCP_HEADER_SIZE
-                batch.arena[start : start + len(payload)] = payload
-                batch.commit(start + len(payload))
+                batch.arena[start : start + len(NOP)] = NOP
+                batch.commit(start + len(NOP))
                 crypt.seal(batch)
                 with suppress(OSError):
                     sockets[sent % len(sockets)].sendto(batch.packet(0), ("127.0.0.1", port))

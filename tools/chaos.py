@@ -78,16 +78,20 @@ class Checker:
         self._pending = self._pending[len(data) :]
         self.received += len(data)
 
+    @property
+    def is_short(self) -> bool:
+        return bool(self._left or self._pending)
+
     def end(self) -> None:
         """Raises: Violation if a clean end comes too early."""
-        if self._left or self._pending:
+        if self.is_short:
             raise Violation(f"a clean end after {self.received} bytes, {self._left + len(self._pending)} are missing")
 
 
 def send(sock: socket.socket, seed: int, size: int, is_off: threading.Event) -> None:
-    """The bytes a `Checker` of the same seed expects, then the end of this direction; nothing more once `is_off`."""
+    """The bytes a `Checker` of the same seed expects, then the end of this direction; `is_off` tells of errors."""
     random = Random(seed)
-    with suppress(OSError):  # the receiving half tells it
+    try:
         while size:
             piece = memoryview(random.randbytes(PIECE)[:size])
             size -= len(piece)
@@ -97,6 +101,8 @@ def send(sock: socket.socket, seed: int, size: int, is_off: threading.Event) -> 
                 if select.select([], [sock], [], 0.1)[1]:
                     piece = piece[sock.send(piece) :]
         sock.shutdown(socket.SHUT_WR)
+    except OSError:
+        is_off.set()
 
 
 class Tally:
@@ -126,6 +132,9 @@ def exchange(sock: socket.socket, tally: Tally, where: str, out: tuple[int, int]
     try:
         while data := sock.recv(PIECE):
             checker.take(data)
+        # The kernel tells of a reset once: if it has told the sender, we have read an end of file.
+        if checker.is_short and is_off.wait(0.5):
+            raise ConnectionResetError
         checker.end()
         sender.join()
         tally.add(f"{where}: complete")

@@ -65,20 +65,20 @@ class Keeper:
             if not is_order:
                 self._route.failed(session.remote)
             try:
-                self._redial(session)
+                self._redial(session, is_order)
             except Exception as exc:  # a bug, or no thread to be had: it is reported again while it is in trouble
                 log.limited("redial", f"{session!r}: {exc!r}", log.Level.ERROR)
 
-    def _redial(self, session: Session) -> None:
-        before = session.remote
+    def _redial(self, session: Session, is_order: bool) -> None:
+        remote = format_address(session.remote)
         try:
-            self._dialer.redial(session)
+            if is_order:
+                self._dialer.redial(session)
+                text = f"going on from a new socket to {format_address(session.remote)}"
+            else:
+                self._dialer.scout(session)
+                text = f"no answer from {remote}, trying another way"
         except TransportError as exc:
             log.limited("redial", f"no way to the server: {exc}")
             return
-        log.limited(
-            "redial",
-            f"session {session.conversation.conv:08x}: no answer from {format_address(before)}, "
-            f"going on from a new socket to {format_address(session.remote)}",
-            log.Level.INFO,
-        )
+        log.limited("redial", f"session {session.conversation.conv:08x}: {text}", log.Level.INFO)

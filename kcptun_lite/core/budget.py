@@ -19,6 +19,7 @@ UNLIMITED = 1 << 62  # bytes
 HEADROOM = 512 * 1024  # bytes of a limit that queues leave to trays, which are taken without asking
 SEGMENT_COST = 200  # bytes that Python needs to hold a segment, besides its payload
 SEGMENT_BYTES = MTU_MAX + SEGMENT_COST  # the longest segment
+SESSION_COST = 32 * 1024  # bytes of the objects and codecs of a session at rest, measured
 
 
 class Budget:
@@ -66,23 +67,27 @@ class Budget:
 class Share:
     """What one conversation has of a budget; not thread-safe, as the conversation."""
 
-    __slots__ = ("_budget", "_counted", "_is_closed", "is_limited")
+    __slots__ = ("_budget", "_cost", "_counted", "_is_closed", "is_limited")
 
-    def __init__(self, budget: Budget) -> None:
+    def __init__(self, budget: Budget, cost: int = 0) -> None:
+        """`cost`: bytes that the conversation takes without holding anything."""
         self.is_limited = budget.limit != UNLIMITED
         self._budget = budget
+        self._cost = cost
         self._counted = 0
         self._is_closed = False
+        self.update(0)
 
     def update(self, held: int, queue: int = 0, wanted: int = 0, least: int = 0) -> int:
         """Tell that `held` bytes are held; returns how many more there may be. Arguments as `Budget.update`."""
         if self._is_closed:
             return 0
+        held += self._cost
         allowance, granted = self._budget.update(held - self._counted, queue, wanted, least)
         self._counted = held + granted
         return allowance
 
     def close(self) -> None:
         """Give everything back; what is held after this is not counted."""
-        self.update(0)
+        self.update(-self._cost)
         self._is_closed = True

@@ -25,9 +25,7 @@ from typing import Any, Literal, Protocol
 
 from kcptun_lite.core.buffers import BufferPool, PacketBatch, borrow
 from kcptun_lite.core.guests import load_numpy
-
-# kcp-go crypt.go initialVector; ciphers of 8-byte blocks use the first half.
-CFB_IV = bytes.fromhex("a7734f9c12ac1b01a415f2c1fc78e66b")
+from kcptun_lite.core.wire import CFB_IV
 
 ENCRYPT_LANES = 64  # packets encrypted side by side; bounds the scratch buffer to 94 KiB
 DECRYPT_LANES_INT = 512  # blocks decrypted side by side; 4 KiB an integer, so that all round keys stay in cache

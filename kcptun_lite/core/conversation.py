@@ -18,7 +18,7 @@ from kcptun_lite.core.fec import HELD_BYTES_MAX, FecDecoder, FecEncoder
 from kcptun_lite.core.kcp import QUEUE_TARGET, READ_SEGMENTS, Flush, Kcp, KcpParams
 from kcptun_lite.core.smux import Event, SmuxSession
 from kcptun_lite.core.snappy import SnappyDecoder, SnappyEncoder
-from kcptun_lite.core.wire import FEC_HEADER_SIZE, SNAPPY_IDENTIFIER, Buffer
+from kcptun_lite.core.wire import FEC_HEADER_SIZE, SNAPPY_IDENTIFIER, Buffer, datagram_of
 from kcptun_lite.errors import ConfigError, RemoteProtocolError
 
 # The Go program gives a silent peer up after 30 to 60 s (WIRE.md 7.4). We look for another way to it as soon
@@ -261,6 +261,10 @@ class Conversation:
     def is_peer_reborn(self, now: int) -> bool:
         """Whether the peer knows nothing of this conversation any more; a client that is reborn has a new one."""
         return self._is_client and self.kcp.is_peer_reborn(now)
+
+    def is_denied_by(self, packets: Sequence[memoryview]) -> bool:
+        """Whether all packets are of a peer that acknowledges from zero what was acknowledged before."""
+        return all(self.kcp.is_from_zero(packet) for packet in map(datagram_of, packets) if packet)
 
     def next_deadline(self) -> int | None:
         """ms of the next `tick` that matters to KCP; keep-alive runs on the caller's slow rhythm."""

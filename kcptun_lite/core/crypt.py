@@ -27,12 +27,12 @@ from struct import Struct
 from typing import Any, NamedTuple, Protocol
 
 from kcptun_lite.core.buffers import BufferPool, PacketBatch, RandomBytes, borrow
-from kcptun_lite.core.ciphers import CFB_IV, LaneCfb, WordCipher, sm4, tea, twofish, xtea
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.cryptodome import load
 from kcptun_lite.core.gcm import Gcm, PlainGcm, make_gcm
 from kcptun_lite.core.pbkdf2 import pbkdf2_sha1
 from kcptun_lite.core.wire import (
+    CFB_IV,
     CRYPT_GCM_NONCE_SIZE,
     CRYPT_GCM_TAG_SIZE,
     CRYPT_HEADER_SIZE,
@@ -359,8 +359,13 @@ def _native(name: str) -> Callable[[bytes, BufferPool], PacketCipher]:
     return lambda key, pool: RunningCfb(load(f"Cipher.{name}"), key, pool)
 
 
-def _lanes(cipher: Callable[[bytes], WordCipher]) -> Callable[[bytes, BufferPool], PacketCipher]:
-    return lambda key, pool: LaneCfb(cipher(key), pool)
+def _lanes(name: str) -> Callable[[bytes, BufferPool], PacketCipher]:
+    def make(key: bytes, pool: BufferPool) -> PacketCipher:
+        from kcptun_lite.core import ciphers  # 0.1 MiB that hardly anybody needs
+
+        return ciphers.LaneCfb(getattr(ciphers, name)(key), pool)
+
+    return make
 
 
 # --- The table ------------------------------------------------------------------------------------------
@@ -375,13 +380,13 @@ METHODS: dict[str, Method] = {
     "aes-192": Method(24, _native("AES")),
     "salsa20": Method(32, Salsa20Packets),
     "blowfish": Method(32, _native("Blowfish")),
-    "twofish": Method(32, _lanes(twofish), _IN_PYTHON.format(35)),
+    "twofish": Method(32, _lanes("twofish"), _IN_PYTHON.format(35)),
     "cast5": Method(16, _native("CAST")),
     "3des": Method(24, _native("DES3"), "slow, about 80 Mbit/s on a desktop core: aes is faster and safer"),
-    "tea": Method(16, _lanes(tea), "has a quarter of the rounds it was designed with and protects little: use aes"),
-    "xtea": Method(16, _lanes(xtea), _IN_PYTHON.format(90)),
+    "tea": Method(16, _lanes("tea"), "has a quarter of the rounds it was designed with and protects little: use aes"),
+    "xtea": Method(16, _lanes("xtea"), _IN_PYTHON.format(90)),
     "xor": Method(32, XorTable, "hides nothing from anyone who compares two packets: use aes"),
-    "sm4": Method(16, _lanes(sm4), _IN_PYTHON.format(90)),
+    "sm4": Method(16, _lanes("sm4"), _IN_PYTHON.format(90)),
     "none": Method(0, Clear, _IN_CLEAR),
     "null": Method(0, None, _IN_CLEAR),
 }

@@ -304,10 +304,19 @@ class Kcp:
 
     def _note_una(self, una: int, now: int) -> None:
         # Whoever has once told a higher una never goes back to the first one, unless he has been born again.
-        is_from_zero = una == self._first_sn & MASK32 and una != self.window.snd_una & MASK32
-        self._rebirth.note(is_from_zero=is_from_zero, now=now)
+        self._rebirth.note(is_from_zero=self._is_zero(una), now=now)
         if self._rebirth.wants_question(now):
             self.probe()
+
+    def _is_zero(self, una: int) -> bool:
+        return una == self._first_sn & MASK32 and una != self.window.snd_una & MASK32
+
+    def is_from_zero(self, datagram: memoryview) -> bool:
+        """Whether a datagram is of our conversation and acknowledges from zero what was acknowledged before."""
+        if len(datagram) < KCP_HEADER_SIZE:
+            return False
+        conv, _, _, _, _, _, una, _ = KCP_SEGMENT.unpack_from(datagram)
+        return bool(conv == self.conv) and self._is_zero(una)
 
     def is_peer_reborn(self, now: int) -> bool:
         """Whether the peer has lost all memory of this conversation: it acknowledges from zero, and goes on to."""

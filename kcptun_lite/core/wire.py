@@ -27,6 +27,7 @@ MASK32 = 0xFFFFFFFF
 MTU_MAX = 1500  # bytes of UDP payload; kcp-go mtuLimit, also the size of its receive buffers
 
 # Encryption (WIRE.md 2.3, 2.6)
+CFB_IV = bytes.fromhex("a7734f9c12ac1b01a415f2c1fc78e66b")  # kcp-go crypt.go; 8-byte blocks use the first half
 CRYPT_NONCE_SIZE = 16  # bytes
 CRYPT_CRC_SIZE = 4  # bytes
 CRYPT_HEADER_SIZE = CRYPT_NONCE_SIZE + CRYPT_CRC_SIZE  # bytes in front of the body, CRC methods
@@ -88,6 +89,12 @@ def fec_type(packet: Buffer) -> int:
     if len(packet) < 6 or packet[5] or not FEC_DATA <= packet[4] <= FEC_OUT_OF_BAND:
         return 0
     return packet[4]
+
+
+def datagram_of(packet: memoryview) -> memoryview:
+    """The KCP datagram in an opened packet; empty for parity."""
+    kind = fec_type(packet)
+    return packet[:0] if kind > FEC_DATA else packet[FEC_HEADER_SIZE if kind else 0 :]
 
 
 def first_segment(packet: Buffer) -> tuple[int, int] | None:

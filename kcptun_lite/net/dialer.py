@@ -9,7 +9,7 @@ Wire    WIRE.md 5.1
 import os
 from collections.abc import Callable
 
-from kcptun_lite.core.budget import Share
+from kcptun_lite.core.budget import SESSION_COST, Share
 from kcptun_lite.core.buffers import Address, PacketBatch
 from kcptun_lite.core.conversation import Conversation
 from kcptun_lite.core.counters import Counters
@@ -17,7 +17,7 @@ from kcptun_lite.core.wire import first_segment
 from kcptun_lite.errors import SessionError
 from kcptun_lite.net.endpoint import Plant, ReceiverThread
 from kcptun_lite.net.route import Route
-from kcptun_lite.net.session import Session
+from kcptun_lite.net.session import Scout, Session
 from kcptun_lite.net.stream import Stream
 from kcptun_lite.net.ticker import monotonic_ms
 from kcptun_lite.net.udp import UdpSocket
@@ -46,7 +46,7 @@ class Dialer:
             headroom=crypt.headroom,
             tailroom=crypt.tailroom,
             now=monotonic_ms(),
-            share=Share(plant.pool.budget),
+            share=Share(plant.pool.budget, SESSION_COST),
         )
         session = Session(
             conversation,
@@ -70,8 +70,15 @@ class Dialer:
 
     def redial(self, session: Session) -> None:
         """Move a session to a fresh socket, and to what the route now holds for the way. Raises: TransportError."""
+        session.change_path(*self._scout(session))
+
+    def scout(self, session: Session) -> None:
+        """Try a fresh socket beside the session's own. Raises: TransportError."""
+        session.send_scout(self._scout(session))
+
+    def _scout(self, session: Session) -> Scout:
         udp, remote = self._route.open()
-        session.change_path(udp, remote, self._receiver(session, udp, remote))
+        return Scout(udp, remote, self._receiver(session, udp, remote))
 
     def _receiver(self, session: Session, udp: UdpSocket, remote: Address) -> ReceiverThread:
         counters = session.counters
@@ -90,7 +97,8 @@ class Dialer:
                         continue
                     source = address
                 packets.append(packet)
-            session.receive(packets, now)
+            if packets:
+                session.receive_through(udp, packets, now)
 
         return ReceiverThread(udp, self._plant, counters, deliver)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from threading import Lock
 
 from kcptun_lite import log
-from kcptun_lite.core.budget import Share
+from kcptun_lite.core.budget import SESSION_COST, Share
 from kcptun_lite.core.buffers import Address, BufferPool, PacketBatch, borrow_batch
 from kcptun_lite.core.conversation import Conversation
 from kcptun_lite.core.counters import Counters
@@ -189,6 +189,9 @@ class Listener:
             which = "are open" if is_full else f"allow {self._max_per_host} from one address"
             log.limited("sessions", f"no session for {address[0]}: --maxsessions {self._max_sessions} {which}")
             return None
+        if self._plant.pool.budget.free < SESSION_COST:
+            log.limited("sessions", f"no session for {address[0]}: --memlimit is used up")
+            return None
         plant = self._plant
         counters = Counters(passive_opens=1)
         crypt = plant.make_crypt()
@@ -200,7 +203,7 @@ class Listener:
             headroom=crypt.headroom,
             tailroom=crypt.tailroom,
             now=now,
-            share=Share(plant.pool.budget),
+            share=Share(plant.pool.budget, SESSION_COST),
         )
         session = Session(
             conversation,

@@ -13,8 +13,9 @@ import select
 import socket
 import stat
 import struct
+import sys
 from collections.abc import Callable
-from threading import Event, Lock, Thread
+from threading import Lock, Thread
 
 from kcptun_lite import log
 from kcptun_lite.core.buffers import Address, BufferPool, borrow_some
@@ -118,6 +119,27 @@ def tune(sock: socket.socket) -> None:
                 sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), TCP_KEEPALIVE)
 
 
+class _Latch:
+    """What happens once and one thread waits for: an Event in a tenth of its kilobyte."""
+
+    __slots__ = ("_lock", "is_set")
+
+    def __init__(self) -> None:
+        self.is_set = False
+        self._lock = Lock()
+        self._lock.acquire()
+
+    def set(self) -> None:
+        if not self.is_set:
+            self.is_set = True
+            self._lock.release()
+
+    def wait(self, timeout_s: float) -> bool:
+        if self._lock.acquire(timeout=timeout_s):
+            self._lock.release()
+        return self.is_set
+
+
 class Relay:
     """Moves bytes between a connection and a stream until both directions have ended, or one has failed.
 
@@ -145,9 +167,10 @@ class Relay:
         self._tcp: socket.socket | None = None
         self._lock = Lock()
         self._is_stopped = False
+        self._is_shut = False
         self._moved = 0
-        self._up_ended = Event()
-        self._down_ended = Event()
+        self._up_ended = _Latch()
+        self._down_ended = _Latch()
         self._up = Thread(target=self._run_up, name=f"up-{stream.sid}")
         self._down = Thread(target=self._run_down, name=f"down-{stream.sid}")
 
@@ -211,11 +234,24 @@ class Relay:
                         if not self.stream.write(buffer[:size]):
                             return  # the peer has all it wants
                         self._moved += size
-                    return
                 except BlockingIOError:
                     continue  # nothing there: wait without a buffer
                 except OSError as exc:
                     raise TransportError(f"connection: {exc.strerror or exc}") from exc
+            if self._is_stopped or self._is_reset(tcp, readable):
+                raise TransportError("connection: reset")
+            return
+
+    def _is_reset(self, tcp: socket.socket, readable: select.poll) -> bool:
+        """Whether what looks like the end of file is none.
+
+        Linux tells of a reset once, to whichever thread asks first: when that was the other one, sending, we
+        read an end of file. But then the connection has ended both ways, and not by our own `shutdown`.
+        """
+        if sys.platform != "linux" or tcp.family == socket.AF_UNIX:  # whose POLLHUP says less
+            return False
+        is_over = any(events & select.POLLHUP for _, events in readable.poll(0))
+        return is_over and not self._is_shut
 
     # -- stream to TCP -------------------------------------------------------------------------
 
@@ -238,6 +274,7 @@ class Relay:
         try:
             while chunks := self.stream.read_chunks():
                 self._send_all(tcp, chunks)
+            self._is_shut = True
             tcp.shutdown(socket.SHUT_WR)
             # What is on its way to the application was all: a reset would take it back.
             tcp.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_RESET)
@@ -281,10 +318,15 @@ class Relay:
             if self._is_stopped:
                 return
             self._is_stopped = True
-            is_over = self._up_ended.is_set() and self._down_ended.is_set()
+            is_over = self._up_ended.is_set and self._down_ended.is_set
             if not is_over:
                 self.failure = cause
             tcp = self._tcp
+        # The stream first: the thread that reads the connection must not take the shutdown for an end of the
+        # application's, and pass a cut on as a good end.
+        if cause is None:
+            self.stream.close_write()
+        self.stream.close()
         if tcp is not None:
             try:
                 if cause is None:
@@ -292,7 +334,6 @@ class Relay:
                 tcp.shutdown(socket.SHUT_RD)  # wakes the thread in poll; a full shutdown would send a clean FIN
             except OSError:
                 pass
-        self.stream.close()
 
     def _finish(self) -> None:
         """Both threads are done with the connection."""

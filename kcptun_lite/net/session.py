@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from threading import Lock, Thread, current_thread
+from typing import NamedTuple
 
 from kcptun_lite import log
 from kcptun_lite.core.buffers import Address, BufferPool, PacketBatch, borrow
@@ -36,9 +37,25 @@ SLOW_RHYTHM = 1000  # ms between looks at the keep-alive of a session in which n
 DOUBT = 1000  # ms without an answer after which the peer is asked whether it is there; or 2 RTO if that is more
 SILENCE = 3000  # ms without an answer after which the way to the peer is in doubt; or 4 RTO if that is more
 DEAD_AFTER = 75_000  # ms without an answer after which the session is over
+BULK = 64 * 1024  # bytes received; when more than these just stop coming, the client speaks up
 PROBE_PERIOD = 1000  # ms between questions to a silent peer
 UNPROVEN_BYTES = 16 * 1024  # sent ahead to a peer that has proven nothing: a target that speaks first, sent again
+DENIALS = 2  # times that a peer who is reached another way must say that it knows nothing of us ...
+DENIED_AFTER = 1000  # ms ... and for so long, while the old way stays silent, until we believe it
 NO_WAY = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL)
+
+
+class Scout(NamedTuple):
+    """Another way to the peer, tried while the session's own is silent."""
+
+    udp: UdpSocket
+    remote: Address
+    receiver: Thread
+
+    def dismiss(self) -> None:
+        self.udp.close()
+        if self.receiver is not current_thread():
+            self.receiver.join()
 
 
 class Session:
@@ -98,6 +115,9 @@ class Session:
         self._closed: SessionError | None = None
         self._tx_lock = Lock()
         self._tx_wanted = False
+        self._scout: Scout | None = None
+        self._denials = self._denied_since = 0
+        self._received_at_pause = 0
 
     def __repr__(self) -> str:
         state = f"closed: {self._closed}" if self._closed else f"{len(self._streams)} streams"
@@ -129,6 +149,40 @@ class Session:
         return stream
 
     # -- receiver thread -----------------------------------------------------------------------
+
+    def receive_through(self, udp: UdpSocket, packets: Sequence[memoryview], now: int) -> None:
+        """Take opened packets from the session's own socket or from its scout's (clients)."""
+        with self.lock:
+            scout = self._scout
+            is_own = udp is self._udp
+        if is_own:
+            self.receive(packets, now)
+            if scout and self._silence_locked(now) < DOUBT:
+                self._set_scout(None)  # the old way is not dead after all
+        elif scout and udp is scout.udp:
+            self._receive_from_scout(scout, packets, now)
+
+    def _receive_from_scout(self, scout: Scout, packets: Sequence[memoryview], now: int) -> None:
+        """The peer is reached the other way. If it knows us there, we go that way; a Go server never does.
+
+        kcp-go knows clients by their address. While the old way may still come back (an outage is over for
+        both ways at once), what it says to the stranger in us counts for nothing.
+        """
+        with self.lock:
+            if self._scout is not scout:
+                return  # dismissed meanwhile; who dismisses it may be waiting for this thread
+            is_denied = self.conversation.is_denied_by(packets)
+            if not is_denied:
+                self._scout = None  # nobody else dismisses it now
+            else:
+                self._denials += 1
+                self._denied_since = self._denied_since or now
+            is_over = self._denials >= DENIALS and now - self._denied_since >= DENIED_AFTER
+        if not is_denied:
+            self.change_path(*scout)
+            self.receive(packets, now)
+        elif is_over:
+            self.close(DeadLink("the server is reached another way only, and does not know this session there"))
 
     def receive(self, packets: Sequence[memoryview], now: int, source: Address | None = None) -> bool:
         """Take opened packets; they are free again when this returns.
@@ -245,6 +299,11 @@ class Session:
             if is_question_due:
                 self._probed_at = now
                 self.conversation.kcp.probe()
+            received = self.counters.bytes_received
+            if self._owns_socket and now - self.heard_at >= DOUBT and received - self._received_at_pause >= BULK:
+                # A download has stopped. If a NAT on the way has given us a new address, only we can tell the server.
+                self._received_at_pause = received
+                self.conversation.ping()
             is_trouble = is_question_due and (self._is_cut_off() or silence >= max(SILENCE, 4 * rto))
             is_flush_wanted = self.conversation.flush_wanted is not Flush.NOTHING
         if failure:
@@ -283,20 +342,36 @@ class Session:
         error = self._udp.last_error
         return error is not None and error.errno in NO_WAY
 
+    def send_scout(self, scout: Scout) -> None:
+        """Have what is sent go through another socket as well, until one of the two ways brings an answer (clients)."""
+        scout.receiver.start()
+        with self.lock:
+            self.conversation.ping()
+            self.conversation.kcp.probe()
+        self._set_scout(scout)
+        self.transmit()
+
+    def _set_scout(self, scout: Scout | None) -> None:
+        with self.lock:
+            dismissed = [self._scout, scout] if self._closed else [self._scout]
+            self._scout = None if self._closed else scout
+            self._denials = self._denied_since = 0
+        for old in dismissed:
+            if old:
+                old.dismiss()
+
     def change_path(self, udp: UdpSocket, remote: Address, receiver: Thread) -> None:
         """Go on through another socket, perhaps to another address; what is in flight is sent again (clients)."""
-        receiver.start()
+        if receiver.ident is None:
+            receiver.start()
         with self.lock:
-            old_udp, self._udp = self._udp, udp
-            self._send_error = old_udp.last_error or self._send_error
-            old_receiver, self.receiver = self.receiver, receiver
-            self.remote = remote
+            old = Scout(self._udp, self.remote, self.receiver or current_thread())
+            self._send_error = self._udp.last_error or self._send_error
+            self._udp, self.remote, self.receiver = udp, remote, receiver
             is_over = self._closed is not None
             self.conversation.ping()
             self.conversation.kcp.resend_all(monotonic_ms())
-        old_udp.close()
-        if old_receiver:
-            old_receiver.join()
+        old.dismiss()
         if is_over:
             udp.close()
         else:
@@ -344,10 +419,9 @@ class Session:
                     packets = batch.views()
                     if not self.is_proven:
                         packets = self._within_limit(packets)
-                    try:
-                        sent = self._udp.send(packets, self.remote)
-                    except TransportError:
-                        sent = 0  # closed while we were at it
+                    sent = _send(self._udp, packets, self.remote)
+                    if scout := self._scout:
+                        sent = max(sent, _send(scout.udp, packets, scout.remote))
                     counters.out_packets += sent
                     counters.send_drops += len(packets) - sent
                     counters.out_bytes += sum(batch.lengths)
@@ -385,6 +459,7 @@ class Session:
             with self._tx_lock:  # waiting for whoever sends now, so that the last words come before the end
                 self._transmit_held()
         finally:
+            self._set_scout(None)
             if self._owns_socket:
                 self._udp.close()
             self._on_closed(self, reason)
@@ -401,6 +476,13 @@ class Session:
 
     def forget_locked(self, stream: Stream) -> None:
         self._streams.pop(stream.sid, None)
+
+
+def _send(udp: UdpSocket, packets: list[memoryview], remote: Address) -> int:
+    try:
+        return udp.send(packets, remote)
+    except TransportError:
+        return 0  # closed while we were at it
 
 
 def _nonsense(error: RemoteProtocolError) -> SessionError:

@@ -254,7 +254,7 @@ def smux(data: bytes) -> None:
         sid = int.from_bytes(payload[:4], "little")
         now += (sid & 0xFFFF) * (operation == 6)
         failures = []
-        for end, step in zip(ends, (len(payload) or 1, 1), strict=True):  # whole, and byte by byte
+        for end, step in zip(ends, (len(payload) or 1, 1 + len(payload) // 64), strict=True):  # whole, and in bits
             try:
                 if operation == 0:
                     for at in range(0, len(payload), step):

@@ -289,7 +289,7 @@ def is_waiting(stream: Stream, *, to_write: bool) -> bool:
     """Whether some thread is blocked in the stream's `write` or `read_chunks`."""
     condition = stream._writable if to_write else stream._readable
     with stream._owner.lock:
-        return bool(cast(Any, condition)._waiters)
+        return condition is not None and bool(cast(Any, condition)._waiters)
 
 
 def wait_until_waiting(*streams: Stream, to_write: bool) -> None:

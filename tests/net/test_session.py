@@ -2,10 +2,10 @@
 
 import errno
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from random import Random
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -13,11 +13,12 @@ from kcptun_lite.core.kcp import Flush
 from kcptun_lite.core.wire import FEC_HEADER, KCP_ACK, KCP_SEGMENT, KCP_WASK, KCP_WINS
 from kcptun_lite.errors import DeadLink, SessionClosed, StreamClosed, StreamReset
 from kcptun_lite.net import session as room
-from kcptun_lite.net.session import DEAD_AFTER, PROBE_PERIOD, SILENCE, UNPROVEN_BYTES
+from kcptun_lite.net.session import DEAD_AFTER, DENIED_AFTER, PROBE_PERIOD, SILENCE, UNPROVEN_BYTES, Scout
 from kcptun_lite.net.ticker import monotonic_ms
 from tests.net.locks import OrderedLock
 from tests.net.rooms import (
     CLIENT,
+    PATIENCE_S,
     SERVER,
     Clock,
     End,
@@ -300,6 +301,131 @@ def test_a_path_given_to_a_session_that_is_over_is_closed_again(wire: Wire) -> N
     wire.client.session.change_path(fresh, SERVER, threading.Thread(target=lambda: None))  # type: ignore[arg-type]
     assert fresh.is_closed and not fresh.sent
     wire.client.session.join()
+
+
+# -- another way ---------------------------------------------------------------------------------------------
+
+
+class Way:
+    """A scout whose receiver is a thread that does what the test says."""
+
+    def __init__(self, work: Callable[[], object] = lambda: None) -> None:
+        self.udp = FakeUdp(ELSEWHERE)
+        self.may_work = threading.Event()
+        self.receiver = threading.Thread(target=lambda: (self.may_work.wait(), work()), name="scout")
+
+    @property
+    def scout(self) -> Scout:
+        return Scout(cast(Any, self.udp), ("10.0.0.8", 29900), self.receiver)
+
+    def end(self) -> None:
+        self.may_work.set()
+        self.receiver.join()
+
+
+def known_answer(wire: Wire) -> memoryview:
+    """What a server says that knows the session."""
+    return segment(cmd=KCP_WINS, una=wire.client.session.conversation.progress()[0])
+
+
+@pytest.fixture
+def silent(wire: Wire) -> Wire:
+    """A client in the middle of things whose server has fallen silent."""
+    stream = wire.client.session.open_stream()
+    wire.carry()
+    wire.is_cut = True
+    stream.write(memoryview(b"anybody there?"))
+    wire.pass_time(SILENCE)
+    return wire
+
+
+def test_a_scout_takes_all_that_is_sent_along(silent: Wire) -> None:
+    way = Way()
+    way.may_work.set()
+    before = len(silent.client.udp.sent)
+    silent.client.session.send_scout(way.scout)
+    assert [packet for packet, _ in way.udp.sent] == [packet for packet, _ in silent.client.udp.sent[before:]]
+    assert way.udp.sent and {address for _, address in way.udp.sent} == {("10.0.0.8", 29900)}
+    silent.client.session.close()
+    assert way.udp.is_closed
+
+
+def test_an_answer_there_moves_the_session(silent: Wire, clock: Clock) -> None:
+    session, old = silent.client.session, silent.client.udp
+    way = Way()
+    way.may_work.set()
+    session.send_scout(way.scout)
+    session.receive_through(cast(Any, way.udp), [known_answer(silent)], clock.now)
+    assert session.local_address == ELSEWHERE and session.remote == ("10.0.0.8", 29900)
+    assert old.is_closed and not way.udp.is_closed
+    session.close()
+    assert way.udp.is_closed
+
+
+def test_an_answer_on_the_old_way_dismisses_the_scout(silent: Wire, clock: Clock) -> None:
+    session = silent.client.session
+    way = Way()
+    way.may_work.set()
+    session.send_scout(way.scout)
+    session.receive_through(cast(Any, silent.client.udp), [known_answer(silent)], clock.now)
+    assert way.udp.is_closed and session.remote == SERVER
+    assert not way.receiver.is_alive()
+
+
+def test_a_stranger_there_moves_nothing_and_is_believed_only_after_a_while(silent: Wire, clock: Clock) -> None:
+    session = silent.client.session
+    way = Way()
+    way.may_work.set()
+    session.send_scout(way.scout)
+    for _ in range(5):
+        session.receive_through(cast(Any, way.udp), [segment(cmd=KCP_WINS, una=0)], clock.now)
+    assert session.remote == SERVER and not session.is_closed
+    clock.now += DENIED_AFTER
+    session.receive_through(cast(Any, way.udp), [segment(cmd=KCP_WINS, una=0)], clock.now)
+    assert isinstance(silent.client.closed[0], DeadLink) and way.udp.is_closed
+
+
+def test_a_second_scout_takes_the_place_of_the_first(silent: Wire) -> None:
+    first, second = Way(), Way()
+    first.may_work.set()
+    second.may_work.set()
+    silent.client.session.send_scout(first.scout)
+    silent.client.session.send_scout(second.scout)
+    assert first.udp.is_closed and not second.udp.is_closed
+
+
+def test_a_scout_for_a_session_that_is_over_comes_home(silent: Wire) -> None:
+    way = Way()
+    way.may_work.set()
+    silent.client.session.close()
+    silent.client.session.send_scout(way.scout)
+    assert way.udp.is_closed and not way.receiver.is_alive()
+
+
+def test_both_ways_may_answer_at_the_same_moment(silent: Wire, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each way's thread would dismiss the other way, and wait for its thread to end."""
+    session = silent.client.session
+    on_its_way = threading.Event()
+    change_path = session.change_path
+
+    def change_path_late(*path: Any) -> None:
+        on_its_way.set()
+        wait_until(lambda: new.udp.is_closed or not old.receiver.is_alive(), "the old way's thread has had its turn")
+        change_path(*path)
+
+    monkeypatch.setattr(session, "change_path", change_path_late)
+    new = Way(lambda: session.receive_through(cast(Any, new.udp), [known_answer(silent)], clock.now))
+    old = Way(lambda: session.receive_through(cast(Any, silent.client.udp), [known_answer(silent)], clock.now))
+    session.receiver = old.receiver
+    old.receiver.start()
+    session.send_scout(new.scout)
+    new.may_work.set()
+    on_its_way.wait(PATIENCE_S)
+    old.may_work.set()
+    for way in (new, old):
+        way.receiver.join(PATIENCE_S)
+        assert not way.receiver.is_alive(), "they wait for each other"
+    assert session.local_address == ELSEWHERE and not new.udp.is_closed
 
 
 # -- silence -------------------------------------------------------------------------------------------------
