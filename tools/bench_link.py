@@ -18,12 +18,14 @@ import argparse
 import json
 import os
 import platform
+import signal
 import socket
 import struct
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
+from math import ceil
 from pathlib import Path
 from random import Random
 from statistics import median
@@ -162,8 +164,7 @@ def conditions(line: Line) -> Result:
 
 def percentile(values: Sequence[float], share: float) -> float:
     """The least value that `share` of the values do not exceed (nearest rank). Raises IndexError without values."""
-    ordered = sorted(values)
-    return ordered[max(0, -int(-share * len(ordered) // 1) - 1)]
+    return sorted(values)[max(0, ceil(share * len(values)) - 1)]
 
 
 class Requests:
@@ -453,6 +454,7 @@ def measure_all(options: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     """The command line."""
     options = parse_arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that hosts and programs do not outlive it
     if options.read:
         found = [json.loads(path.read_text()) for path in options.read]
         results = {part: [result for file in found for result in file[part]] for part in PARTS}

@@ -42,6 +42,7 @@ DEVICE_QUEUE = 10_000  # packets between the kernel and us: losses shall happen 
 TURN = 0.0002  # s between looks at the devices and the clock: a wake-up costs more than a packet
 READ_TURN = 64  # packets read from one side before the delayed ones get their turn
 START_TIMEOUT = 10.0  # s
+LINK_PRIORITY = 10  # of SCHED_FIFO
 
 # <linux/if_tun.h>, <linux/virtio_net.h>, <sched.h>
 TUNSETIFF = 0x400454CA
@@ -344,7 +345,7 @@ def main() -> None:
                 f"ip netns exec {names['client']} COMMAND reaches {SERVER}, {names['server']} {CLIENT}; Ctrl-C ends it"
             )
         # A line does not wait for its turn on the processor, however many programs it joins.
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(LINK_PRIORITY))
         try:
             carry(hosts.descriptors, lanes)
         except (KeyboardInterrupt, SystemExit):

@@ -69,6 +69,7 @@ def plot_latency(results: Sequence[Result], path: Path) -> None:
             draw_percentiles(axes, by_line[burst, loss])
             axes.set_title(f"{loss:.0%} lost" + (f", {LOSS_NAMES[bool(burst)]}" if loss else ""), fontsize=9)
         shown = [axes for axes in grid[row] if axes.get_visible()]
+        shown[0].set_ylim(bottom=0)  # of the whole row, now that all is drawn
         shown[0].set_ylabel("ms from request to answer")
         shown[0].tick_params(labelleft=True)
     save(figure, f"Answer times, round trip {RTT:g} ms: median, 95 %, 99 %", path)
@@ -88,7 +89,6 @@ def draw_percentiles(axes: Axes, results: Sequence[Result]) -> None:
         axes.plot(places, p95, shape, color=colour, markerfacecolor="white", markersize=5)
         axes.plot(places, p99, "_", color=colour, markersize=8, markeredgewidth=1.5)
     axes.set_xticks(range(len(modes)), modes)
-    axes.set_ylim(bottom=0)
     tidy(axes)
 
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from kcptun_lite.core.budget import HEADROOM, UNLIMITED, Budget
 
 PACKET_ALIGNMENT = 16  # bytes; the largest cipher block, so that one running cipher can cross packets
-BATCH_BYTES = 128 * 1024  # one tray: about 94 packets of 1350 bytes, two GSO sends
+BATCH_BYTES = 256 * 1024  # one tray: about 94 packets of 1350 bytes, two GSO sends
 POOL_FLOOR_BYTES = 256 * 1024  # idle bytes kept while there is traffic: a tray and relay buffers of one session
 SOME_OF_ALLOWANCE = 32  # `take_some` gives one reader this part of what all may have, if that is less than it wants
 POISON = 0xDD  # what a given-back buffer is filled with in tests

@@ -18,7 +18,17 @@ from kcptun_lite.core.fec import HELD_BYTES_MAX, FecDecoder, FecEncoder
 from kcptun_lite.core.kcp import QUEUE_TARGET, READ_SEGMENTS, Flush, Kcp, KcpParams
 from kcptun_lite.core.smux import Event, SmuxSession
 from kcptun_lite.core.snappy import SnappyDecoder, SnappyEncoder
-from kcptun_lite.core.wire import FEC_HEADER_SIZE, SNAPPY_IDENTIFIER, Buffer, datagram_of
+from kcptun_lite.core.wire import (
+    FEC_HEADER_SIZE,
+    KCP_HEADER_SIZE,
+    KCP_PUSH,
+    KCP_SEGMENT,
+    MASK32,
+    SNAPPY_IDENTIFIER,
+    Buffer,
+    datagram_of,
+    diff32,
+)
 from kcptun_lite.errors import ConfigError, RemoteProtocolError
 
 # The Go program gives a silent peer up after 30 to 60 s (WIRE.md 7.4). We look for another way to it as soon
@@ -135,7 +145,7 @@ class Conversation:
         room = min(self.kcp.send_room * self.kcp.mss, len(data))
         if room <= 0:
             return 0
-        allowance = self.share.update(self.held_bytes, self._sending_bytes, room, SEND_LEAST)
+        allowance = self.share.update(self.held_bytes, self._sending_bytes(), room, SEND_LEAST)
         if not allowance:
             return 0
         taken = self._streams.send_data(sid, data[: min(room, allowance)])
@@ -193,7 +203,7 @@ class Conversation:
     @property
     def held_bytes(self) -> int:
         """Everything buffered in this conversation."""
-        return self._sending_bytes + self._received_bytes
+        return self._sending_bytes() + self._received_bytes()
 
     # -- packets -------------------------------------------------------------------------------
 
@@ -269,6 +279,18 @@ class Conversation:
     def next_deadline(self) -> int | None:
         """ms of the next `tick` that matters to KCP; keep-alive runs on the caller's slow rhythm."""
         return self.kcp.next_deadline()
+
+    def brings_news(self, packet: memoryview) -> bool:
+        """Whether an opened packet acknowledges or carries what we have not had; a replayed one does not. Cheap."""
+        datagram = datagram_of(packet)
+        una, rcv_nxt, _ = self.kcp.progress()
+        at = 0
+        while at + KCP_HEADER_SIZE <= len(datagram):
+            _, cmd, _, _, _, sn, una_field, length = KCP_SEGMENT.unpack_from(datagram, at)
+            if diff32(una_field, una & MASK32) > 0 or (cmd == KCP_PUSH and diff32(sn, rcv_nxt & MASK32) >= 0):
+                return True
+            at += KCP_HEADER_SIZE + length
+        return False
 
     def progress(self) -> tuple[int, int, int]:
         """Numbers of which one grows when a packet brings anything new: a replayed one changes none."""
@@ -352,15 +374,13 @@ class Conversation:
         if not self.share.is_limited or (self._is_settled and not self._snappy_decoder):
             return READ_SEGMENTS
         wanted = min(self.kcp.ready_count, READ_SEGMENTS) * EXPANDED_BYTES
-        most = self.share.update(self.held_bytes, self._received_bytes, wanted) // EXPANDED_BYTES
+        most = self.share.update(self.held_bytes, self._received_bytes(), wanted) // EXPANDED_BYTES
         has_readers = self._delivered_bytes or (self._smux and self._smux.unread_bytes)
         return min(most, READ_SEGMENTS) or (0 if has_readers else 1)
 
-    @property
     def _sending_bytes(self) -> int:
         return self.kcp.send_bytes + len(self.kcp.window.segments) * SEGMENT_COST
 
-    @property
     def _received_bytes(self) -> int:
         kcp = self.kcp
         held = kcp.unread_bytes + kcp.unread_count * SEGMENT_COST + self._decoder.held_bytes + self._delivered_bytes
@@ -375,9 +395,9 @@ class Conversation:
 
     def _account(self, incoming: int = 0) -> None:
         """Tell what is held, ask for `incoming` bytes, and open the windows as far as the answer goes."""
-        received = self._received_bytes
+        received = self._received_bytes()
         share = self.share
-        allowance = share.update(self._sending_bytes + received, received, incoming, RECEIVE_LEAST)
+        allowance = share.update(self._sending_bytes() + received, received, incoming, RECEIVE_LEAST)
         if share.is_limited:
             kcp = self.kcp
             kcp.resize_window(min(self.params.kcp.rcv_wnd, kcp.unread_count + allowance // SEGMENT_BYTES))

@@ -142,11 +142,12 @@ class Listener:
         would bring the target the same request again.
         """
         before = session.remote
-        if not session.receive(packets, now, address):
-            # Perhaps all it has to say is what we know, because our answers went to where it was.
-            kcp = session.conversation.kcp
-            self._answer(session.conversation.conv, address, wnd=kcp.free_window, una=kcp.progress()[1])
-        else:
+        conversation = session.conversation
+        if session.is_proven and not any(map(conversation.brings_news, packets)):
+            # Replayed; or all the client has to say is what we know, because our answers went to where it was.
+            kcp = conversation.kcp
+            self._answer(conversation.conv, address, wnd=kcp.free_window, una=kcp.progress()[1])
+        elif session.receive(packets, now, address):
             with self._lock:
                 stale = self._by_address.get(address)
                 if self._by_address.get(before) is session:

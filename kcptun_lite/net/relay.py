@@ -24,7 +24,7 @@ from kcptun_lite.net.address import format_address, resolve
 from kcptun_lite.net.sockopt import set_timeout
 from kcptun_lite.net.stream import Stream
 
-RELAY_BYTES = 65_536  # one read; two smux frames of 32 KiB, 50 KCP segments
+RELAY_BYTES = 131_072  # one read; two smux frames of 32 KiB, 50 KCP segments
 WRITE_BUFFERS = 512  # per gather write; IOV_MAX is 1024 on Linux
 CONNECT_TIMEOUT = 10.0  # s for the server to reach its target
 TCP_KEEPALIVE = 15  # s; a peer that vanished without a word must not hold a stream for ever
@@ -50,9 +50,10 @@ def connect(host: str, port: int, path: str) -> socket.socket:
             failure = exc
             continue
         try:
+            tune(sock)
             sock.settimeout(CONNECT_TIMEOUT)
             sock.connect(address)
-            tune(sock)
+            sock.settimeout(None)
             return sock
         except OSError as exc:
             sock.close()
@@ -68,9 +69,11 @@ def listen(host: str, port: int, path: str) -> socket.socket:
         if path:
             return _listen_unix(path)
         family, address = resolve(host, port, socket.SOCK_STREAM, to_listen=True)[0]
-        return socket.create_server(
+        listening = socket.create_server(
             address, family=family, backlog=BACKLOG, dualstack_ipv6=family == socket.AF_INET6 and not host
         )
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)  # inherited, so true before `tune` as well
+        return listening
     except OSError as exc:
         where = path or format_address((host, port))
         raise TransportError(f"cannot listen on {where}: {exc.strerror or exc}") from exc

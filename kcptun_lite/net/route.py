@@ -75,7 +75,8 @@ class Route:
         Of several sessions that have lost the same server, only the first one brings the next one's turn.
         """
         with self._lock:
-            if remote[0] == self._given:
+            server = self._servers[self._current]
+            if remote[0] == self._given and server.port_min <= remote[1] <= server.port_max:
                 self._bench_locked(self._current)
 
     def _bench_locked(self, index: int) -> None:

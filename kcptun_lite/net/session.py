@@ -411,14 +411,14 @@ class Session:
                     if self._closed and not conversation.flush_wanted:
                         return
                     more = conversation.packets_to_send(batch, now)
+                    if not self.is_proven:
+                        self._hold_back_locked(batch)
                     if self.writers and conversation.kcp.send_room > 0:
                         self.writers[0].wake_writer_locked()
                     deadline = conversation.next_deadline()
                 if batch.starts:
                     self._crypt.seal(batch)
                     packets = batch.views()
-                    if not self.is_proven:
-                        packets = self._within_limit(packets)
                     sent = _send(self._udp, packets, self.remote)
                     if scout := self._scout:
                         sent = max(sent, _send(scout.udp, packets, scout.remote))
@@ -431,13 +431,14 @@ class Session:
             if deadline is not None:
                 self._ticker.wake(self, deadline)
 
-    def _within_limit(self, packets: list[memoryview]) -> list[memoryview]:
-        """The first packets that are no more bytes than the unproven peer has sent us."""
-        for index, packet in enumerate(packets):
-            if len(packet) > self._unproven_bytes:
-                return packets[:index]
-            self._unproven_bytes -= len(packet)
-        return packets
+    def _hold_back_locked(self, batch: PacketBatch) -> None:
+        """Drop all from the first packet on that is more than may be sent to an unproven peer."""
+        for index, length in enumerate(batch.lengths):
+            if length > self._unproven_bytes:
+                for rest in range(index, len(batch)):
+                    batch.drop(rest)
+                return
+            self._unproven_bytes -= length
 
     # -- the end -------------------------------------------------------------------------------
 

@@ -34,9 +34,6 @@ class Around:
     def failed(self, remote: Address) -> None:
         self.failed_at.append(remote)
 
-    def scout(self, session: Any) -> None:
-        self.redial(session)
-
     def redial(self, session: Any) -> None:
         self.redialed.append(session)
         session.remote = ("b", 2)

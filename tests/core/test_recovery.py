@@ -5,7 +5,15 @@ from random import Random
 
 import pytest
 
-from kcptun_lite.core.recovery import Cause, CongestionWindow, RttEstimator, Segment, SendWindow
+from kcptun_lite.core.recovery import (
+    REBORN_AFTER,
+    Cause,
+    CongestionWindow,
+    RebirthWatch,
+    RttEstimator,
+    Segment,
+    SendWindow,
+)
 from kcptun_lite.core.wire import MASK32
 
 WRAP = 1 << 32
@@ -346,3 +354,42 @@ def test_losses_shrink_the_congestion_window() -> None:
     assert (congestion.ssthresh, congestion.cwnd) == (6, 1)
     congestion.on_fast_retransmit(in_flight=1, resend=2)
     assert (congestion.ssthresh, congestion.cwnd) == (2, 4)
+
+
+# Whether the peer has been born again
+
+
+def watched(*events: tuple[int, bool], rto: int = 100) -> bool:
+    """What the watch says at the last of (ms, whether a datagram acknowledges from zero)."""
+    watch = RebirthWatch()
+    for now, is_from_zero in events:
+        watch.note(is_from_zero=is_from_zero, now=now)
+    return watch.is_certain(events[-1][0], rto)
+
+
+def test_who_acknowledges_from_zero_for_a_while_is_born_again() -> None:
+    assert watched((0, True), (REBORN_AFTER, True))
+    assert not watched((0, True))
+    assert not watched((0, True), (REBORN_AFTER - 1, True))
+    assert not watched((0, True), (REBORN_AFTER, True), rto=REBORN_AFTER), "an answer may still be on its way"
+
+
+def test_one_good_answer_ends_the_suspicion() -> None:
+    replayed = [(at, True) for at in range(0, 10 * REBORN_AFTER, 10)]
+    answered = sorted([*replayed, *((at, False) for at in range(5, 10 * REBORN_AFTER, 200))])
+    assert watched(*replayed)
+    assert not watched(*answered)
+
+
+def test_the_suspect_is_asked_less_and_less_often_until_he_answers() -> None:
+    watch = RebirthWatch()
+    assert not watch.wants_question(0)
+    watch.note(is_from_zero=True, now=1000)
+    asked = []
+    for now in range(1000, 10_000):
+        if watch.wants_question(now):
+            asked.append(now)
+        watch.note(is_from_zero=True, now=now)
+    assert asked == [1000, 1100, 1300, 1700, 2500, 4100, 7300]
+    watch.note(is_from_zero=False, now=10_000)
+    assert watch.ask_at is None and not watch.wants_question(20_000)

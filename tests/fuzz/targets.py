@@ -27,7 +27,7 @@ from kcptun_lite.core.fec import HELD_BYTES_MAX, FecDecoder
 from kcptun_lite.core.kcp import Flush, Kcp, KcpParams
 from kcptun_lite.core.smux import SmuxSession
 from kcptun_lite.core.snappy import SnappyDecoder, SnappyEncoder
-from kcptun_lite.core.wire import KCP_PUSH, KCP_SEGMENT, MTU_MAX, first_segment
+from kcptun_lite.core.wire import KCP_PUSH, KCP_SEGMENT, MTU_MAX, fec_type, first_segment
 from kcptun_lite.errors import ConfigError, KcptunError, RemoteProtocolError, SmuxError, SnappyError, StreamError
 from kcptun_lite.net import udp as door
 from kcptun_lite.net.listener import Listener
@@ -263,7 +263,7 @@ def smux(data: bytes) -> None:
                     end.tick(now)
                 else:
                     _use_stream(end, operation, sid, payload)
-            except (SmuxError, KcptunError) as exc:
+            except KcptunError as exc:
                 assert operation != 0 or isinstance(exc, SmuxError)
                 failures.append(exc)
             _check_smux(end)
@@ -291,7 +291,7 @@ def _smux_end(first: int) -> SmuxSession:
 def _use_stream(end: SmuxSession, operation: int, sid: int, payload: bytes) -> None:
     with suppress(StreamError):
         if operation == 1:
-            end.take(sid, 4096)
+            end.take(sid, 1 << 30)  # all: how much a smaller limit gives depends on how the bytes came
         elif operation == 2 and end.stream_count < 2 * STREAMS_MAX:
             end.open_stream()
         elif operation == 3:
@@ -348,7 +348,11 @@ def conversation(data: bytes) -> None:
                     tray.put(KCP_SEGMENT.pack(conv, KCP_PUSH, 0, 64, now, sn, 0, len(piece)) + piece)
                     sn += 1
             if operation in (0, 1, 2):
+                before = end.progress()
+                is_news = any([end.brings_news(view) for view in tray.views()])
+                is_bare = not any(map(fec_type, tray.views()))
                 end.receive_packets(tray.views(), now)
+                assert is_news or not is_bare or end.progress() == before
                 tray.clear()
             elif operation == 3:
                 now += int.from_bytes(payload[:2], "little")

@@ -1,11 +1,13 @@
 """The listener: who gets a session, who is sent away, who has moved."""
 
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import pytest
 
 from kcptun_lite.core.buffers import BATCH_BYTES, Address, PacketBatch
+from kcptun_lite.core.recovery import REBORN_AFTER
 from kcptun_lite.core.wire import (
     FEC_DATA,
     FEC_HEADER,
@@ -213,6 +215,24 @@ def test_a_replay_from_another_address_changes_nothing(room: Room) -> None:
     assert room.listener.sessions() == [session] and session.remote == HERE
     (answer,) = headers(room.sent_to(THERE))
     assert (answer[1], answer[6], answer[7]) == (KCP_WINS, 1, 0), "it hears what we have, and no data"
+
+
+def test_replayed_packets_that_acknowledge_from_zero_end_no_session(room: Room) -> None:
+    session = room.open(HERE, conv=7)
+    early = segment(conv=7, sn=1, una=0, data=SMUX_HEADER.pack(1, SMUX_PSH, 0, 3))
+    room.deliver((HERE, early))
+    prove(session)
+    for source in (HERE, THERE) * 5:
+        room.deliver((source, early))
+        time.sleep(REBORN_AFTER / 1000 / 5)
+    assert not session.is_closed and session.remote == HERE
+
+
+def test_a_client_that_moves_before_it_has_heard_anything_is_followed_and_asks_the_target_once(room: Room) -> None:
+    session = room.open(HERE, conv=7)
+    room.deliver((THERE, segment(conv=7, sn=0, data=SYN)))
+    assert room.listener.sessions() == [session] and session.remote == THERE
+    assert len(room.streams) == 1
 
 
 def test_who_moves_to_an_address_in_use_takes_it_over(room: Room) -> None:

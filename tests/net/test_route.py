@@ -102,6 +102,15 @@ def test_several_sessions_that_lose_one_server_go_to_the_same_next_one(make_rout
     assert moved == [("b", 2000)] * 4
 
 
+def test_servers_on_one_host_are_told_apart_by_their_ports(make_route: Callable[..., Route]) -> None:
+    route = make_route(A, Server("a", 3000, 3999))
+    first = route.open()[1]
+    route.failed(first)
+    assert route.open()[1][1] in range(3000, 4000)
+    route.failed(first)  # said before
+    assert route.open()[1][1] in range(3000, 4000)
+
+
 def test_several_sessions_that_lose_one_address_go_to_the_same_next_one(
     make_route: Callable[..., Route], names: Names
 ) -> None:

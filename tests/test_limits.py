@@ -1,0 +1,83 @@
+"""What runs out, or is over: descriptors, the time of a session."""
+
+import resource
+import socket
+from contextlib import ExitStack
+from time import monotonic
+
+import pytest
+
+from tests.programs import Program, Target, Tunnel, connect, echo_handler, receive_exactly, wait_until
+
+FAST = {"mode": "fast3", "sndwnd": 512, "rcvwnd": 512, "datashard": 0, "parityshard": 0}
+
+
+def ask(sock: socket.socket) -> None:
+    sock.sendall(b"?")
+    assert receive_exactly(sock, 1) == b"?"
+
+
+def sessions(program: Program) -> int:
+    return program.counters()["CurrEstab"]
+
+
+@pytest.mark.parametrize("end", ["client", "server"])
+def test_without_descriptors_connections_wait_or_fail_and_all_is_well_when_there_are_some(end: str) -> None:
+    with Target(echo_handler) as target, Tunnel("ours", "ours", target.address, FAST) as tunnel, ExitStack() as stack:
+        first = stack.enter_context(connect(tunnel.address))
+        ask(first)
+        program = {"client": tunnel.client, "server": tunnel.server}[end]
+        limits = resource.prlimit(program.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(program.pid, resource.RLIMIT_NOFILE, (program.descriptor_count() + 2, limits[1]))
+        socks = [stack.enter_context(connect(tunnel.address)) for _ in range(6)]
+        program.wait_for_log("[Tt]oo many open files")
+        ask(first)
+        resource.prlimit(program.pid, resource.RLIMIT_NOFILE, limits)
+        if end == "client":  # they have waited at the door
+            for sock in socks:
+                ask(sock)
+        ask(stack.enter_context(connect(tunnel.address)))
+
+
+def test_a_program_takes_as_many_descriptors_as_it_may() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 256), hard))
+    try:
+        with Target(echo_handler) as target, Tunnel("ours", "ours", target.address, FAST) as tunnel:
+            for program in (tunnel.client, tunnel.server):
+                assert resource.prlimit(program.pid, resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_an_expired_session_is_closed_with_its_last_stream() -> None:
+    options = {"autoexpire": 1}
+    with (
+        Target(echo_handler) as target,
+        Tunnel("ours", "ours", target.address, FAST, client_options=options) as tunnel,
+    ):
+        with connect(tunnel.address) as old:
+            ask(old)
+            start = monotonic()
+            wait_until(lambda: monotonic() - start > 1.1, "its time is over")
+            with connect(tunnel.address) as new:
+                ask(new)
+                ask(old)
+                assert sessions(tunnel.client) == 2
+        wait_until(lambda: sessions(tunnel.client) == 0, "both are closed")
+        with connect(tunnel.address) as sock:
+            ask(sock)
+
+
+def test_an_expired_session_is_cut_when_the_scavenger_comes() -> None:
+    options = {"autoexpire": 1, "scavengettl": 1}
+    with (
+        Target(echo_handler) as target,
+        Tunnel("ours", "ours", target.address, FAST, client_options=options) as tunnel,
+        connect(tunnel.address) as sock,
+    ):
+        ask(sock)
+        with pytest.raises(ConnectionResetError):
+            sock.recv(1)
+        with connect(tunnel.address) as sock:
+            ask(sock)
