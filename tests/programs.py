@@ -29,8 +29,6 @@ from random import Random
 from time import monotonic, sleep
 from types import TracebackType
 
-import pytest
-
 from tools.lossy_proxy import Link
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -180,6 +178,8 @@ def missing_programs(*names: str) -> list[str]:
 
 def require(*names: str) -> None:
     """Fail the test if an executable is missing; on a machine of no CI, skip it and say what to install."""
+    import pytest  # the demo and the benchmarks use this file without it
+
     if missing := missing_programs(*names):
         text = f"not on the PATH: {', '.join(missing)} (Debian packages kcptun, iperf3, busybox)"
         if os.environ.get("CI"):
