@@ -43,6 +43,7 @@ def flood(address: tuple[str, int], packets: Sequence[bytes], rate: int) -> None
         os._exit(0)
 
     signal.signal(signal.SIGTERM, tell)
+    print("ready", flush=True)
     start = monotonic()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         send = sock.sendto
@@ -62,7 +63,8 @@ def flooding(address: str, packets: Sequence[bytes], rate: int) -> Iterator[None
         file.write_bytes(b"".join(len(packet).to_bytes(LENGTH, "big") + packet for packet in packets))
         command = [sys.executable, __file__, "--flood", address, "--packets", str(file), "--rate", str(rate)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        sleep(1)
+        assert process.stdout is not None
+        process.stdout.readline()
         try:
             yield
         finally:

@@ -41,7 +41,7 @@ def config(*arguments: str) -> memory.ClientConfig | memory.ServerConfig:
 
 def test_larger_options_allow_more() -> None:
     small = memory.most_of_session(PARAMS)
-    for name, value in {"smux_buffer": 2**24, "parity_shards": 100, "kcp": KcpParams(snd_wnd=4096)}.items():
+    for name, value in {"smux_buffer": 2**24, "parity_shards": 240, "kcp": KcpParams(snd_wnd=4096)}.items():
         assert memory.most_of_session(PARAMS._replace(**{name: value})) > small
 
 
