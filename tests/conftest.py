@@ -1,10 +1,14 @@
 """A fixture for all tests: no thread outlives its test."""
 
+import os
 import threading
 from collections.abc import Iterator
 from time import monotonic
 
 import pytest
+
+# As the worker has it (app/cli). Besides, threads of numpy's would take the signals that tests block and wait for.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 THREADS_END_WITHIN_S = 5.0  # a bound for slow machines; tests that clean up do not wait at all
 

@@ -91,13 +91,6 @@ def peak(tunnel: Tunnel) -> Ends:
     return Ends(tunnel.client.usage().peak_rss / MIB, tunnel.server.usage().peak_rss / MIB)
 
 
-@contextmanager
-def settled(kind: str, target: str, options: Options, **more: object) -> Iterator[tuple[Tunnel, Ends]]:
-    """A tunnel that has carried its first connection, and its memory at rest."""
-    with Tunnel(kind, kind, target, options, **more) as tunnel:  # type: ignore[arg-type]
-        yield tunnel, Ends(0, 0)
-
-
 def idle(options: Options, kind: str, row: Row) -> str:
     with Target(exchange_handler) as target, Tunnel(kind, kind, target.address, options) as tunnel:
         found = _at_rest(tunnel)

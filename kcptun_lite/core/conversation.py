@@ -119,6 +119,8 @@ class Conversation:
         self._smux: SmuxSession | None = None
         self.smux_version = 0
         "1 or 2; 0 until an adapting end has heard the peer's first bytes"
+        self.is_held = False
+        "no stream data is taken for the time being"
         self._is_settled = not params.adapts
         self._delivered: dict[int, int] = {}
         "sid -> bytes last taken from the stream, which its reader holds until it comes for more"
@@ -143,7 +145,7 @@ class Conversation:
         Raises: StreamClosed, StreamReset.
         """
         room = min(self.kcp.send_room * self.kcp.mss, len(data))
-        if room <= 0:
+        if room <= 0 or self.is_held:
             return 0
         allowance = self.share.update(self.held_bytes, self._sending_bytes(), room, SEND_LEAST)
         if not allowance:

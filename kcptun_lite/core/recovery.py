@@ -19,6 +19,7 @@ from kcptun_lite.core.wire import (
 )
 
 HALF32 = 0x80000000
+HEAD = 32  # segments at the head of the window whose timeouts are believed at once, whatever else is silent
 REBORN_DATAGRAMS = 2  # that acknowledge nothing after others had acknowledged something ...
 REBORN_AFTER = 300  # ms, or two RTO ... and for so long
 REBORN_ASK_AFTER = 100  # ms from the first question to the second; each further pause is twice the one before
@@ -66,6 +67,7 @@ class SendWindow:
         self.unacked = 0
         "segments that no ACK has named yet: the load on the path"
         self._fast_limit = fast_limit
+        self._delivered_ts: int | None = None  # the newest sending that has been acknowledged, 32 bits
 
     def push(self, payloads: Sequence[bytes], now: int, rto: int) -> int:
         """Number new segments and start their clocks; returns the first sn. The caller sends them now."""
@@ -93,6 +95,7 @@ class SendWindow:
             if not segment.acked:
                 self.unacked -= 1
                 freed += len(segment.payload)
+        self._note_delivered(segments[passed - 1].ts)
         del segments[:passed]
         self.snd_una += passed
         if not segments:
@@ -123,6 +126,7 @@ class SendWindow:
                     freed += len(segment.payload)
                     segment.payload = b""
                 live.append((index, ts))
+                self._note_delivered(ts)
                 if index > highest:
                     highest = index
         if not highest:
@@ -142,10 +146,21 @@ class SendWindow:
                         break
         return freed
 
+    def _note_delivered(self, ts: int) -> None:
+        if self._delivered_ts is None or 0 < (ts - self._delivered_ts) & MASK32 < HALF32:
+            self._delivered_ts = ts
+
+    def _is_tail(self, segment: Segment) -> bool:
+        """Whether nothing sent as late as this or later has been acknowledged."""
+        delivered = self._delivered_ts
+        return delivered is None or 0 < (segment.ts - delivered) & MASK32 < HALF32
+
     def due(self, now: int, patience: int, *, early: bool) -> list[tuple[Segment, Cause]]:
         """Segments to send again now, in order, and why.
 
-        No timeout is believed before `patience` ms since the sending (RFC 8985 in spirit).
+        No timeout is believed before `patience` ms since the sending (RFC 8985 in spirit). Where nothing sent
+        later has been acknowledged either, the path or the peer may only be pausing, and a whole window would go
+        again for nothing: behind the head of the window, which asks, such timeouts wait half as long again.
         `early`: nothing new is going out, so one skip is enough (RFC 5827 in spirit). The caller calls
         `resent` for each one it sends; what finds no room in the tray is simply due again.
         """
@@ -155,25 +170,27 @@ class SendWindow:
         due: list[tuple[Segment, Cause]] = []
         earliest: int | None = None
         skipped = False
-        for segment in self.segments:
+        for index, segment in enumerate(self.segments):
             if segment.acked:
                 continue
+            at = segment.resend_at
             fastack = segment.fastack
             if fastack and 0 < self._fast_limit <= fastack:
                 due.append((segment, Cause.FAST))
             elif fastack and early:
                 due.append((segment, Cause.EARLY))
-            elif now >= segment.resend_at:
+            elif now >= at:
                 waited = (now - segment.ts) & MASK32
-                if waited >= patience:
+                needed = patience * 3 // 2 if index >= HEAD and self._is_tail(segment) else patience
+                if waited >= needed:
                     due.append((segment, Cause.TIMEOUT))
                 else:
                     # The round trip has become longer since it was sent: a queue grows, nothing is lost.
-                    segment.resend_at = now + patience - waited
+                    at = now + needed - waited
             else:
                 skipped = skipped or fastack > 0
-            if earliest is None or segment.resend_at < earliest:
-                earliest = segment.resend_at
+            if earliest is None or at < earliest:
+                earliest = at
         self.next_resend = earliest
         self.has_skipped = skipped or bool(due)
         self.has_fast = bool(due) and self.has_fast
@@ -187,6 +204,7 @@ class SendWindow:
             segment.ts = (now - KCP_RTO_MAX) & MASK32  # no patience with it: what it was sent on is gone
         if self.segments:
             self.next_resend = now
+        self._delivered_ts = now & MASK32
 
     def resent(self, segment: Segment, cause: Cause, now: int, rto: int, nodelay: int) -> None:
         """Start the clock of a segment sent again; after a timeout it runs longer (linear back-off)."""

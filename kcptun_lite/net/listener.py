@@ -38,6 +38,8 @@ from kcptun_lite.net.udp import UdpSocket
 
 HALF_OPEN_TIME = 10_000  # ms in which a new session must acknowledge something or open a stream
 ANSWERS = 1000  # to strangers, a second
+OPEN_METHODS = ("none", "null", "xor")  # with which anybody can make up a first packet
+CONVS_REMEMBERED = 4096  # conversations whose first packet may be a recorded one when it comes again
 SHARE_OF_ONE_HOST = 4  # one address may have a quarter of --maxsessions
 
 
@@ -67,6 +69,8 @@ class Listener:
         self._lock = Lock()
         self._by_address: dict[Address, Session] = {}
         self._by_conv: dict[int, Session] = {}
+        self._convs_seen: dict[int, None] = {}
+        "the latest conversations, oldest first"
         self._per_host: dict[str, int] = {}
         self._answers_left = ANSWERS
         self._is_closing = False
@@ -216,6 +220,7 @@ class Listener:
             counters=counters,
             rate=plant.rate,
             is_proven=False,
+            is_suspect=plant.crypt in OPEN_METHODS or self._was_seen(conv),
             owns_socket=False,
             on_stream=self._on_stream,
             on_trouble=_wait_for_client,
@@ -228,6 +233,15 @@ class Listener:
         session.start()
         self._on_session(session)
         return session
+
+    def _was_seen(self, conv: int) -> bool:
+        """Whether there was such a conversation lately; remembers it. Only the receiver thread asks."""
+        if conv in self._convs_seen:
+            return True
+        if len(self._convs_seen) >= CONVS_REMEMBERED:
+            del self._convs_seen[next(iter(self._convs_seen))]
+        self._convs_seen[conv] = None
+        return False
 
     def _forget(self, session: Session, reason: SessionError) -> None:
         with self._lock:

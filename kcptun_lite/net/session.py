@@ -39,7 +39,7 @@ SILENCE = 3000  # ms without an answer after which the way to the peer is in dou
 DEAD_AFTER = 75_000  # ms without an answer after which the session is over
 BULK = 64 * 1024  # bytes received; when more than these just stop coming, the client speaks up
 PROBE_PERIOD = 1000  # ms between questions to a silent peer
-UNPROVEN_BYTES = 16 * 1024  # sent ahead to a peer that has proven nothing: a target that speaks first, sent again
+UNPROVEN_BYTES = 16 * 1024  # sent ahead to who has proven only that it has the key: a target that speaks first
 DENIALS = 2  # times that a peer who is reached another way must say that it knows nothing of us ...
 DENIED_AFTER = 1000  # ms ... and for so long, while the old way stays silent, until we believe it
 NO_WAY = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL)
@@ -73,6 +73,7 @@ class Session:
         counters: Counters,
         rate: int,
         is_proven: bool,
+        is_suspect: bool = False,
         owns_socket: bool,
         on_stream: Callable[["Session", Stream], None],
         on_trouble: Callable[["Session"], None],
@@ -82,7 +83,9 @@ class Session:
 
         `rate`: bytes a second sent at most, 0 for no limit.
         `is_proven`: the peer is known to be at `remote`. Until it has acknowledged something of ours we
-        send no more bytes than came from there, lest somebody have us flood a stranger.
+        send little more than came from there, lest somebody have us flood a stranger.
+        `is_suspect`: its first packet may be a recorded or an invented one. Until it has proven itself
+        no stream gets an answer, and no more bytes go out than have come in.
         `owns_socket`: nobody else uses `udp`; it is closed with the session (clients).
         `on_trouble`: the way to the peer is in doubt; called again every second while it is.
         """
@@ -95,7 +98,8 @@ class Session:
         self.receiver: Thread | None = None
         "the thread that receives for this session alone (clients)"
         self.is_proven = is_proven
-        self._unproven_bytes = UNPROVEN_BYTES
+        self._unproven_bytes = 0 if is_suspect else UNPROVEN_BYTES
+        conversation.is_held = is_suspect
         "how much more may be sent while unproven: that much ahead, and what has been received"
         self._probed_at = 0
         self._send_error: OSError | None = None
@@ -214,6 +218,7 @@ class Session:
                 has_moved = True
             if not self.is_proven and after[0] != before[0]:
                 self.is_proven = True
+                self.conversation.is_held = False
                 self.conversation.kcp.resend_all(now)  # what the limit held back
             if self.conversation.is_peer_reborn(now):
                 failure = DeadLink("the other end knows nothing of this session: it was restarted, or has dropped it")

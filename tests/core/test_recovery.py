@@ -6,6 +6,7 @@ from random import Random
 import pytest
 
 from kcptun_lite.core.recovery import (
+    HEAD,
     REBORN_AFTER,
     Cause,
     CongestionWindow,
@@ -308,6 +309,27 @@ def test_a_timeout_waits_while_the_round_trip_grows() -> None:
     assert window.due(100, 300, early=False) == []
     assert window.next_resend == 300
     assert window.due(300, 300, early=False) == [(segment, Cause.TIMEOUT)]
+
+
+def test_while_all_is_silent_only_the_head_of_the_window_asks_in_time() -> None:
+    """A pause of the path or the peer looks like the loss of everything; most of it waits half as long again."""
+    window = SendWindow(fast_limit=2)
+    window.push([b"x"] * 100, 0, 200)
+    asking = window.due(200, 200, early=False)
+    assert [segment.sn for segment, _ in asking] == [*range(HEAD)]
+    for segment, cause in asking:
+        window.resent(segment, cause, 200, 200, 1)
+    assert window.due(200, 200, early=False) == []
+    assert window.next_resend == 300
+    assert [segment.sn for segment, _ in window.due(300, 200, early=False)] == [*range(HEAD, 100)]
+
+
+def test_what_was_sent_before_something_that_arrived_waits_no_longer_than_its_timeout() -> None:
+    window = SendWindow(fast_limit=2)
+    window.push([b"x"] * 100, 0, 200)
+    window.push([b"x"], 10, 200)
+    window.acknowledge([(100, 10)])
+    assert len(window.due(200, 200, early=False)) == 100
 
 
 def test_acknowledged_segments_are_no_load_and_hold_no_bytes() -> None:

@@ -118,7 +118,9 @@ class Peer:
 class End:
     """A session with a `FakeUdp`, and notes of what it tells its owner."""
 
-    def __init__(self, plant: Plant, now: int, *, is_client: bool, is_proven: bool = True) -> None:
+    def __init__(
+        self, plant: Plant, now: int, *, is_client: bool, is_proven: bool = True, is_suspect: bool = False
+    ) -> None:
         self.udp = FakeUdp(CLIENT if is_client else SERVER)
         self.opened: list[Stream] = []
         self.troubles = 0
@@ -144,6 +146,7 @@ class End:
             counters=counters,
             rate=plant.rate,
             is_proven=is_proven,
+            is_suspect=is_suspect,
             owns_socket=is_client,
             on_stream=lambda session, stream: self.opened.append(stream),
             on_trouble=self._note_trouble,
@@ -174,9 +177,11 @@ class Clock:
 class Wire:
     """A client, a server, and what lies between them: carried by hand (`carry`) or by a thread (`carrying`)."""
 
-    def __init__(self, plant: Plant, clock: Callable[[], int], *, is_proven: bool = True) -> None:
+    def __init__(
+        self, plant: Plant, clock: Callable[[], int], *, is_proven: bool = True, is_suspect: bool = False
+    ) -> None:
         self.client = End(plant, clock(), is_client=True)
-        self.server = End(plant, clock(), is_client=False, is_proven=is_proven)
+        self.server = End(plant, clock(), is_client=False, is_proven=is_proven, is_suspect=is_suspect)
         self.is_cut = False
         "what is sent meanwhile is lost"
         self._clock = clock

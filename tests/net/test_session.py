@@ -227,6 +227,22 @@ def test_an_unproven_peer_is_sent_no_more_than_it_has_sent_and_a_little_ahead(un
     unproven.server.session.close()
 
 
+def test_a_suspect_is_sent_no_byte_more_than_it_has_sent_and_no_stream_data(clock: Clock) -> None:
+    with Wire(make_plant(small_params(snd_wnd=512)), clock, is_proven=False, is_suspect=True) as wire:
+        wire.client.session.open_stream().write(memoryview(b"a question"))
+        packets = [packet for packet, _ in wire.client.udp.sent]
+        wire.server.session.receive([memoryview(packet) for packet in packets], clock.now)
+        in_background(lambda: wire.server.opened[0].write(memoryview(bytes(50_000))))
+        for _ in range(100):
+            clock.now += 100
+            wire.server.session.update(clock.now)
+        assert 0 < wire.server.sent_bytes <= sum(map(len, packets))
+        wire.carry()  # the ping is acknowledged
+        assert wire.server.session.is_proven
+        wait_until(lambda: wire.server.sent_bytes > 1000)
+        wire.server.session.close()
+
+
 def test_an_acknowledgement_is_the_proof(unproven: Wire) -> None:
     unproven.client.session.open_stream().write(memoryview(b"hello"))
     unproven.carry()
