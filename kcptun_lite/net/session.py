@@ -40,8 +40,8 @@ DEAD_AFTER = 75_000  # ms without an answer after which the session is over
 BULK = 64 * 1024  # bytes received; when more than these just stop coming, the client speaks up
 PROBE_PERIOD = 1000  # ms between questions to a silent peer
 UNPROVEN_BYTES = 16 * 1024  # sent ahead to who has proven only that it has the key: a target that speaks first
-DENIALS = 2  # times that a peer who is reached another way must say that it knows nothing of us ...
-DENIED_AFTER = 1000  # ms ... and for so long, while the old way stays silent, until we believe it
+DENIALS = 3  # times that a peer who is reached another way must say that it knows nothing of us ...
+DENIED_AFTER = 2500  # ms ... and for so long, while the old way stays silent, until we believe it
 NO_WAY = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL)
 
 
