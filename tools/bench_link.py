@@ -251,6 +251,10 @@ class Bulk:
         return self._road.far_end.received if self._direction == "up" else self._received
 
     def stop(self) -> None:
+        """Raises: RuntimeError, with the last lines of the logs, if the connection had ended by itself."""
+        if not self._thread.is_alive():
+            logs = "\n".join(line for program in self._road.programs.values() for line in program.log[-10:])
+            raise RuntimeError(f"{self._road.tunnel}: the bulk connection was cut\n{logs}")
         self._sock.shutdown(socket.SHUT_RDWR)
         self._thread.join()
         self._sock.close()

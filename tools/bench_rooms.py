@@ -26,7 +26,7 @@ from time import thread_time
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from kcptun_lite.core.buffers import BATCH_BYTES, BufferPool, PacketBatch
+from kcptun_lite.core.buffers import BATCH_BYTES, RELAY_BYTES, BufferPool, PacketBatch
 from kcptun_lite.core.conversation import KEEPALIVE_TIMEOUT
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.crypt import METHODS, PacketCrypt, derive_key, make_crypt
@@ -35,7 +35,6 @@ from kcptun_lite.core.kcp import Kcp, KcpParams
 from kcptun_lite.core.smux import SmuxSession
 from kcptun_lite.core.snappy import SnappyDecoder, SnappyEncoder
 from kcptun_lite.core.wire import FEC_HEADER_SIZE
-from kcptun_lite.net.relay import RELAY_BYTES
 
 WINDOW = 2048  # segments
 SHARDS = (10, 3)

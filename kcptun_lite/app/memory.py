@@ -11,16 +11,23 @@ import sys
 
 from kcptun_lite.app.config import ClientConfig, ServerConfig
 from kcptun_lite.core.budget import HEADROOM, SEGMENT_BYTES, SEGMENT_COST
+from kcptun_lite.core.buffers import BATCH_BYTES, BULK_FACTOR, RELAY_BYTES
 from kcptun_lite.core.conversation import EXPANDED_BYTES, RECEIVE_LEAST, SEND_LEAST, ConversationParams
 from kcptun_lite.core.fec import HELD_BYTES_MAX
 from kcptun_lite.core.kcp import QUEUE_TARGET, READ_SEGMENTS
 from kcptun_lite.core.wire import SNAPPY_CHUNK_MAX
 from kcptun_lite.errors import ConfigError
-from kcptun_lite.net.relay import RELAY_BYTES
 from kcptun_lite.net.stream import READ_LIMIT
 
+THRIFTY_GOGC = 50  # percent; who sets so little, or a limit, has a small device
 TRAYS = 3  # of one session at once: receiving, sending, key stream
 MIB = 2**20
+
+
+def bulk_factor(config: ClientConfig | ServerConfig) -> int:
+    """How many times the smallest trays are: large ones are faster, small ones for small devices."""
+    is_small = config.memlimit > 0 or (config.gogc is not None and config.gogc <= THRIFTY_GOGC)
+    return 1 if is_small else BULK_FACTOR
 
 
 def most_of_session(params: ConversationParams) -> int:
@@ -52,9 +59,10 @@ def check_limit(config: ClientConfig | ServerConfig, params: ConversationParams)
 
 def describe(config: ClientConfig | ServerConfig, params: ConversationParams) -> str:
     """The line of the start-up log about memory."""
-    session = most_of_session(params)
+    factor = bulk_factor(config)
+    session = most_of_session(params) + (factor - 1) * (TRAYS * BATCH_BYTES + RELAY_BYTES)
     sessions = config.conn if isinstance(config, ClientConfig) else config.maxsessions
-    worst = sessions * session + config.maxstreams * (RELAY_BYTES + READ_LIMIT)
+    worst = sessions * session + config.maxstreams * (factor * RELAY_BYTES + READ_LIMIT)
     options = (
         f"the options allow {_mib(session)} a session and {_mib(worst)} with {sessions} session{'s' * (sessions > 1)} "
         f"and {config.maxstreams} streams"

@@ -23,7 +23,7 @@ from kcptun_lite.core.kcp import KcpParams
 from kcptun_lite.core.qpp import QppPads, QppStream
 from kcptun_lite.errors import SessionClosed, SessionError
 from kcptun_lite.net.endpoint import Plant
-from kcptun_lite.net.relay import RELAY_BYTES, Opener, Relay
+from kcptun_lite.net.relay import Opener, Relay
 from kcptun_lite.net.session import Session
 from kcptun_lite.net.stream import Stream
 from kcptun_lite.net.suspects import Suspects
@@ -39,7 +39,9 @@ class Tunnel:
 
     def __init__(self, config: ClientConfig | ServerConfig) -> None:
         self.config = config
-        self.pool = BufferPool(Lock(), gogc=config.gogc, budget=Budget(Lock(), config.memlimit))
+        self.pool = BufferPool(
+            Lock(), gogc=config.gogc, budget=Budget(Lock(), config.memlimit), factor=memory.bulk_factor(config)
+        )
         self.ticker = UpdateThread()
         self.plant = make_plant(config, self.pool, self.ticker)
         self.pads = make_pads(config)
@@ -79,7 +81,7 @@ class Tunnel:
         with self._lock:
             while len(self._relays) >= self.config.maxstreams and not self.is_stopping:
                 self._relay_gone.wait()
-        while self.pool.budget.free < RELAY_BYTES and not self.wait_for_stop(MEMORY_PAUSE):
+        while self.pool.budget.free < self.pool.relay_bytes and not self.wait_for_stop(MEMORY_PAUSE):
             pass
         return not self.is_stopping
 

@@ -24,7 +24,6 @@ from kcptun_lite.net.address import format_address, resolve
 from kcptun_lite.net.sockopt import set_timeout
 from kcptun_lite.net.stream import Stream
 
-RELAY_BYTES = 131_072  # one read; two smux frames of 32 KiB, 50 KCP segments
 WRITE_BUFFERS = 512  # per gather write; IOV_MAX is 1024 on Linux
 CONNECT_TIMEOUT = 10.0  # s for the server to reach its target
 TCP_KEEPALIVE = 15  # s; a peer that vanished without a word must not hold a stream for ever
@@ -228,7 +227,7 @@ class Relay:
         readable.register(tcp, select.POLLIN)
         while True:
             readable.poll()
-            with borrow_some(self._pool, RELAY_BYTES) as buffer:
+            with borrow_some(self._pool, self._pool.relay_bytes) as buffer:
                 if buffer is None:
                     select.poll().poll(MEMORY_PAUSE)
                     continue

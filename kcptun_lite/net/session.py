@@ -401,7 +401,7 @@ class Session:
     def _transmit_held(self) -> None:
         conversation = self.conversation
         counters = self.counters
-        with borrow(self._pool, conversation.tray_bytes) as arena:
+        with borrow(self._pool, max(self._pool.tray_bytes, conversation.tray_bytes)) as arena:
             batch = PacketBatch(arena)
             if self._bucket:
                 batch.capacity = min(batch.capacity, PACED_TRAY)

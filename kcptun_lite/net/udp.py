@@ -33,7 +33,7 @@ SEND_TIMEOUT_MS = 20  # a full socket buffer holds up a sender no longer than th
 GSO_PACKETS = 64  # UDP_MAX_SEGMENTS of Linux 4.18 to 6.2; 128 since
 GSO_BYTES = 65_507  # largest payload of an IPv4 datagram
 GRO_ROOM = 65_536 + 128 * PACKET_ALIGNMENT  # bytes: the largest GRO run, 128 packets, with its gaps
-READS_MAX = 128  # in one `receive`, so that a flood of datagrams we drop cannot keep good ones in the tray
+READS_MAX = 512  # in one `receive`, so that a flood of datagrams we drop cannot keep good ones in the tray
 PLAIN_ROOM = MTU_MAX + 1  # bytes: one more than is allowed, to tell who is too long
 
 # Linux, by number because the socket module does not know them.
