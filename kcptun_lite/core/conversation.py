@@ -347,7 +347,7 @@ class Conversation:
             max_streams=params.max_streams,
         )
         if not self._is_client:
-            self._smux.ping()  # its acknowledgement proves that the client is where it says it is
+            self.ping()  # its acknowledgement proves that the client is where it says it is; and it shows what we speak
 
     def _pull(self) -> None:
         """Move what KCP has in order up to the streams, as far as their buffers allow."""

@@ -5,7 +5,7 @@ Out     the same batch: nonce, checksum or tag written and all encrypted; or bod
 Knows   every method of --crypt, its key and its header. Not: FEC, KCP, whose packet it is
 Wire    WIRE.md 2; kcp-go crypt.go, kcptun std/crypt.go
 Cost    per packet of 1350 bytes in a batch of 64, seal / open, of that 0.7 for nonce and CRC-32:
-        aes 2.8 / 1.0 us, xor 1.1, none 0.7, aes-128-gcm 1.2 (core/gcm.py), salsa20 7, blowfish 11 / 7, cast5 15 / 12,
+        aes 2.8 / 1.0 us, xor 1.1, none 0.7, aes-128-gcm 1.2 (core/gcm.py), salsa20 12, blowfish 11 / 7, cast5 15 / 12,
         3des 120; tea, xtea, sm4, twofish: core/ciphers.py
 
 Running ciphers. A packet is CFB from a constant IV, and its first 16 bytes are a random nonce that the receiver

@@ -4,7 +4,7 @@ In      datagrams from the peer, bytes from above, `now`
 Out     bytes in order; datagrams written behind the headroom of a tray's packets
 Knows   one conversation. Not: FEC, keys, sockets, the clock
 Wire    WIRE.md section 4 (the 2021 rules; the newest generation's triggers for acknowledgements)
-Cost    about 1.6 us per segment sent, 1.0 us per segment received in order
+Cost    about 1.1 us per segment sent, 0.6 us per segment received in order
 """
 
 from collections.abc import Sequence

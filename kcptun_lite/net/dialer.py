@@ -17,7 +17,8 @@ from kcptun_lite.core.wire import first_segment
 from kcptun_lite.errors import SessionError
 from kcptun_lite.net.endpoint import Plant, ReceiverThread
 from kcptun_lite.net.route import Route
-from kcptun_lite.net.session import Scout, Session
+from kcptun_lite.net.scout import Scout
+from kcptun_lite.net.session import Session
 from kcptun_lite.net.stream import Stream
 from kcptun_lite.net.ticker import monotonic_ms
 from kcptun_lite.net.udp import UdpSocket

@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from threading import Lock, Thread, current_thread
-from typing import NamedTuple
 
 from kcptun_lite import log
 from kcptun_lite.core.buffers import Address, BufferPool, PacketBatch, borrow
@@ -27,8 +26,8 @@ from kcptun_lite.errors import (
     RemoteProtocolError,
     SessionClosed,
     SessionError,
-    TransportError,
 )
+from kcptun_lite.net.scout import Scout, send_all
 from kcptun_lite.net.stream import Stream
 from kcptun_lite.net.ticker import UpdateThread, monotonic_ms
 from kcptun_lite.net.udp import UdpSocket
@@ -43,19 +42,6 @@ UNPROVEN_BYTES = 16 * 1024  # sent ahead to who has proven only that it has the 
 DENIALS = 3  # times that a peer who is reached another way must say that it knows nothing of us ...
 DENIED_AFTER = 2500  # ms ... and for so long, while the old way stays silent, until we believe it
 NO_WAY = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL)
-
-
-class Scout(NamedTuple):
-    """Another way to the peer, tried while the session's own is silent."""
-
-    udp: UdpSocket
-    remote: Address
-    receiver: Thread
-
-    def dismiss(self) -> None:
-        self.udp.close()
-        if self.receiver is not current_thread():
-            self.receiver.join()
 
 
 class Session:
@@ -230,7 +216,7 @@ class Session:
         if failure:
             self.close(failure)
         elif is_flush_wanted:
-            self.transmit()
+            self._transmit_briefly()
         elif deadline is not None:
             self._ticker.wake(self, deadline)
         return has_moved
@@ -398,7 +384,26 @@ class Session:
             finally:
                 self._tx_lock.release()
 
-    def _transmit_held(self) -> None:
+    def _transmit_briefly(self) -> None:
+        """Send one tray and leave the rest to the update thread.
+
+        The receiver thread must not stay: with a slow cipher timeouts bring up ever more to send, because the
+        acknowledgements lie unread, and it would never come back to read them.
+        """
+        if not self._tx_lock.acquire(blocking=False):
+            self._tx_wanted = True
+            if not self._tx_lock.acquire(blocking=False):
+                return  # who is at it will see the note
+        try:
+            self._tx_wanted = False
+            is_complete = self._transmit_held(briefly=True)
+        finally:
+            self._tx_lock.release()
+        if self._tx_wanted or not is_complete:
+            self._ticker.wake(self)
+
+    def _transmit_held(self, *, briefly: bool = False) -> bool:
+        """Send what there is, or no more than a tray of it; whether that was all."""
         conversation = self.conversation
         counters = self.counters
         with borrow(self._pool, max(self._pool.tray_bytes, conversation.tray_bytes)) as arena:
@@ -411,10 +416,10 @@ class Session:
                 if self._bucket and (pause := self._bucket.wait(now)):
                     self._paced_until = now + pause
                     self._ticker.wake(self, self._paced_until)
-                    return
+                    return True
                 with self.lock:
                     if self._closed and not conversation.flush_wanted:
-                        return
+                        return True
                     more = conversation.packets_to_send(batch, now)
                     if not self.is_proven:
                         self._hold_back_locked(batch)
@@ -424,17 +429,20 @@ class Session:
                 if batch.starts:
                     self._crypt.seal(batch)
                     packets = batch.views()
-                    sent = _send(self._udp, packets, self.remote)
+                    sent = send_all(self._udp, packets, self.remote)
                     if scout := self._scout:
-                        sent = max(sent, _send(scout.udp, packets, scout.remote))
+                        sent = max(sent, send_all(scout.udp, packets, scout.remote))
                     counters.out_packets += sent
                     counters.send_drops += len(packets) - sent
                     counters.out_bytes += sum(batch.lengths)
                     if self._bucket:
                         self._bucket.spend(sum(batch.lengths))
                     batch.clear()
+                if more and briefly:
+                    return False
             if deadline is not None:
                 self._ticker.wake(self, deadline)
+        return True
 
     def _hold_back_locked(self, batch: PacketBatch) -> None:
         """Drop all from the first packet on that is more than may be sent to an unproven peer."""
@@ -482,13 +490,6 @@ class Session:
 
     def forget_locked(self, stream: Stream) -> None:
         self._streams.pop(stream.sid, None)
-
-
-def _send(udp: UdpSocket, packets: list[memoryview], remote: Address) -> int:
-    try:
-        return udp.send(packets, remote)
-    except TransportError:
-        return 0  # closed while we were at it
 
 
 def _nonsense(error: RemoteProtocolError) -> SessionError:

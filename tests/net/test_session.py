@@ -13,7 +13,8 @@ from kcptun_lite.core.kcp import Flush
 from kcptun_lite.core.wire import FEC_HEADER, KCP_ACK, KCP_SEGMENT, KCP_WASK, KCP_WINS
 from kcptun_lite.errors import DeadLink, SessionClosed, StreamClosed, StreamReset
 from kcptun_lite.net import session as room
-from kcptun_lite.net.session import DEAD_AFTER, DENIED_AFTER, PROBE_PERIOD, SILENCE, UNPROVEN_BYTES, Scout
+from kcptun_lite.net.scout import Scout
+from kcptun_lite.net.session import DEAD_AFTER, DENIED_AFTER, PROBE_PERIOD, SILENCE, UNPROVEN_BYTES
 from kcptun_lite.net.ticker import monotonic_ms
 from tests.net.locks import OrderedLock
 from tests.net.rooms import (
