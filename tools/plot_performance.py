@@ -28,6 +28,7 @@ from tools.bench_link import RATE, RTT, Result, grouped
 NAMES = {"ours": "kcptun_lite", "go": "kcptun (Go)", "tcp": "plain TCP"}
 STYLES = {"ours": ("#0072B2", "o"), "go": ("#D55E00", "s"), "tcp": ("#777777", "^")}
 LOSS_NAMES = {False: "each packet by itself", True: "in outages of 20 ms"}
+TICKS = (100, 200, 500, 1000, 2000, 5000, 10_000, 20_000)  # ms
 DPI = 110
 
 
@@ -58,7 +59,7 @@ def plot_latency(results: Sequence[Result], path: Path) -> None:
     bursts = sorted({burst for burst, _ in by_line})
     losses = sorted({loss for _, loss in by_line})
     figure, grid = pyplot.subplots(
-        len(bursts), len(losses), figsize=(3.1 * len(losses), 3.3 * len(bursts)), sharey="row", squeeze=False
+        len(bursts), len(losses), figsize=(3.1 * len(losses), 3.3 * len(bursts)), sharey=True, squeeze=False
     )
     for row, burst in enumerate(bursts):
         for column, loss in enumerate(losses):
@@ -69,9 +70,14 @@ def plot_latency(results: Sequence[Result], path: Path) -> None:
             draw_percentiles(axes, by_line[burst, loss])
             axes.set_title(f"{loss:.0%} lost" + (f", {LOSS_NAMES[bool(burst)]}" if loss else ""), fontsize=9)
         shown = [axes for axes in grid[row] if axes.get_visible()]
-        shown[0].set_ylim(bottom=0)  # of the whole row, now that all is drawn
         shown[0].set_ylabel("ms from request to answer")
         shown[0].tick_params(labelleft=True)
+    highest = max(result["p99"] for result in results)
+    ticks = [tick for tick in TICKS if tick < 2 * highest]
+    grid[0][0].set_yscale("log")  # of all panels
+    grid[0][0].set_yticks(ticks, [f"{tick}" for tick in ticks])
+    grid[0][0].minorticks_off()
+    grid[0][0].set_ylim(RTT * 0.85, highest * 1.2)
     save(figure, f"Answer times, round trip {RTT:g} ms: median, 95 %, 99 %", path)
 
 
