@@ -93,6 +93,9 @@ class Server(Tunnel):
             sentence = describe_refusal(format_host(session.remote), str(reason.__cause__), strict=self.config.strict)
             self.diagnosed(sentence, sentence)
 
+    def _redial(self) -> None:
+        """A server is found, it does not search."""
+
     def _sessions(self) -> list[Session]:
         return [session for listener in self._listeners for session in listener.sessions()]
 

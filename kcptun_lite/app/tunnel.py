@@ -5,6 +5,7 @@ Out     a running program; sums of counters
 Knows   lifetimes and their order. Not: who dials whom
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from threading import Condition, Event, Lock
 
@@ -34,7 +35,7 @@ MEMORY_PAUSE = 0.05  # s between looks whether --memlimit leaves room for a stre
 FLUSH_LIMIT = 1500  # ms that a stopping program waits for its peers to acknowledge what was queued
 
 
-class Tunnel:
+class Tunnel(ABC):
     """The frame of a program; `Client` and `Server` fill in `_start`, `_stop_accepting` and `_sessions`."""
 
     def __init__(self, config: ClientConfig | ServerConfig) -> None:
@@ -209,18 +210,19 @@ class Tunnel:
 
     # -- what differs --------------------------------------------------------------------------
 
-    def _start(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _start(self) -> None: ...
 
-    def _stop_accepting(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _stop_accepting(self) -> None: ...
 
-    def _close_sessions(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _close_sessions(self) -> None: ...
 
-    def _sessions(self) -> list[Session]:
-        raise NotImplementedError
+    @abstractmethod
+    def _sessions(self) -> list[Session]: ...
 
+    @abstractmethod
     def _redial(self) -> None:
         """SIGHUP: the network has changed."""
 
