@@ -205,7 +205,8 @@ def start_kcptun(kind: str, role: str, options: Options) -> Program:
     if name != "ours":
         raise ValueError(f"{kind}: not a program; ours, ours@DIR or go")
     command = [sys.executable, "-m", "kcptun_lite", role, *arguments]
-    return Program(f"{kind} {role}", command, env={"PYTHONPATH": checkout or str(ROOT)})
+    # Safe path: else -m would find the package of the current directory before that of the checkout.
+    return Program(f"{kind} {role}", command, env={"PYTHONPATH": checkout or str(ROOT), "PYTHONSAFEPATH": "1"})
 
 
 def start_server(kind: str, options: Options) -> tuple[Program, str]:
