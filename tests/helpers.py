@@ -242,7 +242,7 @@ class KcpEnd:
     def receive(self, packets: Sequence[memoryview], now: int) -> None:
         self.kcp.receive([packet[CRYPT_HEADROOM:] for packet in packets], now)
         self._read()
-        self.kcp.detach()
+        self.kcp.received.detach()
 
     def tick(self, now: int) -> None:
         deadline = self.kcp.next_deadline()

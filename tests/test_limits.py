@@ -50,6 +50,18 @@ def test_a_program_takes_as_many_descriptors_as_it_may() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+def test_a_server_that_connects_to_a_silent_target_stops_at_once_all_the_same() -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as target, ExitStack() as stack:
+        where = f"127.0.0.1:{target.getsockname()[1]}"
+        for _ in range(2):  # then its queue is full, and the kernel answers nobody
+            stack.enter_context(sock := socket.socket()).setblocking(False)
+            sock.connect_ex(target.getsockname())
+        with Tunnel("ours", "ours", where, FAST) as tunnel:
+            stack.enter_context(connect(tunnel.address))
+            tunnel.server.wait_for_log("stream opened")
+            assert tunnel.server.stop(timeout=3.0) == 0
+
+
 def test_an_expired_session_is_closed_with_its_last_stream() -> None:
     options = {"autoexpire": 1}
     with (

@@ -172,7 +172,7 @@ class End:
             for sid in self.sids:
                 size += sum(map(len, self.smux.take(sid, RELAY_BYTES * 4)))
             watch.lap("smux receive")
-        self.kcp.detach()
+        self.kcp.received.detach()
         return size
 
     sids: Sequence[int] = ()

@@ -5,6 +5,7 @@ Out     a running client
 Knows   session slots, expiry (WIRE.md 8.4). Not: how a session works
 """
 
+import math
 import socket
 from threading import Thread
 
@@ -104,9 +105,10 @@ class Client(Tunnel):
         try:
             return session, session.open_stream()
         except SessionError:
-            if not session.is_closed:
-                raise  # out of stream ids
-            session = self._session(slot)  # it was closed between the look at it and its use
+            if not session.is_closed:  # it has no stream ids left; what it has open goes on
+                self._expired.append(session)
+                self._slots[slot] = None
+            session = self._session(slot)  # else it was closed between the look at it and its use
             return session, session.open_stream()
 
     def _session(self, slot: int) -> Session:
@@ -145,15 +147,14 @@ class Client(Tunnel):
 
     def _scavenge(self, now: int) -> None:
         """Close expired sessions: those with nothing left to do, and all of them when --scavengettl is over too."""
-        if self.config.autoexpire:
-            expiry = self.config.autoexpire * 1000
-            limit = expiry + self.config.scavengettl * 1000
-            for session in self._sessions():
-                age = now - session.opened_at
-                is_idle = not session.stream_count and session.is_flushed()
-                if age >= limit or (age >= expiry and is_idle):
-                    session.close()
-                    session.join()
+        expiry = self.config.autoexpire * 1000 or math.inf
+        limit = expiry + self.config.scavengettl * 1000
+        for session in self._sessions():
+            age = now - session.opened_at
+            is_expired = age >= expiry or session in self._expired
+            if age >= limit or (is_expired and not session.stream_count and session.is_flushed()):
+                session.close()
+                session.join()
         for session in [session for session in self._expired if session.is_closed]:
             self._expired.remove(session)
 

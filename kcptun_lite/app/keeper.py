@@ -11,6 +11,7 @@ from queue import SimpleQueue
 from threading import Thread
 
 from kcptun_lite import log
+from kcptun_lite.core.buffers import Address
 from kcptun_lite.errors import TransportError
 from kcptun_lite.net.address import format_address
 from kcptun_lite.net.dialer import Dialer
@@ -30,8 +31,8 @@ class Keeper:
         self._dialer = dialer
         self._sessions = sessions
         self._troubled: SimpleQueue[tuple[Session, bool] | None] = SimpleQueue()
-        self._pauses: dict[Session, tuple[int, int]] = {}
-        "ms of the next try and the pause after it"
+        self._tries: dict[Session, tuple[int, int, Address]] = {}
+        "ms of the next try, the pause after it, and where the last one went"
         self._thread = Thread(target=self._run, name="keeper")
 
     def start(self) -> None:
@@ -54,31 +55,34 @@ class Keeper:
         while trouble := self._troubled.get():
             session, is_order = trouble
             now = monotonic_ms()
-            for known in [known for known in self._pauses if known.is_closed]:
-                del self._pauses[known]
-            due, pause = self._pauses.get(session, (now, FIRST_PAUSE))
+            for known in [known for known in self._tries if known.is_closed]:
+                del self._tries[known]
+            due, pause, tried = self._tries.get(session, (now, FIRST_PAUSE, session.remote))
             if due + LAST_PAUSE < now:
-                pause = FIRST_PAUSE  # that trouble is over, this is another
+                pause, tried = FIRST_PAUSE, session.remote  # that trouble is over, this is another
             if session.is_closed or (now < due and not is_order):
                 continue
-            self._pauses[session] = now + pause, min(2 * pause, LAST_PAUSE)
             if not is_order:
-                self._route.failed(session.remote)
+                self._route.failed(tried)
             try:
-                self._redial(session, is_order)
+                tried = self._redial(session, is_order)
             except Exception as exc:  # a bug, or no thread to be had: it is reported again while it is in trouble
                 log.limited("redial", f"{session!r}: {exc!r}", log.Level.ERROR)
+            self._tries[session] = now + pause, min(2 * pause, LAST_PAUSE), tried
 
-    def _redial(self, session: Session, is_order: bool) -> None:
-        remote = format_address(session.remote)
+    def _redial(self, session: Session, is_order: bool) -> Address:
+        """Where it is tried now."""
+        remote = session.remote
         try:
             if is_order:
                 self._dialer.redial(session)
-                text = f"going on from a new socket to {format_address(session.remote)}"
+                remote = session.remote
+                text = f"going on from a new socket to {format_address(remote)}"
             else:
-                self._dialer.scout(session)
-                text = f"no answer from {remote}, trying another way"
+                text = f"no answer from {format_address(remote)}, trying another way"
+                remote = self._dialer.scout(session)
         except TransportError as exc:
             log.limited("redial", f"no way to the server: {exc}")
-            return
-        log.limited("redial", f"session {session.conversation.conv:08x}: {text}", log.Level.INFO)
+        else:
+            log.limited("redial", f"session {session.conversation.conv:08x}: {text}", log.Level.INFO)
+        return remote

@@ -120,7 +120,7 @@ class Server(Tunnel):
     def _connect(self) -> socket.socket:
         target = self.config.target
         try:
-            return connect(target.host, target.port_min, target.path)
+            return connect(target.host, target.port_min, target.path, lambda: self.is_stopping)
         except TransportError as exc:
             self.last_diagnosis = f"--target: {exc}"
             raise TransportError(self.last_diagnosis) from exc

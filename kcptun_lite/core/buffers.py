@@ -15,6 +15,8 @@ from mmap import MAP_ANONYMOUS, MAP_PRIVATE, PAGESIZE, mmap
 from typing import NamedTuple
 
 from kcptun_lite.core.budget import HEADROOM, UNLIMITED, Budget
+from kcptun_lite.core.rows import PacketGrid
+from kcptun_lite.core.strided import MANY
 
 PACKET_ALIGNMENT = 16  # bytes; the largest cipher block, so that one running cipher can cross packets
 BATCH_BYTES = 128 * 1024  # the smallest tray: about 94 packets of 1350 bytes, two GSO sends
@@ -42,7 +44,7 @@ class PoolUsage(NamedTuple):
 
 
 class BufferPool:
-    """Buffers for packets and relays; idle ones are kept within `gogc` percent of those in use.
+    """Buffers for packets and relays; idle ones are kept within `gogc` percent of those lately in use.
 
     Thread-safe through the leaf lock it is given (core owns no lock).
     """
@@ -70,6 +72,8 @@ class BufferPool:
         self._poison = poison
         self._idle: dict[int, list[memoryview]] = {}
         self._in_use_bytes = 0
+        self._peak_bytes = 0
+        "most bytes in use at once since the last trim"
         self._idle_bytes = 0
         self._released_bytes = 0
         self._is_busy = False
@@ -81,6 +85,7 @@ class BufferPool:
         with self._lock:
             self._is_busy = True
             self._in_use_bytes += size
+            self._peak_bytes = max(self._peak_bytes, self._in_use_bytes)
             kept = self._idle.get(size)
             if kept:
                 self._idle_bytes -= size
@@ -125,6 +130,7 @@ class BufferPool:
         released = 0
         with self._lock:
             is_quiet, self._is_busy = not self._is_busy, False
+            self._peak_bytes = self._in_use_bytes
             floor = 0 if is_quiet else self._floor
             for kept in self._idle.values():
                 while kept and not self._may_keep_locked(0, floor):
@@ -144,7 +150,7 @@ class BufferPool:
             return False
         if self._gogc is None:
             return True
-        return self._idle_bytes + size <= max(floor, self._in_use_bytes * self._gogc // 100)
+        return self._idle_bytes + size <= max(floor, self._peak_bytes * self._gogc // 100)
 
 
 class PacketBatch:
@@ -152,9 +158,12 @@ class PacketBatch:
 
     The order of the lists is the order on the wire; the order in the arena is the order of reservation.
     Rooms with a loop over many packets write `arena[end:]` themselves and then `commit`.
+
+    As long as no packet needs more room than `begin_grid` was told, all have that much, so that many of them can be
+    read or written at once (core/strided). It is bulk traffic that looks so.
     """
 
-    __slots__ = ("addresses", "arena", "capacity", "end", "lengths", "starts")
+    __slots__ = ("addresses", "arena", "capacity", "end", "lengths", "starts", "stride")
 
     def __init__(self, arena: memoryview) -> None:
         self.arena = arena
@@ -166,6 +175,8 @@ class PacketBatch:
         "where each packet came from; empty on the way out"
         self.end = 0
         "where the next packet starts"
+        self.stride = 0
+        "the distance of all packets in the arena; 0: they are no grid"
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -174,12 +185,29 @@ class PacketBatch:
         """Whether one more packet of `size` bytes fits."""
         return self.end + size <= self.capacity
 
-    def commit(self, length: int) -> int:
-        """Make the `length` bytes at `end` the next packet; returns its index."""
-        self.starts.append(self.end)
-        self.lengths.append(length)
-        self.end = (self.end + length + PACKET_ALIGNMENT - 1) & -PACKET_ALIGNMENT
-        return len(self.starts) - 1
+    def begin_grid(self, length: int) -> None:
+        """Lay packets that are no longer than this at equal distances, if the batch is empty."""
+        if not self.starts:
+            self.stride = -(-length // PACKET_ALIGNMENT) * PACKET_ALIGNMENT
+
+    def stride_for(self, length: int) -> int:
+        """The room that packets of this length are to be given."""
+        return max(self.stride, -(-length // PACKET_ALIGNMENT) * PACKET_ALIGNMENT)
+
+    def commit(self, length: int, count: int = 1) -> int:
+        """Make the next `count` packets, `length` bytes each at `stride_for(length)`; returns the first one's index."""
+        stride = self.stride_for(length)
+        if stride > self.stride:
+            self.stride = 0
+        if count == 1:
+            self.starts.append(self.end)
+            self.lengths.append(length)
+            self.end += stride
+        else:
+            first, self.end = self.end, self.end + count * stride
+            self.starts += range(first, self.end, stride)
+            self.lengths += [length] * count
+        return len(self.starts) - count
 
     def packet(self, index: int) -> memoryview:
         start = self.starts[index]
@@ -195,6 +223,12 @@ class PacketBatch:
             arena[start : start + length] for start, length in zip(self.starts, self.lengths, strict=True) if length
         ]
 
+    def packets(self) -> Sequence[memoryview]:
+        """`views`, made only when they are needed if the packets are a grid and all there."""
+        if self.stride and len(self) >= MANY and 0 not in self.lengths:
+            return PacketGrid(self.arena, self.starts, self.lengths, self.stride)
+        return self.views()
+
     def live(self) -> Iterator[tuple[memoryview, Address]]:
         """(packet, source) for each packet that was not dropped."""
         arena = self.arena
@@ -206,7 +240,7 @@ class PacketBatch:
         self.starts.clear()
         self.lengths.clear()
         self.addresses.clear()
-        self.end = 0
+        self.end = self.stride = 0
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from kcptun_lite.core.buffers import BATCH_BYTES, PACKET_ALIGNMENT, PacketBatch
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.fec import HELD_BYTES_MAX, FecDecoder, FecEncoder
 from kcptun_lite.core.kcp import QUEUE_TARGET, READ_SEGMENTS, Flush, Kcp, KcpParams
+from kcptun_lite.core.rows import PacketGrid
 from kcptun_lite.core.smux import Event, SmuxSession
 from kcptun_lite.core.snappy import SnappyDecoder, SnappyEncoder
 from kcptun_lite.core.wire import (
@@ -106,7 +107,9 @@ class Conversation:
         self._counters = counters
         self._is_client = is_client
         has_fec = params.has_fec
-        self.kcp = Kcp(conv, params.kcp, counters, headroom=headroom + FEC_HEADER_SIZE * has_fec, tailroom=tailroom)
+        # Packets that are multiples of 16 leave no gaps: GRO's runs stay where they are, GSO's are one piece.
+        kcp_params = params.kcp._replace(mtu=params.kcp.mtu // PACKET_ALIGNMENT * PACKET_ALIGNMENT)
+        self.kcp = Kcp(conv, kcp_params, counters, headroom=headroom + FEC_HEADER_SIZE * has_fec, tailroom=tailroom)
         self._encoder = (
             FecEncoder(params.data_shards, params.parity_shards, headroom, tailroom, counters) if has_fec else None
         )
@@ -119,8 +122,8 @@ class Conversation:
         self._smux: SmuxSession | None = None
         self.smux_version = 0
         "1 or 2; 0 until an adapting end has heard the peer's first bytes"
-        self.is_held = False
-        "no stream data is taken for the time being"
+        self._trusts_peer = True
+        self._has_answered = False
         self._is_settled = not params.adapts
         self._delivered: dict[int, int] = {}
         "sid -> bytes last taken from the stream, which its reader holds until it comes for more"
@@ -145,7 +148,7 @@ class Conversation:
         Raises: StreamClosed, StreamReset.
         """
         room = min(self.kcp.send_room * self.kcp.mss, len(data))
-        if room <= 0 or self.is_held:
+        if room <= 0 or not self._trusts_peer:
             return 0
         allowance = self.share.update(self.held_bytes, self._sending_bytes(), room, SEND_LEAST)
         if not allowance:
@@ -209,6 +212,15 @@ class Conversation:
 
     # -- packets -------------------------------------------------------------------------------
 
+    def distrust(self) -> None:
+        """Say as little as can be, and no stream data at all, until `trust`: the peer may not be where it seems."""
+        self._trusts_peer, self.kcp.is_terse = False, True
+
+    def trust(self, now: int) -> None:
+        """The peer has acknowledged something: talk freely, and once more say what it was not sent."""
+        self._trusts_peer, self.kcp.is_terse = True, False
+        self.kcp.window.expire(now)
+
     def receive_packets(self, packets: Sequence[memoryview], now: int) -> None:
         """Take opened packets of this conversation; the views are free again when this returns.
 
@@ -218,13 +230,14 @@ class Conversation:
         kcp = self.kcp
         if self.share.is_limited:  # each packet may be kept twice: as a shard and as a segment
             self._account(sum(map(len, packets)) * 2 + len(packets) * SEGMENT_COST)
-        datagrams, recovered = self._decoder.receive(packets, now)
-        kcp.receive(datagrams, now)
-        if recovered:
-            kcp.receive(recovered, now, recovered=True)
+        for stretch in packets.stretches() if isinstance(packets, PacketGrid) else (packets,):
+            datagrams, recovered = self._decoder.receive(stretch, now)
+            kcp.receive(datagrams, now)
+            if recovered:
+                kcp.receive(recovered, now, recovered=True)
         self._pull()
-        if kcp.ready_count:
-            kcp.detach()
+        if kcp.received.count:
+            kcp.received.detach()
         self._account()
 
     def packets_to_send(self, batch: PacketBatch, now: int) -> bool:
@@ -261,6 +274,8 @@ class Conversation:
             self._push_frames()
         if self.share.is_limited:
             self._account()  # others may have given something back
+        if self._encoder:
+            self._encoder.rest(now)
         deadline = self.kcp.next_deadline()
         if deadline is not None and now >= deadline:
             self.kcp.flush_wanted = Flush.EVERYTHING
@@ -283,13 +298,18 @@ class Conversation:
         return self.kcp.next_deadline()
 
     def brings_news(self, packet: memoryview) -> bool:
-        """Whether an opened packet acknowledges or carries what we have not had; a replayed one does not. Cheap."""
+        """Whether an opened packet acknowledges or carries what we have not had; a replayed one does not. Cheap.
+
+        Nor does one that is late, sent before those that have come already.
+        """
         datagram = datagram_of(packet)
         una, rcv_nxt, _ = self.kcp.progress()
         at = 0
         while at + KCP_HEADER_SIZE <= len(datagram):
-            _, cmd, _, _, _, sn, una_field, length = KCP_SEGMENT.unpack_from(datagram, at)
-            if diff32(una_field, una & MASK32) > 0 or (cmd == KCP_PUSH and diff32(sn, rcv_nxt & MASK32) >= 0):
+            _, cmd, _, _, ts, sn, una_field, length = KCP_SEGMENT.unpack_from(datagram, at)
+            if diff32(una_field, una & MASK32) > 0:
+                return True
+            if cmd == KCP_PUSH and diff32(sn, rcv_nxt & MASK32) >= 0 and diff32(ts, self.kcp.peer_ts) >= 0:
                 return True
             at += KCP_HEADER_SIZE + length
         return False
@@ -347,12 +367,13 @@ class Conversation:
             max_streams=params.max_streams,
         )
         if not self._is_client:
-            self.ping()  # its acknowledgement proves that the client is where it says it is; and it shows what we speak
+            # Its acknowledgement proves that the client is where it says it is; and it shows what we speak.
+            self.ping()
 
     def _pull(self) -> None:
         """Move what KCP has in order up to the streams, as far as their buffers allow."""
         while (self._smux is None or self._smux.receive_budget > 0) and self.kcp.queued_bytes < ANSWERS_MAX:
-            parts = self.kcp.ready_count and self.kcp.read(self._most_to_read())
+            parts = self.kcp.received.count and self.kcp.read(self._most_to_read())
             if not parts:
                 return
             data: Buffer = b"".join(parts)
@@ -369,13 +390,16 @@ class Conversation:
             if self._smux is None:
                 self._settle_smux(data[0] if data[0] in (1, 2) else self.params.smux_version)
             self._events += self._streams.feed(data)
+            if self._is_client and not self._has_answered:
+                self._has_answered = True
+                self._streams.ping()  # with it goes the acknowledgement the server waits for, until it has arrived
             self._push_frames()
 
     def _most_to_read(self) -> int:
         """Segments of which nothing would be too much, even decompressed; 0 if a reader must come first."""
         if not self.share.is_limited or (self._is_settled and not self._snappy_decoder):
             return READ_SEGMENTS
-        wanted = min(self.kcp.ready_count, READ_SEGMENTS) * EXPANDED_BYTES
+        wanted = min(self.kcp.received.count, READ_SEGMENTS) * EXPANDED_BYTES
         most = self.share.update(self.held_bytes, self._received_bytes(), wanted) // EXPANDED_BYTES
         has_readers = self._delivered_bytes or (self._smux and self._smux.unread_bytes)
         return min(most, READ_SEGMENTS) or (0 if has_readers else 1)
@@ -384,8 +408,9 @@ class Conversation:
         return self.kcp.send_bytes + len(self.kcp.window.segments) * SEGMENT_COST
 
     def _received_bytes(self) -> int:
-        kcp = self.kcp
-        held = kcp.unread_bytes + kcp.unread_count * SEGMENT_COST + self._decoder.held_bytes + self._delivered_bytes
+        received = self.kcp.received
+        held = received.unread_bytes + received.unread_count * SEGMENT_COST
+        held += self._decoder.held_bytes + self._delivered_bytes
         if self._snappy_decoder:
             held += self._snappy_decoder.held_bytes
         return held + (self._smux.held_bytes if self._smux else 0)
@@ -402,7 +427,7 @@ class Conversation:
         allowance = share.update(self._sending_bytes() + received, received, incoming, RECEIVE_LEAST)
         if share.is_limited:
             kcp = self.kcp
-            kcp.resize_window(min(self.params.kcp.rcv_wnd, kcp.unread_count + allowance // SEGMENT_BYTES))
+            kcp.resize_window(min(self.params.kcp.rcv_wnd, kcp.received.unread_count + allowance // SEGMENT_BYTES))
             decoder = self._decoder
             decoder.held_limit = min(HELD_BYTES_MAX, max(FEC_LEAST, decoder.held_bytes + allowance // 2))
 

@@ -26,13 +26,15 @@ from functools import lru_cache
 from struct import Struct
 from typing import Any, NamedTuple, Protocol
 
-from kcptun_lite.core.buffers import BufferPool, PacketBatch, RandomBytes, borrow
+from kcptun_lite.core.buffers import BATCH_BYTES, BufferPool, PacketBatch, RandomBytes, borrow
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.cryptodome import load
 from kcptun_lite.core.gcm import Gcm, PlainGcm, make_gcm
 from kcptun_lite.core.pbkdf2 import pbkdf2_sha1
+from kcptun_lite.core.strided import gather, join_numbers, split_numbers, spread
 from kcptun_lite.core.wire import (
     CFB_IV,
+    CRYPT_CRC_SIZE,
     CRYPT_GCM_NONCE_SIZE,
     CRYPT_GCM_TAG_SIZE,
     CRYPT_HEADER_SIZE,
@@ -169,6 +171,11 @@ class CheckedCrypt:
     def seal(self, batch: PacketBatch) -> None:
         arena, crc32 = batch.arena, self._crc32
         nonces = self._random_bytes(CRYPT_NONCE_SIZE * len(batch))
+        if stride := batch.stride:
+            spread(arena, 0, stride, CRYPT_NONCE_SIZE, nonces)
+            spread(arena, CRYPT_NONCE_SIZE, stride, CRYPT_CRC_SIZE, join_numbers(map(crc32, _grid_bodies(batch))))
+            self._cipher.encrypt(batch)
+            return
         at = 0
         for start, length in zip(batch.starts, batch.lengths, strict=True):
             if length:
@@ -180,6 +187,14 @@ class CheckedCrypt:
     def open(self, batch: PacketBatch, counters: Counters) -> None:
         self._cipher.decrypt(batch)
         arena, starts, lengths, crc32 = batch.arena, batch.starts, batch.lengths, self._crc32
+        if batch.stride and min(lengths) >= CRYPT_HEADER_SIZE + KCP_HEADER_SIZE:
+            checksums = gather(arena, CRYPT_NONCE_SIZE, batch.stride, CRYPT_CRC_SIZE, range(len(batch)))
+            if split_numbers(checksums) == tuple(map(crc32, _grid_bodies(batch))):
+                starts[:] = [start + CRYPT_HEADER_SIZE for start in starts]
+                lengths[:] = [length - CRYPT_HEADER_SIZE for length in lengths]
+                counters.in_packets += len(batch)
+                counters.in_bytes += sum(lengths)
+                return
         packets = total = 0
         for i, length in enumerate(lengths):
             if not length:
@@ -200,6 +215,18 @@ class CheckedCrypt:
                 total += size
         counters.in_packets += packets
         counters.in_bytes += total
+
+
+def _grid_bodies(batch: PacketBatch) -> list[memoryview]:
+    """What the checksums of a grid's packets are of, in the order of the arena."""
+    arena, stride, usual = batch.arena, batch.stride, max(batch.lengths)
+    size = usual - CRYPT_HEADER_SIZE
+    bodies = [arena[at : at + size] for at in range(CRYPT_HEADER_SIZE, batch.end, stride)]
+    if batch.lengths.count(usual) != len(bodies):
+        for start, length in zip(batch.starts, batch.lengths, strict=True):
+            if length != usual:
+                bodies[start // stride] = arena[start + CRYPT_HEADER_SIZE : start + max(length, CRYPT_HEADER_SIZE)]
+    return bodies
 
 
 class GcmCrypt:
@@ -290,14 +317,15 @@ class RunningCfb:
             self._running.encrypt(used, output=used)
 
     def decrypt(self, batch: PacketBatch) -> None:
-        end = batch.end
-        if not end:
-            return
-        fed_back = end - self._block
-        with borrow(self._pool, end) as keystream:
-            self._ecb.encrypt(batch.arena[:fed_back], output=keystream[:fed_back])
-            after = batch.arena[self._block : end]
-            self._strxor(after, keystream[:fed_back], output=after)
+        arena, block, fed_back = batch.arena, self._block, batch.end - self._block
+        # From the end, because a block is the input for the one behind it; in parts, which stay in the cache.
+        with borrow(self._pool, BATCH_BYTES) as keystream:
+            for start in reversed(range(0, fed_back, BATCH_BYTES)):
+                end = min(start + BATCH_BYTES, fed_back)
+                part = keystream[: end - start]
+                self._ecb.encrypt(arena[start:end], output=part)
+                after = arena[start + block : end + block]
+                self._strxor(after, part, output=after)
 
 
 class Salsa20Packets:

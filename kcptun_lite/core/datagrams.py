@@ -7,8 +7,9 @@ Wire    WIRE.md 4.1, 4.7
 Cost    0.8 us per segment that fills a datagram, 1.9 us for others
 """
 
-from kcptun_lite.core.buffers import PACKET_ALIGNMENT, PacketBatch
-from kcptun_lite.core.wire import KCP_ACK, KCP_HEADER_SIZE, KCP_PUSH, KCP_SEGMENT, MASK32
+from kcptun_lite.core.buffers import PacketBatch
+from kcptun_lite.core.strided import spread, stamp
+from kcptun_lite.core.wire import KCP_ACK, KCP_HEADER_SIZE, KCP_PUSH, KCP_SEGMENT, KCP_SN_AT, MASK32
 
 
 class DatagramWriter:
@@ -58,6 +59,7 @@ class DatagramWriter:
         self._wnd = wnd
         self._una = una & MASK32
         self._packets_left = max_packets
+        batch.begin_grid(headroom + self._capacity + tailroom)
         self._base = batch.end + headroom
         self._at = 0
 
@@ -92,30 +94,21 @@ class DatagramWriter:
         """Whole packets that still fit behind the open one."""
         return self._packets_left - (self._at > 0)
 
-    def write_full(self, sn: int, now: int, pieces: list[bytes]) -> None:
-        """Write PUSH segments of mss bytes, each a datagram of its own; at most `packets_left`.
+    def write_full(self, sn: int, now: int, payload: memoryview) -> None:
+        """Write PUSH segments of mss bytes, each a datagram of its own: all of `payload`, at most `packets_left` of them.
 
-        The short road of bulk traffic: 0.9 us per segment where `write` and `close` take 1.9.
+        The short road of bulk traffic: 0.1 us per segment with numpy, 0.9 without; `write` and `close` take 1.9.
         """
         self.close()
-        batch, arena, pack = self._batch, self._arena, KCP_SEGMENT.pack_into
-        conv, wnd, una = self._conv, self._wnd, self._una
-        ts = now & MASK32
         mss = self._capacity - KCP_HEADER_SIZE
+        batch, count = self._batch, len(payload) // mss
         packet_size = self._headroom + self._capacity + self._tailroom
-        stride = -(-packet_size // PACKET_ALIGNMENT) * PACKET_ALIGNMENT
-        first = batch.end
-        at = first + self._headroom
-        for piece in pieces:
-            pack(arena, at, conv, KCP_PUSH, 0, wnd, ts, sn & MASK32, una, mss)
-            data_at = at + KCP_HEADER_SIZE
-            arena[data_at : data_at + mss] = piece
-            at += stride
-            sn += 1
-        count = len(pieces)
-        batch.end = first + count * stride
-        batch.starts += range(first, batch.end, stride)
-        batch.lengths += [packet_size] * count
+        stride, first = batch.stride_for(packet_size), batch.end
+        header = KCP_SEGMENT.pack(self._conv, KCP_PUSH, 0, self._wnd, now & MASK32, 0, self._una, mss)
+        numbers = [number & MASK32 for number in range(sn, sn + count)]
+        stamp(self._arena, first + self._headroom, stride, header, KCP_SN_AT, numbers)
+        spread(self._arena, first + self._headroom + KCP_HEADER_SIZE, stride, mss, payload)
+        batch.commit(packet_size, count)
         self._packets_left -= count
         self.segments += count
         self.wants_answer = True

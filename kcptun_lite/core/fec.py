@@ -11,9 +11,13 @@ from collections import deque
 from collections.abc import Sequence
 from struct import error as StructError
 
-from kcptun_lite.core.buffers import PACKET_ALIGNMENT, PacketBatch
+from kcptun_lite.core.buffers import PacketBatch
 from kcptun_lite.core.counters import Counters
+from kcptun_lite.core.group_parity import LARGEST_CODE, LEAST_GROUPS, GroupParity
+from kcptun_lite.core.guests import loaded_numpy
 from kcptun_lite.core.reed_solomon import parity_sums, reconstruct
+from kcptun_lite.core.rows import PacketRow
+from kcptun_lite.core.strided import split_numbers, stamp
 from kcptun_lite.core.wire import (
     FEC_DATA,
     FEC_HEADER,
@@ -27,11 +31,16 @@ from kcptun_lite.core.wire import (
 )
 from kcptun_lite.errors import LocalProtocolError
 
+REST_AFTER = 1000  # ms without a packet after which the encoder keeps no scratch memory
 MAX_GAP = 500  # ms between a group's last two packets; above it parity is skipped (sess.go maxFECEncodeLatency)
 GROUPS_KEPT = 3  # by the decoder, at the least (fec.go maxShardSets) ...
 PACKETS_KEPT = 128  # ... and as many more groups as this many packets make: parity may come that late
 HELD_BYTES_MAX = 512 * 1024  # shards kept for recovery by one session; 10/3 cannot reach it
 TUNE_RUNS = 64  # runs of packets remembered for tuning: 32 groups without loss, about 250 packets at 10 % loss
+
+
+_KIND_DATA = FEC_DATA.to_bytes(2, "little")
+_KIND_PARITY = FEC_PARITY.to_bytes(2, "little")
 
 
 def _seqid_end(data_shards: int, parity_shards: int) -> int:
@@ -55,6 +64,9 @@ class FecEncoder:
         self._headroom = headroom
         self._tailroom = tailroom
         self._sums = parity_sums(data_shards, parity_shards)
+        self._groups: GroupParity | None = None
+        if loaded_numpy() and data_shards > 1 and data_shards * parity_shards <= LARGEST_CODE:
+            self._groups = GroupParity(data_shards, parity_shards)
         self._seqid = 0
         self._seqid_end = _seqid_end(data_shards, parity_shards)
         self._last_packet: int | None = None
@@ -75,6 +87,12 @@ class FecEncoder:
         sums = self._sums
         begin = 0
         while begin < len(starts):
+            if count := self._count_equal_groups(batch, starts, lengths, begin):
+                end = begin + count * self.data_shards
+                self._protect_groups(batch, starts[begin:end], lengths[begin:end], count)
+                self._last_packet = now
+                begin = end
+                continue
             end = min(begin + self.data_shards - sums.filled, len(starts))
             piece_starts, piece_lengths = starts[begin:end], lengths[begin:end]
             self._add_piece(batch.arena, piece_starts, piece_lengths)
@@ -88,8 +106,56 @@ class FecEncoder:
                 sums.clear()
             self._last_packet = now
             begin = end
-        if len(starts) < self.data_shards:
-            sums.rest()  # the rush is over; many idle sessions must not add up
+
+    def rest(self, now: int) -> None:
+        """Give scratch memory back if nothing has come for a while; many idle sessions must not add up."""
+        if self._last_packet is not None and now - self._last_packet >= REST_AFTER:
+            self._sums.rest()
+            if self._groups:
+                self._groups.rest()
+
+    def _count_equal_groups(self, batch: PacketBatch, starts: list[int], lengths: list[int], begin: int) -> int:
+        """Whole groups of packets [begin:], alike and side by side, that are worth to be dealt with together."""
+        count = 0 if self._sums.filled else (len(starts) - begin) // self.data_shards
+        length = lengths[begin]
+        stride = batch.stride_for(length)
+        while self._groups and count >= LEAST_GROUPS:
+            end = begin + count * self.data_shards
+            if lengths[begin:end].count(length) == end - begin:
+                first, last = starts[begin], starts[begin] + stride * (end - begin)
+                is_dense = starts[begin:end] == list(range(first, last, stride))
+                has_room = batch.has_room(stride * self.parity_shards * count)
+                has_seqids = self._seqid + count * (self.data_shards + self.parity_shards) <= self._seqid_end
+                return count if is_dense and has_room and has_seqids else 0
+            count //= 2
+        return 0
+
+    def _protect_groups(self, batch: PacketBatch, starts: list[int], lengths: list[int], count: int) -> None:
+        """What `protect` does, for `count` whole groups that `_count_equal_groups` has found."""
+        assert self._groups is not None
+        data, parity, first, headroom = self.data_shards, self.parity_shards, starts[0], self._headroom
+        around = headroom + FEC_PROTECTED_AT + self._tailroom
+        stride = starts[1] - first
+        shard = lengths[0] - around
+        groups = [self._seqid + group * (data + parity) for group in range(count)]
+        header = FEC_HEADER.pack(0, FEC_DATA, shard)
+        seqids = [seqid for group in groups for seqid in range(group, group + data)]
+        stamp(batch.arena, first + headroom, stride, header, 0, seqids)
+        parity_first = batch.end
+        header = FEC_HEADER.pack(0, FEC_PARITY, 0)
+        seqids = [seqid for group in groups for seqid in range(group + data, group + data + parity)]
+        stamp(batch.arena, parity_first + headroom, stride, header, 0, seqids)
+        protected_at = headroom + FEC_PROTECTED_AT
+        self._groups.write(batch.arena, first + protected_at, parity_first + protected_at, stride, shard, count)
+        begin = len(batch)
+        batch.commit(lengths[0], count * parity)
+        parity_starts = batch.starts[begin:]
+        del batch.starts[begin:]
+        for group in range(count):
+            batch.starts += starts[group * data : group * data + data]
+            batch.starts += parity_starts[group * parity : group * parity + parity]
+        batch.lengths += lengths
+        self._seqid = (self._seqid + count * (data + parity)) % self._seqid_end
 
     def _add_piece(self, arena: memoryview, starts: list[int], lengths: list[int]) -> None:
         """Head and sum up packets of one group; those that look alike go to Reed-Solomon together."""
@@ -112,7 +178,7 @@ class FecEncoder:
     def _append_parity(self, batch: PacketBatch) -> None:
         """Put the group's parity packets at the end of the arena, if they all fit."""
         length = self._headroom + FEC_PROTECTED_AT + self._sums.longest + self._tailroom
-        stride = -(-length // PACKET_ALIGNMENT) * PACKET_ALIGNMENT
+        stride = batch.stride_for(length)
         if not batch.has_room(stride * self.parity_shards):
             return
         body = batch.end + self._headroom
@@ -176,7 +242,7 @@ class _Group:
         self.held_bytes = 0
         "of all other shards"
 
-    def add(self, first: int, packets: list[memoryview], is_data: bool) -> None:
+    def add(self, first: int, packets: Sequence[memoryview], is_data: bool) -> None:
         """File packets whose shards have the indexes from `first` on; duplicates are dropped."""
         shards = self.shards
         for index, packet in enumerate(packets, first):
@@ -223,11 +289,13 @@ class FecDecoder:
         self._seqid_end = _seqid_end(data_shards, parity_shards)
         self._groups_kept = GROUPS_KEPT + PACKETS_KEPT // (data_shards + parity_shards)
 
-    def receive(self, packets: Sequence[memoryview], now: int) -> tuple[list[memoryview], list[memoryview]]:
+    def receive(self, packets: Sequence[memoryview], now: int) -> tuple[Sequence[memoryview], list[memoryview]]:
         """The datagrams in `packets` as they came, and those recovered with the help of `packets`.
 
         The former are views of `packets`. Nothing expires by time, so `now` is not looked at.
         """
+        if isinstance(packets, PacketRow) and (found := self._receive_row(packets)):
+            return found
         datagrams: list[memoryview] = []
         runs: list[tuple[int, int, list[memoryview]]] = []  # seqid of the first, type, packets with consecutive seqids
         run: list[memoryview] = []
@@ -254,7 +322,39 @@ class FecDecoder:
             expected = seqid + 1
         return datagrams, self._file(runs) if runs else []
 
-    def _file(self, runs: list[tuple[int, int, list[memoryview]]]) -> list[memoryview]:
+    def _receive_row(self, row: PacketRow) -> tuple[Sequence[memoryview], list[memoryview]] | None:
+        """What `receive` does, when the row is one unbroken run of data and parity under the present parameters.
+
+        0.15 us per packet where `receive` takes 0.5.
+        """
+        count, data, group = len(row), self.data_shards, self.data_shards + self.parity_shards
+        seqids = split_numbers(row.field(0, 4))
+        first = seqids[0]
+        index = first % group
+        kinds = (_KIND_DATA * data + _KIND_PARITY * self.parity_shards) * (count // group + 2)
+        is_known = (
+            self._is_tuned
+            and first + count <= self._seqid_end
+            and seqids == tuple(range(first, first + count))
+            and row.field(4, 2) == kinds[2 * index : 2 * (index + count)]
+        )
+        if not is_known:
+            return None
+        indexes: list[int] = []
+        runs: list[tuple[int, int, Sequence[memoryview]]] = []
+        for at in range(-index, count, group):  # where groups begin
+            begin, middle, end = max(at, 0), min(max(at + data, 0), count), min(at + group, count)
+            indexes += range(begin, middle)
+            group_id = (first + at) // group
+            if at >= 0 and middle - at == data and group_id not in self._groups:
+                self._groups[group_id] = None  # all there
+                self._counters.fec_parity += end - middle
+            else:
+                runs += [(first + begin, FEC_DATA, row[begin:middle])] if begin < middle else []
+                runs += [(first + middle, FEC_PARITY, row[middle:end])] if middle < end else []
+        return row.behind(FEC_HEADER_SIZE, indexes), self._file(runs)
+
+    def _file(self, runs: Sequence[tuple[int, int, Sequence[memoryview]]]) -> list[memoryview]:
         """Sort the runs into groups, then repair what can be repaired; returns the recovered datagrams."""
         groups = self._groups
         touched: dict[int, _Group] = {}

@@ -35,10 +35,21 @@ def load_numpy() -> None:
 
     Left out: its docstrings, and the signatures of its functions, which `inspect` (ast, dis, tokenize) would compute.
     """
+    global _has_numpy
     if not sys.modules.get("numpy"):
         no_docstrings = ("numpy._core._add_newdocs", "numpy._core._add_newdocs_scalars")
         stand_ins = {name: ModuleType(name) for name in no_docstrings}
         import_beside({**stand_ins, "inspect": _Inspect("inspect")}, "numpy")
+    import_module("numpy")  # waits for another thread that is at it
+    _has_numpy = True
+
+
+_has_numpy = False
+
+
+def loaded_numpy() -> Any:
+    """numpy if `load_numpy` has loaded it, else None: what it only makes faster is not worth 12 MiB."""
+    return sys.modules["numpy"] if _has_numpy else None
 
 
 class _Inspect(ModuleType):

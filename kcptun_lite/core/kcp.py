@@ -16,7 +16,10 @@ from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.datagrams import DatagramWriter
 from kcptun_lite.core.pacing import Pacer
 from kcptun_lite.core.queue import SendQueue
+from kcptun_lite.core.reception import ReceiveWindow
 from kcptun_lite.core.recovery import Cause, CongestionWindow, RebirthWatch, RttEstimator, SendWindow
+from kcptun_lite.core.rows import PacketRow
+from kcptun_lite.core.strided import split_numbers
 from kcptun_lite.core.wire import (
     KCP_ACK,
     KCP_HEADER_SIZE,
@@ -26,6 +29,8 @@ from kcptun_lite.core.wire import (
     KCP_RTO_MIN,
     KCP_RTO_MIN_NODELAY,
     KCP_SEGMENT,
+    KCP_SN_AT,
+    KCP_UNA_AT,
     KCP_WASK,
     KCP_WINS,
     KCP_WND_INITIAL,
@@ -38,7 +43,6 @@ from kcptun_lite.core.wire import (
 QUEUE_TARGET = 128 * 1024
 READ_SEGMENTS = 128  # read at once; decompressed they may be 22 times as much
 HALF32 = 0x80000000
-WND_MAX = 0xFFFF  # segments; the field has 16 bits
 
 
 class KcpParams(NamedTuple):
@@ -71,17 +75,17 @@ class Kcp:
         """`headroom` and `tailroom` are what other rooms add around a datagram; `first_sn` is 0 but in tests."""
         self.conv = conv
         self.mss = params.mtu - headroom - tailroom - KCP_HEADER_SIZE
-        self.rcv_wnd, self._edge = params.rcv_wnd, 1 << 62
+        self.received = ReceiveWindow(params.rcv_wnd, first_sn)
         self.rmt_wnd = KCP_WND_INITIAL
         self.rtt = RttEstimator(KCP_RTO_MIN_NODELAY if params.nodelay else KCP_RTO_MIN, params.interval)
         self.window = SendWindow(params.resend, first_sn)
         self.flush_wanted = Flush.NOTHING
         self.send_bytes = 0
         "bytes queued or in flight"
-        self.early_bytes = 0
-        "bytes received out of order"
         self.unanswered_since: int | None = None
         "ms; when the first segment was sent since the peer was last heard"
+        self.peer_ts = 0  # when the segment that came last was sent, ms of the peer's clock
+        self.is_terse = False  # no ACK while something of ours waits for one: that goes again, and its `una` says it
         self._first_sn = first_sn
         self._rebirth = RebirthWatch()
         self._params = params
@@ -93,10 +97,6 @@ class Kcp:
         self._pacer = Pacer()
         # sending: chunks not yet numbered, and how far the first one is used up
         self._queue = SendQueue(self.mss)
-        # receiving: in order and not yet read; beyond rcv_nxt
-        self._rcv_nxt = first_sn
-        self._ready: list[Buffer] = []
-        self._early: dict[int, bytes] = {}
         # acknowledgements owed: of early segments, and of the newest segment if that came in order
         self._acks: list[tuple[int, int]] = []
         self._tail_ack: tuple[int, int] | None = None
@@ -117,11 +117,15 @@ class Kcp:
 
     @property
     def send_room(self) -> int:
-        """Segments that may still be queued; 0 or less is "wait" (WIRE.md 4.9)."""
+        """Segments that may still be queued; 0 or less is "wait" (WIRE.md 4.9).
+
+        Half a window may wait beside a full one, so that acknowledgements find something to send at once instead of
+        waking a writer first: 570 instead of 430 Mbit/s over loopback with the default window of 128.
+        """
         if self._queue.size >= QUEUE_TARGET:
             return 0
         queued = -(-self._queue.size // self.mss)
-        return self._params.snd_wnd - queued - self.window.unacked
+        return self._params.snd_wnd * 3 // 2 - queued - self.window.unacked
 
     @property
     def queued_bytes(self) -> int:
@@ -129,50 +133,25 @@ class Kcp:
         return self._queue.size
 
     def read(self, most: int = READ_SEGMENTS) -> list[Buffer]:
-        """The next bytes in order, at most `most` pieces; views into the received datagrams until `detach`."""
-        ready = self._ready
-        if not ready:
+        """The next bytes in order, of at most `most` segments; views into the received datagrams until `detach`."""
+        received = self.received
+        if not received.count:
             return []
-        was_shut = len(ready) >= self.rcv_wnd
-        self._ready = ready[most:]
-        del ready[most:]
-        if was_shut:  # our window was shut: say that it is open again
-            self._tell = True
-            self.flush_wanted = Flush.EVERYTHING
-        self._move_early()
-        self._counters.bytes_received += sum(map(len, ready))
-        return ready
-
-    def detach(self) -> None:
-        """Copy what has not been read, because the datagrams it points into are about to be overwritten."""
-        self._ready = [bytes(part) for part in self._ready]
+        was_shut = not received.free
+        payloads = received.take(most)
+        if was_shut:  # say that it is open again
+            self._tell_window()
+        self._counters.bytes_received += sum(map(len, payloads))
+        return payloads
 
     def resize_window(self, segments: int) -> None:
         """Receive no more than this many segments that nobody reads; the peer is told when the window opens."""
-        if self.rcv_wnd <= len(self._ready) < segments:
-            self._tell = True
-            self.flush_wanted = Flush.EVERYTHING
-        self.rcv_wnd, self._edge = segments, self._rcv_nxt + segments - len(self._ready)
+        if self.received.resize(segments):
+            self._tell_window()
 
-    @property
-    def free_window(self) -> int:
-        """Segments for which there is room, as the peer is told."""
-        return min(max(0, self.rcv_wnd - len(self._ready)), WND_MAX)
-
-    @property
-    def ready_count(self) -> int:
-        """Segments in order that wait to be read."""
-        return len(self._ready)
-
-    @property
-    def unread_bytes(self) -> int:
-        """Bytes received and not yet read, in order or not."""
-        return self.early_bytes + sum(map(len, self._ready))
-
-    @property
-    def unread_count(self) -> int:
-        """Segments received and not yet read, in order or not."""
-        return len(self._early) + len(self._ready)
+    def _tell_window(self) -> None:
+        self._tell = True
+        self.flush_wanted = Flush.EVERYTHING
 
     @property
     def is_quiet(self) -> bool:
@@ -181,7 +160,7 @@ class Kcp:
 
     def progress(self) -> tuple[int, int, int]:
         """What new data and new acknowledgements move, and old ones do not: una, rcv_nxt, early segments so far."""
-        return self.window.snd_una, self._rcv_nxt, len(self._early)
+        return self.window.snd_una, self.received.next_sn, self.received.early_count
 
     # -- below: receiving ----------------------------------------------------------------------
 
@@ -208,6 +187,7 @@ class Kcp:
         elif self.window.has_fast or (self._probe_wait and self.rmt_wnd):  # a hole, or the shut window is open
             self.flush_wanted = Flush.EVERYTHING
         if self._ack_count:
+            self.peer_ts = (self._tail_ack or self._acks[-1])[1]
             if self._ack_due is None:
                 # kcp-go's timer runs free, so an ACK waits half an interval on average: we wait just that.
                 self._ack_due = now + self._params.interval // 2
@@ -223,11 +203,13 @@ class Kcp:
         unpack = KCP_SEGMENT.unpack_from
         conv = self.conv
         una_known = self.window.snd_una & MASK32
-        expected = self._rcv_nxt & MASK32
-        ready = self._ready
-        room = 0 if self._early else self.rcv_wnd - len(ready)
+        received = self.received
+        expected = received.next_sn & MASK32
+        room = 0 if received.has_gap else received.limit - received.count
         first = index
         wnd = ts = 0
+        if isinstance(datagrams, PacketRow) and (run := self._receive_row(datagrams[index:], room, now)):
+            return index + run
         for datagram in datagrams[index : index + room]:
             size = len(datagram) - KCP_HEADER_SIZE
             if size < 0:
@@ -235,24 +217,44 @@ class Kcp:
             conv_field, cmd, _, wnd_field, ts_field, sn, una, length = unpack(datagram)
             if sn != expected or cmd != KCP_PUSH or length != size or una != una_known or conv_field != conv:
                 break
-            ready.append(datagram[KCP_HEADER_SIZE:])
+            received.append(datagram[KCP_HEADER_SIZE:])
             expected = (expected + 1) & MASK32
             wnd, ts = wnd_field, ts_field
             index += 1
-        count = index - first
-        if count:
-            self._rcv_nxt += count
-            self._tail_ack = ((expected - 1) & MASK32, ts)
-            self._ack_count += count
-            self._counters.in_segments += count
-            self.rmt_wnd = wnd
-            self.unanswered_since = None
-            self._rebirth.note(is_from_zero=False, now=now)
+        if index > first:
+            self._note_in_order(index - first, ts, wnd, now)
         return index
+
+    def _receive_row(self, row: PacketRow, room: int, now: int) -> int:
+        """The shortest road, for a row in which every datagram is the next segment; returns their number or 0.
+
+        0.1 us per segment.
+        """
+        count, size = len(row), row.size - KCP_HEADER_SIZE
+        if not 0 < count <= room or size < 0:
+            return 0
+        _, _, _, wnd, ts, _, _, _ = KCP_SEGMENT.unpack_from(row[-1])
+        usual = KCP_SEGMENT.pack(self.conv, KCP_PUSH, 0, 0, 0, 0, self.window.snd_una & MASK32, size)
+        is_usual = row.field(0, 5) == usual[:5] * count and row.field(KCP_UNA_AT, 8) == usual[KCP_UNA_AT:] * count
+        first = self.received.next_sn & MASK32
+        if not is_usual or split_numbers(row.field(KCP_SN_AT, 4)) != tuple(range(first, first + count)):
+            return 0
+        self.received.append(row.field(KCP_HEADER_SIZE, size), count)
+        self._note_in_order(count, ts, wnd, now)
+        return count
+
+    def _note_in_order(self, count: int, ts: int, wnd: int, now: int) -> None:
+        """`count` segments have come in order, the last with this timestamp and window."""
+        self._tail_ack = ((self.received.next_sn - 1) & MASK32, ts)
+        self._ack_count += count
+        self._counters.in_segments += count
+        self.rmt_wnd = wnd
+        self.unanswered_since = None
+        self._rebirth.note(is_from_zero=False, now=now)
 
     def _receive_one(self, datagram: memoryview, now: int, recovered: bool) -> bool:
         unpack = KCP_SEGMENT.unpack_from
-        window = self.window
+        window, received = self.window, self.received
         size = len(datagram)
         at = 0
         acks: list[tuple[int, int]] = []
@@ -272,14 +274,11 @@ class Kcp:
                 last_una = una
                 self.send_bytes -= window.acknowledge_until(una)
             if cmd == KCP_PUSH:
-                offset = (sn - self._rcv_nxt) & MASK32
-                if offset == 0 and len(self._ready) < self.rcv_wnd:
-                    self._ready.append(datagram[at : at + length])
-                    self._rcv_nxt += 1
+                offset = (sn - received.next_sn) & MASK32
+                if offset == 0 and received.count < received.limit:
+                    received.append(datagram[at : at + length])
                     self._tail_ack = (sn, ts)
                     self._ack_count += 1
-                    if self._early:
-                        self._move_early()
                 else:
                     self._receive_out_of_order(offset, sn, ts, datagram[at : at + length], recovered)
                 at += length
@@ -325,13 +324,11 @@ class Kcp:
     def _receive_out_of_order(self, offset: int, sn: int, ts: int, payload: memoryview, recovered: bool) -> None:
         if offset >= HALF32:  # an old one again: our acknowledgement was lost
             self._tail_ack = (sn, ts)
-        elif offset < self.rcv_wnd and self._rcv_nxt + offset < self._edge:
-            full_sn = self._rcv_nxt + offset
+        elif self.received.is_within(self.received.next_sn + offset):
+            full_sn = self.received.next_sn + offset
             self._acks.append((sn, ts))
             self._tail_ack = None
-            if full_sn not in self._early:
-                self._early[full_sn] = bytes(payload)
-                self.early_bytes += len(payload)
+            if self.received.keep_early(full_sn, payload):
                 self._ack_count += 1
                 return
         else:  # beyond our window: not even acknowledged
@@ -339,14 +336,6 @@ class Kcp:
             return
         self._ack_count += 1
         self._counters.repeated += not recovered
-
-    def _move_early(self) -> None:
-        early = self._early
-        while early and self._rcv_nxt in early and len(self._ready) < self.rcv_wnd:
-            payload = early.pop(self._rcv_nxt)
-            self.early_bytes -= len(payload)
-            self._ready.append(payload)
-            self._rcv_nxt += 1
 
     # -- below: sending ------------------------------------------------------------------------
 
@@ -374,10 +363,13 @@ class Kcp:
 
         Each packet is `headroom` bytes of room, a datagram, `tailroom` bytes of room.
         """
+        if self.is_terse and self._ack_count and not self.is_quiet:
+            self._acks, self._tail_ack = [], None
+            self.window.expire(now)
         acks_only = self.flush_wanted is Flush.ACKS and (self._ack_due is None or now < self._ack_due)
-        wnd = self.free_window
+        wnd = self.received.free
         writer = DatagramWriter(
-            batch, max_packets, self.conv, wnd, self._rcv_nxt, self.mss, self._headroom, self._tailroom
+            batch, max_packets, self.conv, wnd, self.received.next_sn, self.mss, self._headroom, self._tailroom
         )
         is_complete = self._write_acks(writer)
         if is_complete and not acks_only:
@@ -391,7 +383,7 @@ class Kcp:
         return not is_complete
 
     def _write_acks(self, writer: DatagramWriter) -> bool:
-        rcv_nxt = self._rcv_nxt
+        rcv_nxt = self.received.next_sn
         acks = self._acks
         written = 0
         for sn, ts in acks:
@@ -455,8 +447,9 @@ class Kcp:
         window = self.window
         rto = self.rtt.rto
         while self._queue.size and window.snd_nxt < last:
-            if pieces := self._queue.cut_full(min(last - window.snd_nxt, writer.packets_left())):
-                writer.write_full(window.push(pieces, now, rto), now, pieces)
+            pieces, payload = self._queue.cut_full(min(last - window.snd_nxt, writer.packets_left()))
+            if pieces:
+                writer.write_full(window.push(pieces, now, rto), now, payload)
                 continue
             if not writer.has_room(min(self.mss, self._queue.size)):
                 return False

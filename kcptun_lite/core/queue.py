@@ -26,13 +26,13 @@ class SendQueue:
         self._chunks.append(data)
         self.size += len(data)
 
-    def cut_full(self, most: int) -> list[bytes]:
-        """Up to `most` pieces of exactly mss bytes from the first chunk; none if it has too few left."""
+    def cut_full(self, most: int) -> tuple[list[bytes], memoryview]:
+        """Up to `most` pieces of exactly mss bytes, none if the first chunk has too few; and all of them as one."""
         head, start, mss = self._chunks[0], self._offset, self._mss
         count = min(most, (len(head) - start) // mss)
         end = start + count * mss
         self._advance(count * mss)
-        return [head[at : at + mss] for at in range(start, end, mss)]
+        return [head[at : at + mss] for at in range(start, end, mss)], memoryview(head)[start:end]
 
     def cut(self) -> bytes:
         """The next mss bytes, or what there is."""

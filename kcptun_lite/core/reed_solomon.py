@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Protocol
 
-from kcptun_lite.core.guests import load_numpy
+from kcptun_lite.core.guests import load_numpy, loaded_numpy
 from kcptun_lite.core.wire import MTU_MAX, Buffer
 
 if TYPE_CHECKING:
@@ -260,7 +260,7 @@ def reconstruct(shards: Mapping[int, Buffer], data_shards: int) -> dict[int, mem
     length = max(len(shards[index]) for index in known)
     joined = b"".join([bytes(shards[index]).ljust(length, b"\0") for index in known])
     sums: ShardSums
-    if len(lost) >= PACKED_FROM and sys.modules.get("numpy"):
+    if len(lost) >= PACKED_FROM and loaded_numpy():
         sums = PackedSums(packed_tables(rows), len(lost), length)
     else:
         sums = PlainSums(rows)

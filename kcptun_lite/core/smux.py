@@ -145,7 +145,7 @@ class SmuxSession:
             max_frame: most bytes of payload in a frame we send, up to 65,535.
             receive_buffer: bytes of all streams that may wait to be taken (`--smuxbuf`).
             stream_buffer: window of one stream, in bytes (`--streambuf`); used by version 2.
-            max_streams: how many streams the peer may have open; one more is answered with FIN.
+            max_streams: how many streams the peer may have open; one more is cut at once.
         """
         self._version = version
         self._max_frame = max_frame
@@ -402,6 +402,7 @@ class SmuxSession:
             return
         if self._streams_from_peer >= self._max_streams:
             self.refused_streams += 1
+            self._queue_frame(SMUX_PSH, sid)
             self._queue_frame(SMUX_FIN, sid)
             return
         self._streams[sid] = _Stream(from_peer=True)

@@ -46,6 +46,8 @@ FEC_MAX_SHARDS = 256  # data + parity; GF(2^8)
 # KCP (WIRE.md 4.1, 4.2)
 KCP_SEGMENT = struct.Struct("<IBBHIIII")  # conv cmd frg wnd ts sn una len
 KCP_HEADER_SIZE = 24  # bytes
+KCP_SN_AT = 12  # offset of sn ...
+KCP_UNA_AT = 16  # ... and of una
 KCP_PUSH = 81  # data
 KCP_ACK = 82
 KCP_WASK = 83  # asks for the window

@@ -73,9 +73,11 @@ class Dialer:
         """Move a session to a fresh socket, and to what the route now holds for the way. Raises: TransportError."""
         session.change_path(*self._scout(session))
 
-    def scout(self, session: Session) -> None:
-        """Try a fresh socket beside the session's own. Raises: TransportError."""
-        session.send_scout(self._scout(session))
+    def scout(self, session: Session) -> Address:
+        """Try a fresh socket beside the session's own; returns where to. Raises: TransportError."""
+        scout = self._scout(session)
+        session.send_scout(scout)
+        return scout.remote
 
     def _scout(self, session: Session) -> Scout:
         udp, remote = self._route.open()
@@ -88,6 +90,10 @@ class Dialer:
 
         def deliver(batch: PacketBatch, now: int) -> None:
             nonlocal source
+            if batch.addresses.count(remote) == len(batch):
+                if packets := batch.packets():
+                    session.receive_through(udp, packets, now)
+                return
             packets = []
             for packet, address in batch.live():
                 if address not in (remote, source):

@@ -7,7 +7,7 @@ Wire    WIRE.md 5.2, stricter: only the first segment of a conversation makes a 
 Cost    one thread per port; one look-up per tray and peer
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from threading import Lock
 
 from kcptun_lite import log
@@ -36,10 +36,9 @@ from kcptun_lite.net.stream import Stream
 from kcptun_lite.net.suspects import Sample
 from kcptun_lite.net.udp import UdpSocket
 
-HALF_OPEN_TIME = 10_000  # ms in which a new session must acknowledge something or open a stream
+HALF_OPEN_TIME = 10_000  # ms in which a new session must acknowledge something ...
+UNPROVEN_TIME = 15_000  # ms ... if it has a stream: kcptun's keep-alive takes 10 s to ask, should that have been lost
 ANSWERS = 1000  # to strangers, a second
-OPEN_METHODS = ("none", "null", "xor")  # with which anybody can make up a first packet
-CONVS_REMEMBERED = 4096  # conversations whose first packet may be a recorded one when it comes again
 SHARE_OF_ONE_HOST = 4  # one address may have a quarter of --maxsessions
 
 
@@ -69,8 +68,6 @@ class Listener:
         self._lock = Lock()
         self._by_address: dict[Address, Session] = {}
         self._by_conv: dict[int, Session] = {}
-        self._convs_seen: dict[int, None] = {}
-        "the latest conversations, oldest first"
         self._per_host: dict[str, int] = {}
         self._answers_left = ANSWERS
         self._is_closing = False
@@ -101,21 +98,27 @@ class Listener:
         """Close sessions that somebody has opened and never shown to be there; called once a second."""
         self._answers_left = ANSWERS
         for session in self.sessions():
-            if not session.is_proven and now - session.opened_at >= HALF_OPEN_TIME:
+            limit = UNPROVEN_TIME if session.stream_count else HALF_OPEN_TIME
+            if not session.is_proven and now - session.opened_at >= limit:
                 session.close(SessionClosed("half-open"))
 
     # -- receiver thread -----------------------------------------------------------------------
 
     def _deliver(self, batch: PacketBatch, now: int) -> None:
+        addresses = batch.addresses
+        if addresses and addresses.count(addresses[0]) == len(addresses):
+            self._route(addresses[0], batch.packets(), now)
+            return
         by_address: dict[Address, list[memoryview]] = {}
         for packet, address in batch.live():
             by_address.setdefault(address, []).append(packet)
         for address, packets in by_address.items():
             self._route(address, packets, now)
 
-    def _route(self, address: Address, packets: list[memoryview], now: int) -> None:
+    def _route(self, address: Address, packets: Sequence[memoryview], now: int) -> None:
         """Give packets of one address to the session they are of."""
         session = self._by_address.get(address)
+        strays: list[int] = []
         for index, packet in enumerate(packets):
             at = FEC_HEADER_SIZE if fec_type(packet) == FEC_DATA else 0
             if len(packet) < at + KCP_HEADER_SIZE or fec_type(packet) > FEC_DATA:
@@ -132,14 +135,18 @@ class Listener:
                 session = self._create(conv, address, fec=at > 0, now=now)
                 break
             self.counters.kcp_in_errors += 1
-            packets[index] = packet[:0]
+            strays.append(index)
             if not session and cmd in (KCP_PUSH, KCP_WASK):
                 self._answer_stranger(conv, address)
                 return
-        if session:
-            session.receive([packet for packet in packets if packet], now)
+        if strays:
+            packets = [packet for index, packet in enumerate(packets) if index not in strays]
+        if session and packets:
+            session.receive(packets, now)
 
-    def _receive_from_elsewhere(self, session: Session, address: Address, packets: list[memoryview], now: int) -> None:
+    def _receive_from_elsewhere(
+        self, session: Session, address: Address, packets: Sequence[memoryview], now: int
+    ) -> None:
         """A known conversation from a new address: if it brings anything new, that is where the client is now.
 
         Its first segment once more is nothing new: recorded and replayed it makes no second session, which
@@ -150,7 +157,7 @@ class Listener:
         if session.is_proven and not any(map(conversation.brings_news, packets)):
             # Replayed; or all the client has to say is what we know, because our answers went to where it was.
             kcp = conversation.kcp
-            self._answer(conversation.conv, address, wnd=kcp.free_window, una=kcp.progress()[1])
+            self._answer(conversation.conv, address, wnd=kcp.received.free, una=kcp.progress()[1])
         elif session.receive(packets, now, address):
             with self._lock:
                 stale = self._by_address.get(address)
@@ -220,7 +227,6 @@ class Listener:
             counters=counters,
             rate=plant.rate,
             is_proven=False,
-            is_suspect=plant.crypt in OPEN_METHODS or self._was_seen(conv),
             owns_socket=False,
             on_stream=self._on_stream,
             on_trouble=_wait_for_client,
@@ -233,15 +239,6 @@ class Listener:
         session.start()
         self._on_session(session)
         return session
-
-    def _was_seen(self, conv: int) -> bool:
-        """Whether there was such a conversation lately; remembers it. Only the receiver thread asks."""
-        if conv in self._convs_seen:
-            return True
-        if len(self._convs_seen) >= CONVS_REMEMBERED:
-            del self._convs_seen[next(iter(self._convs_seen))]
-        self._convs_seen[conv] = None
-        return False
 
     def _forget(self, session: Session, reason: SessionError) -> None:
         with self._lock:

@@ -1,10 +1,11 @@
-"""Two threads between a TCP (or unix) connection and a stream, and the sockets they need.
+"""Between a TCP (or unix) connection and a stream: a thread for what comes, and one more while it goes out slowly.
 
 In      a connection, a stream
 Out     their bytes, each way, until both ways have ended
 Knows   half-close, resets, idleness after a half-close. Not: sessions, options
 Wire    WIRE.md 7.7; better than it between two of ours: each direction ends by itself
-Cost    two threads of 16 KiB; a buffer only while bytes move; one system call per 64 KiB and direction
+Cost    a thread of 16 KiB, two while the connection is slow; a buffer only while bytes move; one system call
+        per 64 KiB and direction
 """
 
 import errno
@@ -14,20 +15,24 @@ import socket
 import stat
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from threading import Lock, Thread
 
 from kcptun_lite import log
 from kcptun_lite.core.buffers import Address, BufferPool, borrow_some
+from kcptun_lite.core.wire import Buffer
 from kcptun_lite.errors import KcptunError, StreamReset, TransportError
 from kcptun_lite.net.address import format_address, resolve
 from kcptun_lite.net.sockopt import set_timeout
 from kcptun_lite.net.stream import Stream
+from kcptun_lite.net.ticker import monotonic_ms
 
 WRITE_BUFFERS = 512  # per gather write; IOV_MAX is 1024 on Linux
-CONNECT_TIMEOUT = 10.0  # s for the server to reach its target
+READS_AT_ONCE = 8  # of 256 KiB, a whole window, that go out in the thread which has brought them
+CALM = 1000  # ms in which the connection has taken all at once: then it needs no thread to wait for it
+CONNECT_TIMEOUT = 10_000  # ms for the server to reach its target
 TCP_KEEPALIVE = 15  # s; a peer that vanished without a word must not hold a stream for ever
-STOP_LATENCY = 1000  # ms; how soon a thread blocked in a send looks whether to stop
+STOP_LATENCY = 1000  # ms; how soon a thread blocked in a connect or a send looks whether to stop
 MEMORY_PAUSE = 20  # ms between looks whether --memlimit leaves room for a buffer
 BACKLOG = 1024  # connections that wait for `accept`, while --maxstreams are open
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: close sends RST, also when it is the kernel that closes
@@ -36,8 +41,11 @@ _NO_RESET = struct.pack("ii", 0, 0)
 Opener = Callable[[], socket.socket]
 
 
-def connect(host: str, port: int, path: str) -> socket.socket:
-    """A connection to a target, the first of its addresses that answers. Raises: TransportError."""
+def connect(host: str, port: int, path: str, is_stopping: Callable[[], bool] = lambda: False) -> socket.socket:
+    """A connection to a target, the first of its addresses that answers.
+
+    Raises: TransportError, also when `is_stopping` becomes true meanwhile.
+    """
     failure: OSError | None = None
     targets: list[tuple[socket.AddressFamily, Address | str]] = (
         [(socket.AF_UNIX, _unix_address(path))] if path else [*resolve(host, port, socket.SOCK_STREAM)]
@@ -50,16 +58,34 @@ def connect(host: str, port: int, path: str) -> socket.socket:
             continue
         try:
             tune(sock)
-            sock.settimeout(CONNECT_TIMEOUT)
-            sock.connect(address)
-            sock.settimeout(None)
+            _connect(sock, address, is_stopping)
             return sock
         except OSError as exc:
             sock.close()
             failure = exc
+            if is_stopping():
+                break
     assert failure is not None
     where = path or format_address((host, port))
     raise TransportError(f"cannot connect to {where}: {failure.strerror or failure}") from failure
+
+
+def _connect(sock: socket.socket, address: Address | str, is_stopping: Callable[[], bool]) -> None:
+    sock.setblocking(False)
+    error = sock.connect_ex(address)
+    answered = select.poll()
+    answered.register(sock, select.POLLOUT)
+    patience = CONNECT_TIMEOUT
+    while error == errno.EINPROGRESS:
+        if answered.poll(STOP_LATENCY):
+            error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            break
+        patience -= STOP_LATENCY
+        if patience <= 0 or is_stopping():
+            error = errno.ETIMEDOUT
+    if error:
+        raise OSError(error, os.strerror(error))
+    sock.setblocking(True)
 
 
 def listen(host: str, port: int, path: str) -> socket.socket:
@@ -121,27 +147,6 @@ def tune(sock: socket.socket) -> None:
                 sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), TCP_KEEPALIVE)
 
 
-class _Latch:
-    """What happens once and one thread waits for: an Event in a tenth of its kilobyte."""
-
-    __slots__ = ("_lock", "is_set")
-
-    def __init__(self) -> None:
-        self.is_set = False
-        self._lock = Lock()
-        self._lock.acquire()
-
-    def set(self) -> None:
-        if not self.is_set:
-            self.is_set = True
-            self._lock.release()
-
-    def wait(self, timeout_s: float) -> bool:
-        if self._lock.acquire(timeout=timeout_s):
-            self._lock.release()
-        return self.is_set
-
-
 class Relay:
     """Moves bytes between a connection and a stream until both directions have ended, or one has failed.
 
@@ -171,10 +176,11 @@ class Relay:
         self._is_stopped = False
         self._is_shut = False
         self._moved = 0
-        self._up_ended = _Latch()
-        self._down_ended = _Latch()
+        self._has_up_ended = False
+        self._has_down_ended = False
         self._up = Thread(target=self._run_up, name=f"up-{stream.sid}")
-        self._down = Thread(target=self._run_down, name=f"down-{stream.sid}")
+        self._down: Thread | None = None
+        "while what comes down has to wait"
 
     def start(self) -> None:
         self._up.start()
@@ -190,7 +196,7 @@ class Relay:
 
     def join(self) -> None:
         self._up.join()
-        if self._down.ident is not None:
+        if self._down and self._down.ident is not None:
             self._down.join()
 
     # -- TCP to stream -------------------------------------------------------------------------
@@ -206,20 +212,15 @@ class Relay:
                 self._tcp = tcp
                 if self._is_stopped:
                     return
-            self._down.start()
+            self.stream.attach(self._deliver)
             self._copy_up(tcp)
             self.stream.close_write()
-            self._up_ended.set()
-            self._outlive(self._down_ended.wait)
-        except KcptunError as exc:
-            self._end(exc)
-        except Exception as exc:  # a bug: this stream ends, the tunnel does not
-            log.error(f"relay of stream {self.stream.sid}: {exc!r}")
-            self._end(StreamReset(repr(exc)))
+            self._has_up_ended = True
+            self._outlive(self.stream.wait_until_over)
+        except Exception as exc:
+            self._fail(exc)
         finally:
-            self._up_ended.set()
-            if self._down.ident is not None:
-                self._down.join()
+            self._has_up_ended = True
             self._finish()
 
     def _copy_up(self, tcp: socket.socket) -> None:
@@ -257,49 +258,100 @@ class Relay:
 
     # -- stream to TCP -------------------------------------------------------------------------
 
-    def _run_down(self) -> None:
+    def _deliver(self) -> None:
+        """Write what has come, in the thread that has brought it. What would keep it is left to a thread of ours."""
         try:
-            assert self._tcp is not None
-            self._copy_down(self._tcp)
-            self._down_ended.set()
-            self._outlive(self.stream.wait_for_write_end)
-            self._end(None)
-        except KcptunError as exc:
-            self._end(exc)
+            unsent = self._write_ready()
+            if unsent is not None:
+                self._down = Thread(target=self._run_down, args=(unsent,), name=f"down-{self.stream.sid}")
+                self._down.start()
         except Exception as exc:
-            log.error(f"relay of stream {self.stream.sid}: {exc!r}")
-            self._end(StreamReset(repr(exc)))
-        finally:
-            self._down_ended.set()
+            self._fail(exc)
+            self._leave()
 
-    def _copy_down(self, tcp: socket.socket) -> None:
+    def _write_ready(self) -> list[Buffer] | None:
+        """Write as much as goes at once; None when that was all, else what must wait, if only for the other's end."""
+        for _ in range(READS_AT_ONCE):
+            chunks = self.stream.read_ready()
+            if chunks is None:
+                return None
+            if not chunks:
+                self._pass_end_on()
+                if self._closewait_s and not self.stream.wait_for_write_end(0):
+                    return []
+                self._end(None)
+                self._leave()
+                return None
+            if unsent := self._send(chunks, socket.MSG_DONTWAIT):
+                return unsent
+        return []
+
+    def _run_down(self, unsent: list[Buffer]) -> None:
         try:
-            while chunks := self.stream.read_chunks():
-                self._send_all(tcp, chunks)
-            self._is_shut = True
-            tcp.shutdown(socket.SHUT_WR)
-            # What is on its way to the application was all: a reset would take it back.
-            tcp.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_RESET)
+            is_over = self._has_down_ended or self._copy_down(unsent)
+            if is_over:
+                self._outlive(self.stream.wait_for_write_end)
+                self._end(None)
+        except Exception as exc:
+            is_over = True
+            self._fail(exc)
+        if is_over:
+            self._leave()
+        else:
+            self.stream.attach(self._deliver)
+
+    def _copy_down(self, unsent: list[Buffer]) -> bool:
+        """Write and wait; True at the end of the stream, False when the connection has been calm for a while."""
+        calm_at = monotonic_ms() + CALM
+        while unsent or monotonic_ms() < calm_at:
+            if unsent:
+                unsent = self._send(unsent, 0)
+                if unsent and self._is_stopped:
+                    raise StreamReset("stopped")
+                calm_at = monotonic_ms() + CALM
+            elif chunks := self.stream.read_chunks(timeout_s=CALM / 1000):
+                unsent = self._send(chunks, socket.MSG_DONTWAIT)
+            elif chunks is not None:
+                self._pass_end_on()
+                return True
+        return False
+
+    def _send(self, chunks: Sequence[Buffer], flags: int) -> list[Buffer]:
+        """What the connection does not take, at once or within SO_SNDTIMEO: nobody reads at its other end."""
+        assert self._tcp is not None
+        unsent = list(chunks)
+        try:
+            while unsent:
+                sent = self._tcp.sendmsg(unsent[:WRITE_BUFFERS], (), flags)
+                self._moved += sent
+                done = 0
+                while done < len(unsent) and sent >= len(unsent[done]):
+                    sent -= len(unsent[done])
+                    done += 1
+                del unsent[:done]
+                if sent:
+                    unsent[0] = memoryview(unsent[0])[sent:]
+        except BlockingIOError:
+            pass
         except OSError as exc:
             raise TransportError(f"connection: {exc.strerror or exc}") from exc
+        return unsent
 
-    def _send_all(self, tcp: socket.socket, chunks: list[bytes]) -> None:
-        views: list[bytes | memoryview] = list(chunks)
-        while views:
-            try:
-                sent = tcp.sendmsg(views[:WRITE_BUFFERS])
-            except BlockingIOError:  # SO_SNDTIMEO: nobody reads at the other end
-                if self._is_stopped:
-                    raise StreamReset("stopped") from None
-                continue
-            self._moved += sent
-            done = 0
-            while done < len(views) and sent >= len(views[done]):
-                sent -= len(views[done])
-                done += 1
-            del views[:done]
-            if sent:
-                views[0] = memoryview(views[0])[sent:]
+    def _pass_end_on(self) -> None:
+        assert self._tcp is not None
+        try:
+            self._is_shut = True
+            self._tcp.shutdown(socket.SHUT_WR)
+            # What is on its way to the application was all: a reset would take it back.
+            self._tcp.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_RESET)
+        except OSError as exc:
+            raise TransportError(f"connection: {exc.strerror or exc}") from exc
+        self._has_down_ended = True
+
+    def _leave(self) -> None:
+        """Nothing goes down any more: what the thread waits for that reads the connection and will close it."""
+        self._has_down_ended = True
+        self.stream.release()
 
     # -- the end -------------------------------------------------------------------------------
 
@@ -314,13 +366,20 @@ class Relay:
                 raise StreamReset(f"half-closed and idle for {self._closewait_s:g} s")
             moved = self._moved
 
+    def _fail(self, exc: Exception) -> None:
+        """End both directions with a reset; a bug concerns this stream and not the tunnel."""
+        if not isinstance(exc, KcptunError):
+            log.error(f"relay of stream {self.stream.sid}: {exc!r}")
+            exc = StreamReset(repr(exc))
+        self._end(exc)
+
     def _end(self, cause: KcptunError | None) -> None:
         """End both directions, with a reset if there is a cause and they had not ended by themselves."""
         with self._lock:
             if self._is_stopped:
                 return
             self._is_stopped = True
-            is_over = self._up_ended.is_set and self._down_ended.is_set
+            is_over = self._has_up_ended and self._has_down_ended
             if not is_over:
                 self.failure = cause
             tcp = self._tcp
@@ -338,8 +397,9 @@ class Relay:
                 pass
 
     def _finish(self) -> None:
-        """Both threads are done with the connection."""
+        """Close the connection as soon as nobody is writing to it."""
+        self.stream.close()
+        self.stream.wait_until_over(None)
         if self._tcp is not None:
             self._tcp.close()
-        self.stream.close()
         self._on_closed(self)

@@ -47,8 +47,8 @@ class Route:
         self._benched_until = [0] * len(servers)
         self._tries = [0] * len(servers)
         "failures of each server so far: the next try takes its next address"
-        self._given = ""
-        "the host given out last, if it has not failed since"
+        self._given: set[Address] = set()
+        "what the current server's sockets were given out for, since its turn came"
 
     def open(self) -> tuple[UdpSocket, Address]:
         """A new socket and the address to use it for. Raises: TransportError."""
@@ -66,7 +66,8 @@ class Route:
             raise
         address = addresses[tries % len(addresses)]
         with self._lock:
-            self._given = address[0]
+            if index == self._current and tries == self._tries[index]:  # nobody has reported it meanwhile
+                self._given.add(address)
         return udp, address
 
     def failed(self, remote: Address) -> None:
@@ -75,13 +76,12 @@ class Route:
         Of several sessions that have lost the same server, only the first one brings the next one's turn.
         """
         with self._lock:
-            server = self._servers[self._current]
-            if remote[0] == self._given and server.port_min <= remote[1] <= server.port_max:
+            if remote in self._given:
                 self._bench_locked(self._current)
 
     def _bench_locked(self, index: int) -> None:
         now = monotonic_ms()
-        self._given = ""
+        self._given.clear()
         self._tries[index] += 1
         self._benched_until[index] = now + BENCH_TIME
         order = [(index + step) % len(self._servers) for step in range(1, len(self._servers) + 1)]

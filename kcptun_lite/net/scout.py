@@ -2,16 +2,19 @@
 
 In      packets
 Out     the same packets, through a socket that may have been closed
-Knows   sockets and receiver threads. Not: when another way is wanted (net/session)
+Knows   sockets and receiver threads, what tells that there is no way. Not: when another is wanted (net/session)
 Cost    a socket and a thread while it is tried
 """
 
+import errno
 from threading import Thread, current_thread
 from typing import NamedTuple
 
 from kcptun_lite.core.buffers import Address
 from kcptun_lite.errors import TransportError
 from kcptun_lite.net.udp import UdpSocket
+
+NO_WAY = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL)
 
 
 class Scout(NamedTuple):
@@ -33,3 +36,9 @@ def send_all(udp: UdpSocket, packets: list[memoryview], remote: Address) -> int:
         return udp.send(packets, remote)
     except TransportError:
         return 0  # closed while we were at it
+
+
+def is_cut_off(udp: UdpSocket) -> bool:
+    """Whether the kernel itself says that there is no way from this socket."""
+    error = udp.last_error
+    return error is not None and error.errno in NO_WAY

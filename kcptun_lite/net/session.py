@@ -6,7 +6,6 @@ Knows   the two locks (DESIGN: `_tx_lock` before `lock`), when to transmit. Not:
 Cost    two locks and one cipher call per tray
 """
 
-import errno
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -19,15 +18,9 @@ from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.crypt import PacketCrypt
 from kcptun_lite.core.kcp import Flush
 from kcptun_lite.core.pacing import PACED_TRAY, TokenBucket
-from kcptun_lite.core.smux import StreamFinished, StreamOpened, StreamReadable, StreamWritable
-from kcptun_lite.errors import (
-    DeadLink,
-    KeepaliveTimeout,
-    RemoteProtocolError,
-    SessionClosed,
-    SessionError,
-)
-from kcptun_lite.net.scout import Scout, send_all
+from kcptun_lite.core.smux import StreamOpened, StreamReadable, StreamWritable
+from kcptun_lite.errors import DeadLink, KeepaliveTimeout, RemoteProtocolError, SessionClosed, SessionError
+from kcptun_lite.net.scout import Scout, is_cut_off, send_all
 from kcptun_lite.net.stream import Stream
 from kcptun_lite.net.ticker import UpdateThread, monotonic_ms
 from kcptun_lite.net.udp import UdpSocket
@@ -38,10 +31,8 @@ SILENCE = 3000  # ms without an answer after which the way to the peer is in dou
 DEAD_AFTER = 75_000  # ms without an answer after which the session is over
 BULK = 64 * 1024  # bytes received; when more than these just stop coming, the client speaks up
 PROBE_PERIOD = 1000  # ms between questions to a silent peer
-UNPROVEN_BYTES = 16 * 1024  # sent ahead to who has proven only that it has the key: a target that speaks first
 DENIALS = 3  # times that a peer who is reached another way must say that it knows nothing of us ...
 DENIED_AFTER = 2500  # ms ... and for so long, while the old way stays silent, until we believe it
-NO_WAY = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL)
 
 
 class Session:
@@ -59,7 +50,6 @@ class Session:
         counters: Counters,
         rate: int,
         is_proven: bool,
-        is_suspect: bool = False,
         owns_socket: bool,
         on_stream: Callable[["Session", Stream], None],
         on_trouble: Callable[["Session"], None],
@@ -68,10 +58,8 @@ class Session:
         """`crypt` seals for this session alone; callbacks run without any lock held.
 
         `rate`: bytes a second sent at most, 0 for no limit.
-        `is_proven`: the peer is known to be at `remote`. Until it has acknowledged something of ours we
-        send little more than came from there, lest somebody have us flood a stranger.
-        `is_suspect`: its first packet may be a recorded or an invented one. Until it has proven itself
-        no stream gets an answer, and no more bytes go out than have come in.
+        `is_proven`: the peer is known to be at `remote`. Until it has acknowledged something of ours no stream
+        gets an answer, and no more bytes go out than have come from there, lest somebody have us flood a stranger.
         `owns_socket`: nobody else uses `udp`; it is closed with the session (clients).
         `on_trouble`: the way to the peer is in doubt; called again every second while it is.
         """
@@ -84,9 +72,13 @@ class Session:
         self.receiver: Thread | None = None
         "the thread that receives for this session alone (clients)"
         self.is_proven = is_proven
-        self._unproven_bytes = 0 if is_suspect else UNPROVEN_BYTES
-        conversation.is_held = is_suspect
-        "how much more may be sent while unproven: that much ahead, and what has been received"
+        if not is_proven:
+            conversation.distrust()
+        self._credit = 0
+        "bytes received from an unproven peer less those sent there"
+        self._is_holding_back = False
+        self._nonsense: SessionError | None = None
+        "the peer's stream makes none: the session ends as soon as the peer could be told what we speak"
         self._probed_at = 0
         self._send_error: OSError | None = None
         self.cut_streams = 0
@@ -102,6 +94,8 @@ class Session:
         self._on_trouble = on_trouble
         self._on_closed = on_closed
         self._streams: dict[int, Stream] = {}
+        self._ready: list[Stream] = []
+        "streams whose sinks are to be called; whoever takes one out does it"
         self._closed: SessionError | None = None
         self._tx_lock = Lock()
         self._tx_wanted = False
@@ -129,7 +123,7 @@ class Session:
         return self._udp.address
 
     def open_stream(self) -> Stream:
-        """A new stream. Raises: SessionError if the session is over, StreamClosed if ids have run out."""
+        """A new stream. Raises: SessionError if the session is over or its stream ids are used up."""
         with self.lock:
             if self._closed:
                 raise self._closed
@@ -186,75 +180,76 @@ class Session:
         with self.lock:
             if self._closed:
                 return False
-            self.heard_at = now
-            self._send_error = None
+            self.heard_at, self._send_error = now, None
+            is_elsewhere = source is not None and source != self.remote
             if not self.is_proven:
-                self._unproven_bytes += sum(map(len, packets)) + len(packets) * self._crypt.headroom
+                size = sum(map(len, packets)) + len(packets) * (self._crypt.headroom + self._crypt.tailroom)
+                self._credit = size if is_elsewhere else self._credit + size
             before = self.conversation.progress()
             try:
                 self.conversation.receive_packets(packets, now)
             except RemoteProtocolError as exc:
-                failure = _nonsense(exc)
+                self._nonsense = self._nonsense or _nonsense(exc)
             except Exception as exc:  # a bug: what was being done is half done, so this session ends
                 log.limited("session", f"{self!r}: {exc!r}", log.Level.ERROR)
                 failure = SessionError(repr(exc))
             after = self.conversation.progress()
-            if source is not None and source != self.remote and (after != before or not self.is_proven):
+            if source is not None and is_elsewhere and (after != before or not self.is_proven):
                 self.remote = source
                 has_moved = True
             if not self.is_proven and after[0] != before[0]:
                 self.is_proven = True
-                self.conversation.is_held = False
-                self.conversation.kcp.resend_all(now)  # what the limit held back
+                self.conversation.trust(now)
             if self.conversation.is_peer_reborn(now):
                 failure = DeadLink("the other end knows nothing of this session: it was restarted, or has dropped it")
             opened = self._dispatch_locked()
-            is_flush_wanted = self.conversation.flush_wanted is not Flush.NOTHING
-            deadline = self.conversation.next_deadline()
+            ready, self._ready = self._ready, []
+        for stream in ready:
+            stream.deliver()
         for stream in opened:
             self._on_stream(self, stream)
-        if failure:
+        if not failure:
+            self.settle()
+        if failure or (self._nonsense and not self._is_holding_back):
             self.close(failure)
-        elif is_flush_wanted:
-            self._transmit_briefly()
-        elif deadline is not None:
-            self._ticker.wake(self, deadline)
         return has_moved
 
     def _dispatch_locked(self) -> list[Stream]:
-        """Wake those whom the conversation's events concern; returns streams the peer has opened."""
+        """Tell those whom the conversation's events concern; returns streams the peer has opened."""
         opened: list[Stream] = []
         for event in self.conversation.take_events():
-            stream = self._streams.get(event.sid)
-            match event:
-                case StreamOpened():
-                    stream = self._streams[event.sid] = Stream(self, event.sid)
-                    opened.append(stream)
-                case StreamReadable():
-                    if stream:
-                        stream.wake_reader_locked()
-                case StreamFinished():
-                    if stream:
-                        stream.wake_reader_locked()
-                        stream.wake_writer_locked()
-                case StreamWritable():
-                    if stream:
-                        stream.wake_writer_locked()
+            if isinstance(event, StreamOpened):
+                stream = self._streams[event.sid] = Stream(self, event.sid)
+                opened.append(stream)
+            elif known := self._streams.get(event.sid):
+                if not isinstance(event, StreamReadable):
+                    known.wake_writer_locked()
+                if not isinstance(event, StreamWritable) and known.wake_reader_locked():
+                    self._ready.append(known)
         if self.writers and self.conversation.kcp.send_room > 0:
             self.writers[0].wake_writer_locked()
         return opened
 
-    # -- relay threads -------------------------------------------------------------------------
+    # -- relay threads, too --------------------------------------------------------------------
 
     def settle(self) -> None:
-        """Tell everybody what reading or closing a stream has brought about."""
+        """Tell everybody what receiving, reading or closing a stream has brought about.
+
+        Sinks are left to the update thread: the caller may be in one, and should not be kept by other streams.
+        """
         with self.lock:
             opened = [] if self._closed else self._dispatch_locked()
+            has_ready = bool(self._ready)
             is_flush_wanted = self.conversation.flush_wanted is not Flush.NOTHING
+            deadline = self.conversation.next_deadline()
         for stream in opened:
             self._on_stream(self, stream)
+        if has_ready:
+            self._ticker.wake(self)
         if is_flush_wanted:
-            self.transmit()
+            self._transmit_briefly()
+        elif deadline is not None:
+            self._ticker.wake(self, deadline)
 
     def fail(self, error: RemoteProtocolError) -> None:
         """End the session, because what the peer has sent makes no sense."""
@@ -274,6 +269,12 @@ class Session:
     def _update(self, now: int) -> int | None:
         failure: SessionError | None = None
         with self.lock:
+            ready, self._ready = self._ready, []
+        for stream in ready:
+            stream.deliver()
+        if ready:
+            self.settle()
+        with self.lock:
             if self._closed:
                 return None
             silence = self._silence_locked(now)
@@ -285,8 +286,8 @@ class Session:
                 failure = DeadLink(f"no answer for {silence // 1000} s")
             # Data unanswered: ask, which any living peer answers; then have somebody look for another way.
             rto = self.conversation.kcp.rtt.rto
-            is_in_doubt = self._is_cut_off() or silence >= max(DOUBT, 2 * rto)
-            is_question_due = is_in_doubt and now - self._probed_at >= PROBE_PERIOD
+            is_in_doubt = is_cut_off(self._udp) or silence >= max(DOUBT, 2 * rto)
+            is_question_due = self.is_proven and is_in_doubt and now - self._probed_at >= PROBE_PERIOD
             if is_question_due:
                 self._probed_at = now
                 self.conversation.kcp.probe()
@@ -295,7 +296,7 @@ class Session:
                 # A download has stopped. If a NAT on the way has given us a new address, only we can tell the server.
                 self._received_at_pause = received
                 self.conversation.ping()
-            is_trouble = is_question_due and (self._is_cut_off() or silence >= max(SILENCE, 4 * rto))
+            is_trouble = is_question_due and (is_cut_off(self._udp) or silence >= max(SILENCE, 4 * rto))
             is_flush_wanted = self.conversation.flush_wanted is not Flush.NOTHING
         if failure:
             self.close(failure)
@@ -327,11 +328,6 @@ class Session:
     def _silence_locked(self, now: int) -> int:
         since = self.conversation.kcp.unanswered_since
         return 0 if since is None else now - since
-
-    def _is_cut_off(self) -> bool:
-        """Whether the kernel itself says that there is no way from this socket."""
-        error = self._udp.last_error
-        return error is not None and error.errno in NO_WAY
 
     def send_scout(self, scout: Scout) -> None:
         """Have what is sent go through another socket as well, until one of the two ways brings an answer (clients)."""
@@ -405,7 +401,6 @@ class Session:
     def _transmit_held(self, *, briefly: bool = False) -> bool:
         """Send what there is, or no more than a tray of it; whether that was all."""
         conversation = self.conversation
-        counters = self.counters
         with borrow(self._pool, max(self._pool.tray_bytes, conversation.tray_bytes)) as arena:
             batch = PacketBatch(arena)
             if self._bucket:
@@ -432,9 +427,9 @@ class Session:
                     sent = send_all(self._udp, packets, self.remote)
                     if scout := self._scout:
                         sent = max(sent, send_all(scout.udp, packets, scout.remote))
-                    counters.out_packets += sent
-                    counters.send_drops += len(packets) - sent
-                    counters.out_bytes += sum(batch.lengths)
+                    self.counters.out_packets += sent
+                    self.counters.send_drops += len(packets) - sent
+                    self.counters.out_bytes += sum(batch.lengths)
                     if self._bucket:
                         self._bucket.spend(sum(batch.lengths))
                     batch.clear()
@@ -445,19 +440,21 @@ class Session:
         return True
 
     def _hold_back_locked(self, batch: PacketBatch) -> None:
-        """Drop all from the first packet on that is more than may be sent to an unproven peer."""
+        """Drop all from the first packet on that is more than an unproven peer has sent."""
+        self._is_holding_back = False
         for index, length in enumerate(batch.lengths):
-            if length > self._unproven_bytes:
+            if length > self._credit:
+                self._is_holding_back = True
                 for rest in range(index, len(batch)):
                     batch.drop(rest)
                 return
-            self._unproven_bytes -= length
+            self._credit -= length
 
     # -- the end -------------------------------------------------------------------------------
 
     def close(self, reason: SessionError | None = None) -> None:
         """End the session: the peer is told that streams still open are cut, and they die here. Idempotent."""
-        reason = reason or SessionClosed("the session was closed")
+        reason = self._nonsense or reason or SessionClosed("the session was closed")
         with self.lock:
             if self._closed:
                 return
@@ -465,7 +462,9 @@ class Session:
             for sid, stream in self._streams.items():
                 with suppress(RemoteProtocolError):  # in what there was room for now
                     self.conversation.close_stream(sid)
-                stream.die_locked(reason)
+                if stream.die_locked(reason):
+                    self._ready.append(stream)
+            ready, self._ready = self._ready, []
             self._streams.clear()
             self.conversation.share.close()
         self._ticker.detach(self)
@@ -476,6 +475,8 @@ class Session:
             self._set_scout(None)
             if self._owns_socket:
                 self._udp.close()
+            for stream in ready:
+                stream.deliver()
             self._on_closed(self, reason)
 
     def join(self) -> None:

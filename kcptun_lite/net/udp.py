@@ -342,16 +342,15 @@ def _lay_run(batch: PacketBatch, size: int, total: int) -> None:
     second buffer beside it, and sizes that are multiples of 16 no moving.
     """
     arena, start = batch.arena, batch.end
-    stride = -(-size // PACKET_ALIGNMENT) * PACKET_ALIGNMENT
+    batch.begin_grid(size)
+    stride = batch.stride_for(size)
     count = min(-(-total // size), (batch.capacity - start) // stride)
     if stride != size:
         for i in range(count - 1, 0, -1):
             source, target = start + i * size, start + i * stride
             arena[target : target + size] = arena[source : source + size]
-    batch.starts.extend(range(start, start + count * stride, stride))
-    batch.lengths.extend([size] * (count - 1))
-    batch.lengths.append(min(size, total - (count - 1) * size))
-    batch.end = start + count * stride
+    batch.commit(size, count)
+    batch.lengths[-1] = min(size, total - (count - 1) * size)
 
 
 def _runs(packets: Sequence[memoryview]) -> Iterator[Sequence[memoryview]]:

@@ -10,6 +10,7 @@ import pytest
 from kcptun_lite.app import client as room
 from kcptun_lite.app.client import Client
 from kcptun_lite.core.buffers import Address
+from kcptun_lite.core.wire import MASK32
 from kcptun_lite.errors import TransportError
 from kcptun_lite.net.session import Session
 from kcptun_lite.net.ticker import monotonic_ms
@@ -146,6 +147,26 @@ def test_an_expired_session_is_ended_when_its_grace_is_over(start: Starter, targ
         application.recv(1)
     application.close()
     tcp.close()
+
+
+def test_a_session_without_stream_ids_gives_its_slot_to_a_new_one(start: Starter, target: Target) -> None:
+    client = start()
+    first = use(client, target)
+    (old,) = live_sessions(client)
+    old.conversation._streams._next_sid = MASK32 + 2
+    second = use(client, target)
+    assert len(live_sessions(client)) == 2 and old.stream_count == 1
+    client._scavenge(monotonic_ms())
+    for source, sink in (first, second):
+        source.sendall(b"still here")
+        assert sink.recv(10) == b"still here"
+    for sock in first:
+        sock.close()
+    wait_until(lambda: not old.stream_count and old.is_flushed())
+    client._scavenge(monotonic_ms())
+    assert old.is_closed and len(live_sessions(client)) == 1
+    for sock in second:
+        sock.close()
 
 
 def test_without_autoexpire_sessions_live_on(start: Starter, target: Target, shift: Shift) -> None:

@@ -38,10 +38,11 @@ class Around:
         self.redialed.append(session)
         session.remote = ("b", 2)
 
-    def scout(self, session: Any) -> None:
+    def scout(self, session: Any) -> Address:
         self.scouted.append(session)
         if self.is_dead:
             raise TransportError("no way")
+        return ("b", len(self.scouted))
 
 
 class Room:
@@ -64,7 +65,8 @@ class Room:
         self.keeper._troubled.put((marker, True))
         wait_until(lambda: marker in self.around.redialed[before:])
         self.around.redialed.remove(marker)
-        self.keeper._pauses.pop(marker, None)
+        wait_until(lambda: marker in self.keeper._tries)
+        del self.keeper._tries[marker]
 
 
 @pytest.fixture
@@ -113,6 +115,17 @@ def test_a_new_trouble_after_a_good_time_begins_with_short_pauses(keeping: Room)
     assert len(keeping.around.scouted) == 2
 
 
+def test_what_was_tried_last_is_what_has_failed(keeping: Room) -> None:
+    session = FakeSession()
+    for _ in range(3):
+        keeping.report(session)
+        keeping.clock.now += LAST_PAUSE
+    assert keeping.around.failed_at == [("a", 1), ("b", 1), ("b", 2)], "its own server first, then the scouts'"
+    keeping.clock.now += 2 * LAST_PAUSE
+    keeping.report(session)
+    assert keeping.around.failed_at[-1] == session.remote, "another trouble"
+
+
 def test_sessions_do_not_wait_for_each_other(keeping: Room) -> None:
     sessions = [FakeSession(), FakeSession()]
     for session in sessions:
@@ -127,7 +140,7 @@ def test_a_closed_session_is_left_alone_and_forgotten(keeping: Room) -> None:
     keeping.clock.now += LAST_PAUSE
     keeping.report(session)
     assert keeping.around.scouted == [session]
-    assert not keeping.keeper._pauses
+    assert not keeping.keeper._tries
 
 
 def test_an_order_moves_all_at_once_and_blames_no_server(keeping: Room) -> None:

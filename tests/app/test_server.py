@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kcptun_lite.net.listener import HALF_OPEN_TIME
+from kcptun_lite.net.listener import UNPROVEN_TIME
 from kcptun_lite.net.relay import listen
 from kcptun_lite.net.ticker import monotonic_ms
 from tests.app.tunnels import Target, connect, make_client, make_server, running, udp_address
@@ -80,7 +80,7 @@ def test_half_open_sessions_are_dropped_by_the_housekeeping(target: Target) -> N
         target.accept().close()
         server._every_second(monotonic_ms())
         assert len(server._sessions()) == 1
-        server._every_second(monotonic_ms() + HALF_OPEN_TIME)
+        server._every_second(monotonic_ms() + UNPROVEN_TIME)
         assert not server._sessions()
         counters = server.counters()
         assert (counters.passive_opens, counters.current_established, counters.max_connections) == (1, 0, 1)

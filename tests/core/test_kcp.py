@@ -204,12 +204,12 @@ def test_holes_are_named_and_filled() -> None:
     assert read(kcp) == b"0"
     (acks,) = flush(kcp)
     assert [(seen.sn, seen.ts, seen.una) for seen in acks] == [(2, 2, 1), (5, 5, 1), (4, 4, 1)]
-    assert kcp.early_bytes == 3
+    assert kcp.received.early_bytes == 3
     receive(kcp, segment(sn=1, payload=b"1", ts=9))
     assert read(kcp) == b"12"
     receive(kcp, segment(sn=3, payload=b"3", ts=10))
     assert read(kcp) == b"345"
-    assert kcp.early_bytes == 0
+    assert kcp.received.early_bytes == 0
     (acks,) = flush(kcp)
     assert [(seen.sn, seen.ts, seen.una) for seen in acks] == [(3, 10, 6)]
 
@@ -256,7 +256,7 @@ def test_duplicates_are_acknowledged_again_but_not_read_again() -> None:
 def test_beyond_the_window_is_neither_kept_nor_acknowledged() -> None:
     kcp = make_kcp(rcv_wnd=8)
     receive(kcp, segment(sn=8, payload=b"x"), segment(sn=1000, payload=b"x"), segment(sn=0x7FFFFFFF, payload=b"x"))
-    assert kcp.unread_bytes == 0
+    assert kcp.received.unread_bytes == 0
     assert flush(kcp, 100) == []
     receive(kcp, segment(sn=7, payload=b"x"))
     assert [seen.sn for seen in flush(kcp, 200)[0]] == [7]
@@ -265,7 +265,7 @@ def test_beyond_the_window_is_neither_kept_nor_acknowledged() -> None:
 def test_a_full_receive_window_keeps_one_more_window_and_then_says_it_is_open() -> None:
     kcp = make_kcp(rcv_wnd=4)
     receive(kcp, *(segment(sn=sn, payload=b"%d" % sn) for sn in range(9)))
-    assert (kcp.ready_count, kcp.early_bytes) == (4, 4)  # 8 is beyond 4 + 4
+    assert (kcp.received.count, kcp.received.early_bytes) == (4, 4)  # 8 is beyond 4 + 4
     assert {seen.wnd for seen in flush(kcp)[0]} == {0}
     assert read(kcp) == b"01234567"
     assert [(seen.wnd, seen.una) for seen in segments(flush(kcp), KCP_WINS)] == [(4, 8)]
@@ -316,7 +316,7 @@ def test_many_empty_pushes_are_bounded_by_the_window() -> None:
     kcp = make_kcp(rcv_wnd=16)
     for sn in range(1000):
         receive(kcp, segment(sn=sn))
-    assert kcp.ready_count == 16
+    assert kcp.received.count == 16
     assert len(flush(kcp)[0]) <= 17
 
 
@@ -335,7 +335,7 @@ def test_truncated_header_is_an_error(size: int) -> None:
 def test_truncated_payload_is_an_error(cut: int) -> None:
     kcp = make_kcp()
     receive(kcp, segment(payload=bytes(100))[:-cut])
-    assert (kcp._counters.kcp_in_errors, kcp.ready_count) == (1, 0)
+    assert (kcp._counters.kcp_in_errors, kcp.received.count) == (1, 0)
 
 
 @pytest.mark.parametrize("good", [0, 1, 3])
@@ -378,7 +378,7 @@ def test_every_single_byte_changed_costs_at_most_a_counter() -> None:
             kcp.send(b"in flight")
             flush(kcp)
             receive(kcp, whole[:at] + bytes([value]) + whole[at + 1 :], now=10)
-            assert kcp.unread_bytes <= 8
+            assert kcp.received.unread_bytes <= 8
             assert kcp.send_bytes in (0, 9)
             read(kcp)
             flush(kcp, 20)
@@ -455,7 +455,7 @@ def test_well_formed_nonsense_never_raises_nor_grows(
         )
         receive(kcp, datagram, now=now, recovered=recovered)
         flush(kcp, now)
-        assert kcp.unread_bytes <= 8 * 20
+        assert kcp.received.unread_bytes <= 8 * 20
         assert 0 <= kcp.send_bytes <= 9 * kcp.mss
         deadline = kcp.next_deadline()
         assert deadline is None or deadline > now

@@ -15,8 +15,9 @@ def test_pieces_are_the_stream(chunks: list[bytes], mss: int, data: st.DataObjec
         if waiting and (not queue.size or data.draw(st.booleans())):
             queue.push(waiting.pop(0))
         elif data.draw(st.booleans()):
-            full = queue.cut_full(data.draw(st.integers(0, 5)))
+            full, whole = queue.cut_full(data.draw(st.integers(0, 5)))
             assert all(len(piece) == mss for piece in full)
+            assert whole == b"".join(full)
             pieces += full
         else:
             piece = queue.cut()

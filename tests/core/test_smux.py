@@ -382,10 +382,18 @@ def test_streams_one_too_many_are_refused_and_counted() -> None:
     server.frames_to_send()
     events = server.feed(b"".join(frame(SMUX_SYN, sid) for sid in (3, 5, 7, 9)) + frame(SMUX_PSH, 7, b"lost"))
     assert events == [StreamOpened(3), StreamOpened(5)]
-    assert sent(server) == [(SMUX_FIN, 7, b""), (SMUX_FIN, 9, b"")]
+    assert sent(server) == [(command, sid, b"") for sid in (7, 9) for command in (SMUX_PSH, SMUX_FIN)]
     assert (server.refused_streams, server.stream_count, server.held_bytes) == (2, 3, 0)
     server.close(3)
     assert server.feed(frame(SMUX_SYN, 11)) == [StreamOpened(11)]
+
+
+def test_a_refused_stream_looks_cut_to_who_has_opened_it() -> None:
+    client, server = make(is_client=True), make(is_client=False, max_streams=0)
+    sid = client.open_stream()
+    server.feed(b"".join(client.frames_to_send()))
+    assert client.feed(b"".join(server.frames_to_send())) == [StreamFinished(sid)]
+    assert client.is_finished(sid) and client.is_cut(sid) and not client.is_listening(sid)
 
 
 def test_flood_of_opened_streams_is_bounded() -> None:
@@ -691,7 +699,7 @@ def test_only_smux_errors_come_out(version: int, pieces: list[bytes]) -> None:
             fed += len(piece)
             session.feed(piece)
             assert session.stream_count <= 3
-            assert session.held_bytes <= fed + 8 * (session.refused_streams + 1)
+            assert session.held_bytes <= fed + 16 * (session.refused_streams + 1)
     except SmuxError:
         pass
     for number in (sid, 0, 3, 5, 7, 0xFFFFFFFF):

@@ -118,9 +118,7 @@ class Peer:
 class End:
     """A session with a `FakeUdp`, and notes of what it tells its owner."""
 
-    def __init__(
-        self, plant: Plant, now: int, *, is_client: bool, is_proven: bool = True, is_suspect: bool = False
-    ) -> None:
+    def __init__(self, plant: Plant, now: int, *, is_client: bool, is_proven: bool = True) -> None:
         self.udp = FakeUdp(CLIENT if is_client else SERVER)
         self.opened: list[Stream] = []
         self.troubles = 0
@@ -146,7 +144,6 @@ class End:
             counters=counters,
             rate=plant.rate,
             is_proven=is_proven,
-            is_suspect=is_suspect,
             owns_socket=is_client,
             on_stream=lambda session, stream: self.opened.append(stream),
             on_trouble=self._note_trouble,
@@ -177,11 +174,9 @@ class Clock:
 class Wire:
     """A client, a server, and what lies between them: carried by hand (`carry`) or by a thread (`carrying`)."""
 
-    def __init__(
-        self, plant: Plant, clock: Callable[[], int], *, is_proven: bool = True, is_suspect: bool = False
-    ) -> None:
+    def __init__(self, plant: Plant, clock: Callable[[], int], *, is_proven: bool = True) -> None:
         self.client = End(plant, clock(), is_client=True)
-        self.server = End(plant, clock(), is_client=False, is_proven=is_proven, is_suspect=is_suspect)
+        self.server = End(plant, clock(), is_client=False, is_proven=is_proven)
         self.is_cut = False
         "what is sent meanwhile is lost"
         self._clock = clock
@@ -300,3 +295,13 @@ def is_waiting(stream: Stream, *, to_write: bool) -> bool:
 def wait_until_waiting(*streams: Stream, to_write: bool) -> None:
     for stream in streams:
         wait_until(partial(is_waiting, stream, to_write=to_write), f"{stream!r} waits")
+
+
+def wait_until_listening(*streams: Stream) -> None:
+    """Until the streams have sinks and nobody is at them."""
+    for stream in streams:
+        wait_until(partial(_is_listening, stream), f"{stream!r} listens")
+
+
+def _is_listening(stream: Stream) -> bool:
+    return stream._sink is not None and not stream._is_being_read

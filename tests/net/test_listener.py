@@ -23,7 +23,7 @@ from kcptun_lite.core.wire import (
     SMUX_SYN,
 )
 from kcptun_lite.errors import SessionClosed, SessionError
-from kcptun_lite.net.listener import ANSWERS, HALF_OPEN_TIME, SHARE_OF_ONE_HOST, Listener
+from kcptun_lite.net.listener import ANSWERS, HALF_OPEN_TIME, SHARE_OF_ONE_HOST, UNPROVEN_TIME, Listener
 from kcptun_lite.net.session import Session
 from kcptun_lite.net.stream import Stream
 from kcptun_lite.net.ticker import monotonic_ms
@@ -244,6 +244,24 @@ def test_who_moves_to_an_address_in_use_takes_it_over(room: Room) -> None:
     assert room.listener._per_host == {THERE[0]: 1}
 
 
+def test_a_late_packet_from_the_old_address_does_not_bring_the_session_back(room: Room) -> None:
+    session = room.open(HERE, conv=7)
+    prove(session)
+
+    def deliver(address: Address, sn: int, ts: int) -> None:
+        data = SMUX_HEADER.pack(1, SMUX_PSH, 1, 3) + b"%d" % sn
+        room.deliver((address, segment(conv=7, sn=sn, ts=ts, data=data)))
+
+    deliver(THERE, sn=2, ts=200)
+    assert session.remote == THERE
+    deliver(HERE, sn=1, ts=100)
+    assert session.remote == THERE, "it was sent before"
+    deliver(THERE, sn=1, ts=300)
+    assert room.streams[0].read_chunks(timeout_s=0) == [b"12"]
+    deliver(HERE, sn=3, ts=400)
+    assert session.remote == HERE, "the client has gone back"
+
+
 def test_a_session_may_move_there_and_back(room: Room) -> None:
     session = room.open(HERE, conv=7)
     prove(session)
@@ -281,10 +299,13 @@ def test_one_host_may_have_a_part_of_them(room: Room) -> None:
 def test_a_half_open_session_is_dropped_and_a_proven_one_is_not(room: Room) -> None:
     half, whole = room.open(HERE, conv=7), room.open(THERE, conv=8)
     prove(whole)
-    now = max(half.opened_at, whole.opened_at)
+    room.deliver((("10.0.0.9", 9), segment(conv=9, data=SYN[:1])))  # has no stream yet
+    silent = room.begun[-1]
     room.listener.drop_half_open(half.opened_at + HALF_OPEN_TIME - 1)
-    assert len(room.listener.sessions()) == 2
-    room.listener.drop_half_open(now + HALF_OPEN_TIME)
+    assert len(room.listener.sessions()) == 3
+    room.listener.drop_half_open(silent.opened_at + HALF_OPEN_TIME)
+    assert room.listener.sessions() == [half, whole]
+    room.listener.drop_half_open(half.opened_at + UNPROVEN_TIME)
     assert room.listener.sessions() == [whole]
 
 

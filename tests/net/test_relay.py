@@ -4,8 +4,9 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -23,6 +24,7 @@ from tests.net.rooms import (
     noise,
     small_params,
     wait_until,
+    wait_until_listening,
     wait_until_waiting,
     write_and_finish,
 )
@@ -167,8 +169,149 @@ def test_an_idle_relay_holds_no_buffer(relays: Relays) -> None:
     line = relays.start()
     line.tcp.sendall(b"something")
     assert line.peer.read_chunks() == [b"something"]
-    wait_until_waiting(line.stream, to_write=False)
+    wait_until_listening(line.stream)
     wait_until(lambda: relays.plant.pool.usage().in_use_bytes == 0)
+
+
+# -- in the thread that brings it ----------------------------------------------------------------------------
+
+
+def small_buffers(line: Line) -> None:
+    """The connection takes little that is not read."""
+    line.tcp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+    line._relays_end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65_536)
+
+
+def read_exactly(tcp: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        piece = tcp.recv(size - len(data))
+        assert piece
+        data += piece
+    return data
+
+
+def test_a_connection_that_takes_everything_at_once_needs_one_thread(relays: Relays) -> None:
+    line = relays.start()
+    for number in range(50):
+        question, answer = noise(1000, seed=number), noise(3000, seed=-number)
+        line.tcp.sendall(question)
+        assert b"".join(line.peer.read_chunks() or []) == question
+        line.peer.write(memoryview(answer))
+        assert read_exactly(line.tcp, 3000) == answer
+    assert line.relay._down is None
+
+
+def test_what_comes_before_the_connection_waits_for_it(relays: Relays) -> None:
+    line = Line(relays.wire, relays.plant.pool)
+    relays.lines.append(line)
+    line.may_open.clear()
+    line.relay.start()
+    line.peer.write(memoryview(b"early"))
+    line.peer.close_write()
+    wait_until(lambda: line.stream._has_news)
+    line.may_open.set()
+    assert read_to_end(line.tcp) == b"early"
+
+
+def test_a_slow_connection_has_a_thread_until_it_has_been_calm(relays: Relays, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "CALM", 20)
+    line = relays.start()
+    small_buffers(line)
+    first, second = noise(1_000_000, seed=1), noise(10_000, seed=2)
+    writer = in_background(line.peer.write, memoryview(first))
+    wait_until(lambda: line.relay._down is not None)
+    assert read_exactly(line.tcp, len(first)) == first
+    writer.result()
+    down = line.relay._down
+    wait_until_listening(line.stream)
+    assert down is not None
+    down.join()
+    line.peer.write(memoryview(second[:100]))
+    assert read_exactly(line.tcp, 100) == second[:100]
+    assert line.relay._down is down, "no new one"
+    writer = in_background(write_and_finish, line.peer, second[100:] + first)
+    assert read_to_end(line.tcp) == second[100:] + first
+    writer.result()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_nothing_is_lost_or_changes_places_however_often_the_reader_changes(
+    relays: Relays, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    monkeypatch.setattr(room, "CALM", 1)
+    line = relays.start()
+    small_buffers(line)
+    random = Random(seed)
+    data = noise(600_000, seed=seed)
+
+    def write() -> None:
+        at = 0
+        while at < len(data):
+            size = random.choice((10, 1000, 30_000))
+            line.peer.write(memoryview(data)[at : at + size])
+            at += size
+            threading.Event().wait(random.choice((0, 0, 0.002)))
+        line.peer.close_write()
+
+    writer = in_background(write)
+    wait_until(lambda: line.relay._down is not None)
+    received = b""
+    pauses = Random(seed + 100)
+    while piece := line.tcp.recv(pauses.choice((100, 5000, 50_000))):
+        received += piece
+        if not pauses.randrange(20):
+            threading.Event().wait(0.003)
+    writer.result()
+    assert received == data
+
+
+def test_a_connection_that_does_not_read_holds_up_nobody_else(relays: Relays, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "STOP_LATENCY", 20)
+    stuck, other = relays.start(), relays.start()
+    small_buffers(stuck)
+    writer = in_background(stuck.peer.write, memoryview(bytes(1_000_000)))
+    wait_until(lambda: stuck.relay._down is not None)
+    answer = noise(200_000)
+    in_background(write_and_finish, other.peer, answer)
+    assert read_to_end(other.tcp) == answer
+    stuck.relay.stop()
+    with suppress(StreamClosed):
+        writer.result()
+
+
+def test_a_thread_that_cannot_be_had_costs_its_stream_and_nothing_else(
+    relays: Relays, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line, other = relays.start(), relays.start()
+    small_buffers(line)
+    wait_until_listening(line.stream, other.stream)
+    start = threading.Thread.start
+
+    def fail(thread: threading.Thread) -> None:
+        if thread.name.startswith("down-"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    writer = in_background(line.peer.write, memoryview(bytes(1_000_000)))
+    line.wait_for_end()
+    assert "can't start new thread" in str(line.relay.failure)
+    assert is_reset(line.tcp)
+    with suppress(StreamClosed):
+        writer.result()
+    other.peer.write(memoryview(b"alive"))
+    assert other.tcp.recv(5) == b"alive"
+
+
+def test_a_window_that_comes_at_once_is_left_to_a_thread_behind_a_limit(
+    relays: Relays, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "READS_AT_ONCE", 1)
+    line = relays.start()
+    line.peer.write(memoryview(b"x"))
+    assert line.tcp.recv(1) == b"x"
+    wait_until(lambda: line.relay._down is not None)
 
 
 # -- failures ------------------------------------------------------------------------------------------------
@@ -196,7 +339,7 @@ def test_a_stream_cut_by_the_peer_resets_the_application(relays: Relays) -> None
 
 def test_the_end_of_the_session_resets_the_application(relays: Relays) -> None:
     line = relays.start()
-    wait_until_waiting(line.stream, to_write=False)
+    wait_until_listening(line.stream)
     relays.wire.client.session.close()
     assert is_reset(line.tcp)
     line.wait_for_end()
@@ -221,7 +364,7 @@ def test_a_target_that_cannot_be_reached_cuts_the_stream(relays: Relays) -> None
 
 def test_a_bug_costs_its_stream_and_nothing_else(relays: Relays, monkeypatch: pytest.MonkeyPatch) -> None:
     line, other = relays.start(), relays.start()
-    wait_until_waiting(line.stream, to_write=False)
+    wait_until_listening(line.stream)
 
     def broken(data: memoryview) -> bool:
         raise ZeroDivisionError("a bug")
@@ -280,7 +423,7 @@ def test_without_closewait_the_first_end_is_the_end_of_both(relays: Relays, who:
 
 def test_stop_ends_an_idle_relay_with_a_reset(relays: Relays) -> None:
     line = relays.start()
-    wait_until_waiting(line.stream, to_write=False)
+    wait_until_listening(line.stream)
     line.relay.stop()
     line.relay.stop()
     assert is_reset(line.tcp)
@@ -341,6 +484,18 @@ def test_listening_and_connecting_over_tcp() -> None:
             assert ours.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
             assert ours.getblocking()
             theirs.close()
+
+
+def test_connecting_to_who_does_not_answer_ends_with_the_program() -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as server, ExitStack() as stack:
+        for _ in range(2):  # then its queue is full, and the kernel answers nobody
+            stack.enter_context(sock := socket.socket()).setblocking(False)
+            sock.connect_ex(server.getsockname())
+        is_stopping = threading.Event()
+        connecting = in_background(connect, "127.0.0.1", server.getsockname()[1], "", is_stopping.is_set)
+        is_stopping.set()
+        with pytest.raises(TransportError, match="timed out"):
+            connecting.result()
 
 
 def test_all_addresses_means_both_families() -> None:

@@ -1,5 +1,6 @@
 """The way to the servers: who is next, who must wait, which address and which port."""
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,7 +12,7 @@ from kcptun_lite.errors import TransportError
 from kcptun_lite.net import route as room
 from kcptun_lite.net.route import BENCH_TIME, Route, Server
 from kcptun_lite.net.udp import UdpOptions, UdpSocket
-from tests.net.rooms import PATIENCE_S, Clock, FakeUdp, in_background
+from tests.net.rooms import PATIENCE_S, Clock, FakeUdp, in_background, wait_until
 
 A, B, C = Server("a", 1000, 1000), Server("b", 2000, 2000), Server("c", 3000, 3000)
 
@@ -23,11 +24,14 @@ class Names:
         self.addresses: dict[str, list[str]] = {}
         self.dialed: list[tuple[str, int]] = []
         self.dead: set[str] = set()
+        self.waiting = 0
         self.may_answer = threading.Event()
         self.may_answer.set()
 
     def dial(self, host: str, port: int, options: UdpOptions) -> tuple[Any, list[Address]]:
+        self.waiting += 1
         self.may_answer.wait(PATIENCE_S)
+        self.waiting -= 1
         self.dialed.append((host, port))
         if host in self.dead:
             raise TransportError(f"cannot resolve {host}")
@@ -109,6 +113,37 @@ def test_servers_on_one_host_are_told_apart_by_their_ports(make_route: Callable[
     assert route.open()[1][1] in range(3000, 4000)
     route.failed(first)  # said before
     assert route.open()[1][1] in range(3000, 4000)
+
+
+def test_servers_on_one_host_may_share_ports(
+    make_route: Callable[..., Route], names: Names, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "urandom", lambda size: bytes(size - 1) + b"\1")  # the second port of each range
+    names.addresses["b"] = ["a"]  # another name of the same host
+    route = make_route(A, Server("b", 1000, 1001), C)
+    first = route.open()[1]
+    route.failed(first)
+    second = route.open()[1]
+    assert (first, second) == (("a", 1000), ("a", 1001))
+    route.failed(first)  # said before
+    assert route.open()[1] == second
+    route.failed(second)
+    assert route.open()[1] == ("c", 3000)
+
+
+def test_a_server_reported_while_another_socket_is_made_is_reported_once(
+    make_route: Callable[..., Route], names: Names
+) -> None:
+    route = make_route(A, B)
+    remote = route.open()[1]
+    names.may_answer.clear()
+    late = in_background(route.open)
+    wait_until(lambda: names.waiting == 1)
+    route.failed(remote)
+    names.may_answer.set()
+    assert late.result()[1] == remote
+    route.failed(remote)  # by who has just got it
+    assert route.open()[1] == ("b", 2000)
 
 
 def test_several_sessions_that_lose_one_address_go_to_the_same_next_one(

@@ -14,7 +14,7 @@ from kcptun_lite.core.wire import FEC_HEADER, KCP_ACK, KCP_SEGMENT, KCP_WASK, KC
 from kcptun_lite.errors import DeadLink, SessionClosed, StreamClosed, StreamReset
 from kcptun_lite.net import session as room
 from kcptun_lite.net.scout import Scout
-from kcptun_lite.net.session import DEAD_AFTER, DENIED_AFTER, PROBE_PERIOD, SILENCE, UNPROVEN_BYTES
+from kcptun_lite.net.session import DEAD_AFTER, DENIED_AFTER, PROBE_PERIOD, SILENCE
 from kcptun_lite.net.ticker import monotonic_ms
 from tests.net.locks import OrderedLock
 from tests.net.rooms import (
@@ -208,63 +208,96 @@ def test_a_socket_closed_under_the_session_is_only_a_loss(wire: Wire) -> None:
 # -- who is there --------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def unproven(clock: Clock) -> Iterator[Wire]:
-    with Wire(make_plant(small_params(snd_wnd=512)), clock, is_proven=False) as wire:
+KINDS = [
+    pytest.param({"data_shards": fec[0], "parity_shards": fec[1], "compress": compress}, id=f"{fec}-{compress}")
+    for fec in ((0, 0), (10, 3), (1, 1))
+    for compress in (False, True)
+]
+BANNER = bytes(range(256)) * 80
+
+
+@pytest.fixture(params=KINDS)
+def unproven(request: pytest.FixtureRequest, clock: Clock) -> Iterator[Wire]:
+    with Wire(make_plant(small_params(snd_wnd=512, **request.param)), clock, is_proven=False) as wire:
         yield wire
 
 
-def test_an_unproven_peer_is_sent_no_more_than_it_has_sent_and_a_little_ahead(unproven: Wire, clock: Clock) -> None:
-    unproven.client.session.open_stream().write(memoryview(b"a question of forty bytes, or nearly so"))
-    packets = [packet for packet, _ in unproven.client.udp.sent]
-    unproven.server.session.receive([memoryview(packet) for packet in packets], clock.now)
-    received = sum(map(len, packets))
-    in_background(lambda: unproven.server.opened[0].write(memoryview(bytes(200_000))))  # ends with the session
-    for _ in range(500):
+def test_an_unproven_peer_is_sent_no_byte_more_than_it_has_sent_and_no_stream_data(
+    unproven: Wire, clock: Clock
+) -> None:
+    client, server = unproven.client, unproven.server
+    client.session.open_stream().write(memoryview(b"a question"))
+    heard = 0
+    for _ in range(100):  # it goes on asking, and hears nothing
+        packets = [memoryview(bytearray(packet)) for packet, _ in client.udp.sent]
+        client.udp.sent.clear()
+        heard += sum(map(len, packets))
+        server.session.receive(packets, clock.now)
+        if server.opened and not server.session.writers:
+            in_background(server.opened[0].write, memoryview(BANNER))  # ends with the session
+            wait_until_waiting(server.opened[0], to_write=True)
+        assert server.sent_bytes <= heard
         clock.now += 100
-        unproven.server.session.update(clock.now)
-    assert not unproven.server.session.is_proven
-    assert UNPROVEN_BYTES // 2 < unproven.server.sent_bytes <= UNPROVEN_BYTES + received
-    unproven.server.session.close()
+        client.session.update(clock.now)
+        server.session.update(clock.now)
+    assert 0 < server.sent_bytes <= heard
+    assert not server.session.is_proven
+    assert server.session.conversation.kcp.send_bytes < 100, "small frames, no stream data"
 
 
-def test_a_suspect_is_sent_no_byte_more_than_it_has_sent_and_no_stream_data(clock: Clock) -> None:
-    with Wire(make_plant(small_params(snd_wnd=512)), clock, is_proven=False, is_suspect=True) as wire:
-        wire.client.session.open_stream().write(memoryview(b"a question"))
-        packets = [packet for packet, _ in wire.client.udp.sent]
-        wire.server.session.receive([memoryview(packet) for packet in packets], clock.now)
-        in_background(lambda: wire.server.opened[0].write(memoryview(bytes(50_000))))
-        for _ in range(100):
-            clock.now += 100
-            wire.server.session.update(clock.now)
-        assert 0 < wire.server.sent_bytes <= sum(map(len, packets))
-        wire.carry()  # the ping is acknowledged
-        assert wire.server.session.is_proven
-        wait_until(lambda: wire.server.sent_bytes > 1000)
-        wire.server.session.close()
-
-
-def test_an_acknowledgement_is_the_proof(unproven: Wire) -> None:
-    unproven.client.session.open_stream().write(memoryview(b"hello"))
-    unproven.carry()
-    assert unproven.server.session.is_proven, "the server's ping was acknowledged"
-    unproven.server.opened[0].write(memoryview(bytes(100_000)))
-    unproven.carry()
-    assert unproven.server.sent_bytes > 100_000
-
-
-def test_what_the_limit_held_back_goes_out_with_the_proof(unproven: Wire, clock: Clock) -> None:
+def test_the_first_answer_is_no_longer_than_the_question_and_proves_the_peer_at_once(unproven: Wire) -> None:
     stream = unproven.client.session.open_stream()
-    packets = [memoryview(packet) for packet, _ in unproven.client.udp.sent]
-    unproven.server.session.receive(packets, clock.now)
-    unproven.server.opened[0].write(memoryview(bytes(100_000)))
-    held_back = unproven.server.sent_bytes
-    assert held_back <= UNPROVEN_BYTES + sum(map(len, packets))
+    asked = unproven.client.sent_bytes
+    assert unproven._carry_one(unproven.client, unproven.server)
+    assert 0 < unproven.server.sent_bytes <= asked
+    writing = in_background(unproven.server.opened[0].write, memoryview(BANNER))  # a target that speaks first
+    wait_until_waiting(unproven.server.opened[0], to_write=True)
+    unproven.carry()  # no time passes
+    assert unproven.server.session.is_proven, "the server's ping was acknowledged"
+    writing.result()
     unproven.carry()
-    received = 0
-    while chunks := stream.read_chunks(timeout_s=0):
-        received += sum(map(len, chunks))
-    assert received == 100_000, "and no time has passed"
+    assert b"".join(stream.read_chunks(timeout_s=0) or []) == BANNER
+
+
+@pytest.mark.parametrize("lost", ["question", "answer", "proof"])
+def test_a_lost_packet_costs_an_unproven_peer_a_time_out_and_no_more(unproven: Wire, clock: Clock, lost: str) -> None:
+    client, server = unproven.client, unproven.server
+    unproven.is_cut = lost == "question"
+    stream = client.session.open_stream()
+    unproven._carry_one(client, server)
+    unproven.is_cut = lost == "answer"
+    unproven._carry_one(server, client)
+    unproven.is_cut = lost == "proof"
+    unproven._carry_one(client, server)
+    unproven.is_cut = False
+    unproven.pass_time(700)
+    assert server.session.is_proven
+    server.opened[0].write(memoryview(BANNER))
+    unproven.pass_time(100)
+    assert b"".join(stream.read_chunks(timeout_s=0) or []) == BANNER
+
+
+def test_what_there_was_no_credit_for_goes_out_with_the_proof(unproven: Wire) -> None:
+    stream = unproven.client.session.open_stream()
+    unproven._carry_one(unproven.client, unproven.server)
+    unproven.server.opened[0].close_write()
+    unproven.carry()
+    assert stream.read_chunks(timeout_s=0) == [], "the end has come, and no time has passed"
+
+
+def test_what_came_from_one_address_is_not_paid_back_to_another(unproven: Wire, clock: Clock) -> None:
+    unproven.client.session.open_stream().write(memoryview(b"a long question" * 10))
+    packets = [memoryview(bytearray(packet)) for packet, _ in unproven.client.udp.sent]
+    server = unproven.server
+    server.session.receive(packets, clock.now)
+    del server.udp.sent[:]
+    again = memoryview(bytearray(packets[0]))
+    assert server.session.receive([again], clock.now, ELSEWHERE), "what it sent first is the client, wherever it is"
+    for _ in range(50):
+        clock.now += 100
+        server.session.update(clock.now)
+    assert {to for _, to in server.udp.sent} <= {ELSEWHERE}
+    assert server.sent_bytes <= len(again)
 
 
 # -- where the peer is ---------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """A stream: waiting, being woken, and taking turns."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -128,6 +128,97 @@ def test_a_buffer_may_be_used_again_when_write_has_returned(wire: Wire) -> None:
     buffer[:] = b"other"
     wire.carry()
     assert wire.server.opened[0].read_chunks() == [b"first"]
+
+
+# -- sinks ---------------------------------------------------------------------------------------------------
+
+
+class Sink:
+    """Reads all there is, and remembers it."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self.calls = 0
+        self.chunks: list[bytes] = []
+        self.failure: Exception | None = None
+        self.to_do: Callable[[], object] = lambda: None
+
+    def __call__(self) -> None:
+        self.calls += 1
+        self.to_do()
+        try:
+            while chunks := self.stream.read_ready():
+                self.chunks += chunks
+        except StreamReset as exc:
+            self.failure = exc
+
+
+def test_a_sink_takes_what_was_there_and_what_comes(wire: Wire) -> None:
+    stream = wire.client.session.open_stream()
+    stream.write(memoryview(b"before"))
+    wire.carry()
+    sink = Sink(wire.server.opened[0])
+    sink.stream.attach(sink)
+    assert sink.chunks == [b"before"]
+    stream.write(memoryview(b"behind"))
+    wire.carry()
+    assert sink.chunks == [b"before", b"behind"] and sink.calls == 2
+
+
+def test_a_sink_is_called_by_one_at_a_time(wire: Wire) -> None:
+    stream = wire.client.session.open_stream()
+    wire.carry()
+    sink = Sink(wire.server.opened[0])
+    sink.stream.attach(sink)
+
+    def bring_more() -> None:
+        sink.to_do = lambda: None
+        stream.write(memoryview(b"second"))
+        wire.carry()
+
+    sink.to_do = bring_more
+    stream.write(memoryview(b"first "))
+    wire.carry()
+    assert b"".join(sink.chunks) == b"first second" and sink.calls == 2
+
+
+def test_the_death_of_the_session_calls_the_sinks(wire: Wire) -> None:
+    streams = [wire.client.session.open_stream() for _ in range(3)]
+    sinks = [Sink(stream) for stream in streams]
+    for sink in sinks:
+        sink.stream.attach(sink)
+    wire.client.session.close()
+    assert all("closed" in str(sink.failure) and sink.calls == 2 for sink in sinks)
+
+
+def test_who_closes_a_stream_waits_until_its_reader_has_left(wire: Wire) -> None:
+    stream = wire.client.session.open_stream()
+    stream.attach(lambda: None)  # a sink that has some thread do it
+    stream.close()
+    assert stream.wait_until_over(0) is False
+    waiting = in_background(stream.wait_until_over, None)
+    wait_until_waiting(stream, to_write=True)
+    stream.release()
+    assert waiting.result() is True
+
+
+def test_what_one_reader_unblocks_for_others_is_left_to_the_update_thread() -> None:
+    clock = Clock()
+    with Wire(make_plant(small_params(snd_wnd=64, smux_buffer=1000)), clock) as wire:
+        full, other = wire.client.session.open_stream(), wire.client.session.open_stream()
+        wire.carry()
+        by_sid = {stream.sid: stream for stream in wire.server.opened}
+        sink = Sink(by_sid[other.sid])
+        sink.stream.attach(sink)
+        full.write(memoryview(bytes(1500)))
+        wire.carry()
+        other.write(memoryview(b"behind it"))
+        wire.carry()
+        assert not sink.chunks
+        taken = by_sid[full.sid].read_chunks() or []
+        assert sum(map(len, taken)) and not sink.chunks
+        wire.server.session.update(clock.now)
+        assert sink.chunks == [b"behind it"]
 
 
 # -- taking turns --------------------------------------------------------------------------------------------

@@ -118,7 +118,7 @@ def test_each_go_end_can_be_ours(recorded: dict[str, Any], scenario: dict[str, A
             # All we have is acknowledged, nothing else is, and the Go end has the same segments in order.
             assert replay.arrived >= replay.acknowledged
             assert replay.arrived <= replay.acknowledged | set(range(replay.una))
-            assert replay.kcp.ready_count == theirs["len_rcv_queue"]
+            assert replay.kcp.received.count == theirs["len_rcv_queue"]
             assert replay.una in (theirs["rcv_nxt"], 0)
     # What A writes is all there is: B echoes it.
     written = b"".join(bytes.fromhex(e["hex"]) for e in scenario["events"] if e["e"] == "write" and e["end"] == "A")

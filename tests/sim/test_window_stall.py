@@ -24,7 +24,7 @@ def test_nothing_but_probes_while_the_reader_sleeps() -> None:
     pair = stalled_pair()
     pair.a.write(noise(100_000))
     pair.drive(limit=2_000)
-    assert pair.b.kcp.ready_count == 8
+    assert pair.b.kcp.received.count == 8
     assert pair.b.received == b""
     before = pair.a_to_b.sent
     pair.drive(limit=9_999)
@@ -103,5 +103,5 @@ def test_unread_bytes_are_bounded_by_the_window() -> None:
     kcp: Kcp = pair.b.kcp
     for _ in range(100):
         pair.drive(limit=20)
-        assert kcp.unread_bytes <= 2 * 8 * kcp.mss  # a window in order, one out of order
-        assert kcp.ready_count <= 8
+        assert kcp.received.unread_bytes <= 2 * 8 * kcp.mss  # a window in order, one out of order
+        assert kcp.received.count <= 8
