@@ -26,12 +26,13 @@ from time import thread_time
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from kcptun_lite.core.buffers import BATCH_BYTES, RELAY_BYTES, BufferPool, PacketBatch
+from kcptun_lite.core.buffers import BATCH_BYTES, BULK_FACTOR, RELAY_BYTES, BufferPool, PacketBatch
 from kcptun_lite.core.conversation import KEEPALIVE_TIMEOUT
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.crypt import METHODS, PacketCrypt, derive_key, make_crypt
 from kcptun_lite.core.fec import FecDecoder, FecEncoder
 from kcptun_lite.core.kcp import Kcp, KcpParams
+from kcptun_lite.core.rows import PacketGrid
 from kcptun_lite.core.smux import SmuxSession
 from kcptun_lite.core.snappy import SnappyDecoder, SnappyEncoder
 from kcptun_lite.core.wire import FEC_HEADER_SIZE
@@ -98,10 +99,10 @@ class End:
         self.crypt = crypt
         shards = SHARDS if fec else (0, 0)
         headroom = crypt.headroom + FEC_HEADER_SIZE * fec
-        params = KcpParams(nodelay=1, interval=20, resend=2, nc=1, snd_wnd=WINDOW, rcv_wnd=WINDOW)
+        params = KcpParams(nodelay=1, interval=20, resend=2, nc=1, snd_wnd=WINDOW, rcv_wnd=WINDOW, mtu=1344)
         self.kcp = Kcp(1, params, self.counters, headroom=headroom, tailroom=crypt.tailroom)
         self.kcp.rmt_wnd = WINDOW
-        self.slot = params.mtu // 16 * 16 + 16
+        self.slot = params.mtu
         self.fec_encoder = FecEncoder(*shards, crypt.headroom, crypt.tailroom, self.counters) if fec else None
         self.fec_decoder = FecDecoder(*shards, self.counters)
         self.snappy_encoder = SnappyEncoder() if compress else None
@@ -145,19 +146,30 @@ class End:
         watch.lap("seal")
         return count
 
-    def receive(self, batch: PacketBatch, now: int, loss: Random, share: float, watch: Stopwatch) -> None:
-        """A tray from the other end, up to KCP."""
+    def receive(self, sent: PacketBatch, now: int, loss: Random, share: float, watch: Stopwatch) -> None:
+        """A tray from the other end, as it comes into ours, up to KCP."""
+        batch = self.tray
+        batch.clear()
+        for packet in sent.views():
+            batch.begin_grid(len(packet))
+            batch.arena[batch.end : batch.end + len(packet)] = packet
+            batch.commit(len(packet))
+        batch.addresses = [("", 0)] * len(batch)
         watch.start()
         self.crypt.open(batch, self.counters)
         watch.lap("open")
-        packets = [packet for packet in batch.views() if not (share and loss.random() < share)]
+        for index in range(len(batch) if share else 0):
+            if loss.random() < share:
+                batch.drop(index)
         watch.start()
-        datagrams, recovered = self.fec_decoder.receive(packets, now)
-        watch.lap("fec decode")
-        self.kcp.receive(datagrams, now)
-        if recovered:
-            self.kcp.receive(recovered, now, recovered=True)
-        watch.lap("kcp receive")
+        packets = batch.packets()
+        for stretch in packets.stretches() if isinstance(packets, PacketGrid) else (packets,):
+            datagrams, recovered = self.fec_decoder.receive(stretch, now)
+            watch.lap("fec decode")
+            self.kcp.receive(datagrams, now)
+            if recovered:
+                self.kcp.receive(recovered, now, recovered=True)
+            watch.lap("kcp receive")
 
     def deliver(self, watch: Stopwatch) -> int:
         """What KCP has in order, up to the streams; returns its size."""
@@ -177,9 +189,11 @@ class End:
 
     sids: Sequence[int] = ()
     "of the streams that are read"
+    tray: PacketBatch
+    "where packets arrive"
 
 
-def measure(method: str, *, fec: bool, compress: bool, loss: float, trays: int) -> dict[str, Cost]:
+def measure(method: str, *, fec: bool, compress: bool, loss: float, tray: int, trays: int) -> dict[str, Cost]:
     """The rooms' costs, in the order data passes them."""
     pool = BufferPool(nullcontext())
     key = derive_key("a key")
@@ -189,8 +203,9 @@ def measure(method: str, *, fec: bool, compress: bool, loss: float, trays: int) 
     ]
     a, b = ends
     b.sids = [sid := a.smux.open_stream()]
-    data = memoryview(Random(1).randbytes(RELAY_BYTES))
-    batch, answer = PacketBatch(pool.take(BATCH_BYTES)), PacketBatch(pool.take(BATCH_BYTES))
+    data = memoryview(Random(1).randbytes(tray // 2))
+    batch, answer = PacketBatch(pool.take(tray)), PacketBatch(pool.take(tray))
+    a.tray, b.tray = PacketBatch(pool.take(2 * tray)), PacketBatch(pool.take(2 * tray))
     random = Random(2)
     watch, untimed = Stopwatch(), Stopwatch()
     for now in range(1, trays + 1):
@@ -198,12 +213,10 @@ def measure(method: str, *, fec: bool, compress: bool, loss: float, trays: int) 
         a.fill(sid, data, watch)
         count = a.send(batch, now, watch)
         total = len(batch)
-        batch.addresses = [("", 0)] * total
         b.receive(batch, now, random, loss, watch)
         b.deliver(watch)
         watch.start()
         b.send(answer, now, untimed)
-        answer.addresses = [("", 0)] * len(answer)
         a.receive(answer, now, random, 0.0, untimed)
         a.deliver(untimed)
         watch.lap("answer")
@@ -240,7 +253,8 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--crypt", default="aes", choices=[*METHODS, "all"], metavar="NAME", help="cipher, or all (aes)")
     add("--loss", type=float, default=0.0, metavar="SHARE", help="of the packets that do not arrive (0)")
-    add("--trays", type=int, default=600, metavar="N", help="trays of about 90 packets in a setting (600)")
+    add("--trays", type=int, default=600, metavar="N", help="trays in a setting (600)")
+    add("--tray", type=int, default=BULK_FACTOR * BATCH_BYTES // 1024, metavar="KIB", help="size of a tray (512)")
     add("--json", type=Path, metavar="FILE", help="write everything measured")
     return parser.parse_args()
 
@@ -251,12 +265,26 @@ def main() -> None:
     results: dict[str, dict[str, dict[str, Cost]]] = {}
     if options.crypt == "all":
         for method in METHODS:
-            costs = measure(method, fec=True, compress=False, loss=options.loss, trays=max(20, options.trays // 10))
+            costs = measure(
+                method,
+                fec=True,
+                compress=False,
+                loss=options.loss,
+                tray=options.tray * 1024,
+                trays=max(20, options.trays // 10),
+            )
             results[method] = {"FEC": costs}
         print_ciphers({method: found["FEC"] for method, found in results.items()})
     else:
         results[options.crypt] = {
-            name: measure(options.crypt, fec=fec, compress=compress, loss=options.loss, trays=options.trays)
+            name: measure(
+                options.crypt,
+                fec=fec,
+                compress=compress,
+                loss=options.loss,
+                tray=options.tray * 1024,
+                trays=options.trays,
+            )
             for name, (fec, compress) in SETTINGS.items()
         }
         print_rooms(options.crypt, results[options.crypt])

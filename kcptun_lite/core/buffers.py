@@ -224,9 +224,12 @@ class PacketBatch:
         ]
 
     def packets(self) -> Sequence[memoryview]:
-        """`views`, made only when they are needed if the packets are a grid and all there."""
-        if self.stride and len(self) >= MANY and 0 not in self.lengths:
-            return PacketGrid(self.arena, self.starts, self.lengths, self.stride)
+        """`views`, made only when they are needed if the packets are a grid, in order and all there."""
+        count, stride = len(self), self.stride
+        if stride and count >= MANY and 0 not in self.lengths:
+            first = self.starts[0]
+            if self.starts == list(range(first, first + count * stride, stride)):
+                return PacketGrid(self.arena, self.starts, self.lengths, stride)
         return self.views()
 
     def live(self) -> Iterator[tuple[memoryview, Address]]:

@@ -95,7 +95,7 @@ class DatagramWriter:
         return self._packets_left - (self._at > 0)
 
     def write_full(self, sn: int, now: int, payload: memoryview) -> None:
-        """Write PUSH segments of mss bytes, each a datagram of its own: all of `payload`, at most `packets_left` of them.
+        """Write `payload` as PUSH segments of mss bytes, each a datagram of its own, at most `packets_left`.
 
         The short road of bulk traffic: 0.1 us per segment with numpy, 0.9 without; `write` and `close` take 1.9.
         """

@@ -50,7 +50,7 @@ class PacketRow(Sequence[memoryview]):
 
 
 class PacketGrid(Sequence[memoryview]):
-    """Packets of any lengths, one at each place of a grid."""
+    """Packets of any lengths, one at each place of a grid, in order."""
 
     __slots__ = ("_arena", "_lengths", "_starts", "_stride")
 

@@ -28,6 +28,9 @@ from kcptun_lite.net.udp import UdpSocket
 SLOW_RHYTHM = 1000  # ms between looks at the keep-alive of a session in which nothing is under way
 DOUBT = 1000  # ms without an answer after which the peer is asked whether it is there; or 2 RTO if that is more
 SILENCE = 3000  # ms without an answer after which the way to the peer is in doubt; or 4 RTO if that is more
+# The receiver thread must not stay with sending: with a slow cipher timeouts bring up ever more to send, because the
+# acknowledgements lie unread, and it would never come back to read them.
+BRIEFLY = 2  # ms
 DEAD_AFTER = 75_000  # ms without an answer after which the session is over
 BULK = 64 * 1024  # bytes received; when more than these just stop coming, the client speaks up
 PROBE_PERIOD = 1000  # ms between questions to a silent peer
@@ -247,7 +250,7 @@ class Session:
         if has_ready:
             self._ticker.wake(self)
         if is_flush_wanted:
-            self._transmit_briefly()
+            self.transmit(monotonic_ms() + BRIEFLY)
         elif deadline is not None:
             self._ticker.wake(self, deadline)
 
@@ -366,8 +369,8 @@ class Session:
 
     # -- the one way out -----------------------------------------------------------------------
 
-    def transmit(self) -> None:
-        """Send what the conversation wants sent.
+    def transmit(self, until: int | None = None) -> None:
+        """Send what the conversation wants sent; from `until` (ms) on the rest is left to the update thread.
 
         One thread at a time is at it; who comes meanwhile leaves a note and goes back to its own work
         instead of waiting, and the one at it looks for notes before it leaves.
@@ -376,30 +379,15 @@ class Session:
         while self._tx_wanted and self._tx_lock.acquire(blocking=False):
             try:
                 self._tx_wanted = False
-                self._transmit_held()
+                is_complete = self._transmit_held(until)
             finally:
                 self._tx_lock.release()
+            if not is_complete or (until is not None and self._tx_wanted and monotonic_ms() >= until):
+                self._ticker.wake(self)
+                return
 
-    def _transmit_briefly(self) -> None:
-        """Send one tray and leave the rest to the update thread.
-
-        The receiver thread must not stay: with a slow cipher timeouts bring up ever more to send, because the
-        acknowledgements lie unread, and it would never come back to read them.
-        """
-        if not self._tx_lock.acquire(blocking=False):
-            self._tx_wanted = True
-            if not self._tx_lock.acquire(blocking=False):
-                return  # who is at it will see the note
-        try:
-            self._tx_wanted = False
-            is_complete = self._transmit_held(briefly=True)
-        finally:
-            self._tx_lock.release()
-        if self._tx_wanted or not is_complete:
-            self._ticker.wake(self)
-
-    def _transmit_held(self, *, briefly: bool = False) -> bool:
-        """Send what there is, or no more than a tray of it; whether that was all."""
+    def _transmit_held(self, until: int | None = None) -> bool:
+        """Send what there is, or what there is time for, at least a tray of it; whether that was all."""
         conversation = self.conversation
         with borrow(self._pool, max(self._pool.tray_bytes, conversation.tray_bytes)) as arena:
             batch = PacketBatch(arena)
@@ -433,7 +421,7 @@ class Session:
                     if self._bucket:
                         self._bucket.spend(sum(batch.lengths))
                     batch.clear()
-                if more and briefly:
+                if more and until is not None and monotonic_ms() >= until:
                     return False
             if deadline is not None:
                 self._ticker.wake(self, deadline)
