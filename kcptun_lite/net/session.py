@@ -310,7 +310,7 @@ class Session:
             self._on_trouble(self)
         with self.lock:
             deadline = self.conversation.next_deadline()
-        idle = now + SLOW_RHYTHM
+        idle = (now // SLOW_RHYTHM + 1) * SLOW_RHYTHM  # the same for all sessions: a hundred idle ones wake us once
         if self._paced_until > now:
             return min(self._paced_until, idle)
         return idle if deadline is None else min(deadline, idle)
