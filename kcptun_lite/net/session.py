@@ -300,6 +300,8 @@ class Session:
                 self._received_at_pause = received
                 self.conversation.ping()
             is_trouble = is_question_due and (is_cut_off(self._udp) or silence >= max(SILENCE, 4 * rto))
+            # A server that is reached another way, and does not know us yet, is given time to say so thrice.
+            is_trouble = is_trouble and not (self._denials and now - self._denied_since < 2 * DENIED_AFTER)
             is_flush_wanted = self.conversation.flush_wanted is not Flush.NOTHING
         if failure:
             self.close(failure)

@@ -503,6 +503,25 @@ def test_silence_is_trouble_every_second_and_every_second_a_question(wire: Wire,
     assert wire.client.troubles <= 7
 
 
+def test_who_is_being_denied_elsewhere_waits_for_the_verdict(wire: Wire, clock: Clock) -> None:
+    session = wire.client.session
+    stream = session.open_stream()
+    wire.carry()
+    wire.is_cut = True
+    stream.write(memoryview(b"anybody there?"))
+    wire.pass_time(SILENCE)
+    assert wire.client.troubles == 1
+    way = Way()
+    way.may_work.set()
+    session.send_scout(way.scout)
+    session.receive_through(cast(Any, way.udp), [segment(cmd=KCP_WINS, una=0)], clock.now)
+    wire.pass_time(2 * DENIED_AFTER - PROBE_PERIOD)
+    assert wire.client.troubles == 1, "another scout would begin again"
+    wire.pass_time(2 * PROBE_PERIOD)
+    assert wire.client.troubles > 1, "that way has died as well"
+    session.close()
+
+
 def test_an_idle_session_is_no_trouble(wire: Wire, clock: Clock) -> None:
     wire.client.session.open_stream()
     wire.carry()
