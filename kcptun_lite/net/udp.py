@@ -343,8 +343,11 @@ def _lay_run(batch: PacketBatch, size: int, total: int) -> None:
     """
     arena, start = batch.arena, batch.end
     batch.begin_grid(size)
+    count = -(-total // size)
+    if start + count * batch.stride_for(size) > batch.capacity:
+        batch.stride = 0  # small ones after large ones: for a grid there is no room
     stride = batch.stride_for(size)
-    count = min(-(-total // size), (batch.capacity - start) // stride)
+    count = min(count, (batch.capacity - start) // stride)
     if stride != size:
         for i in range(count - 1, 0, -1):
             source, target = start + i * size, start + i * stride

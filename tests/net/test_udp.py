@@ -228,6 +228,17 @@ def test_a_run_is_laid_at_multiples_of_16() -> None:
             assert batch.end >= batch.starts[-1] + batch.lengths[-1]
 
 
+def test_a_run_of_small_packets_behind_large_ones_loses_none() -> None:
+    batch = PacketBatch(memoryview(bytearray(128 * 1024)))
+    content = random.Random(SEED).randbytes(48 * 1344)
+    for size, count in ((1344, 40), (64, 100)):
+        total = size * count
+        batch.arena[batch.end : batch.end + total] = content[:total]
+        door._lay_run(batch, size, total)
+    assert [len(packet) for packet in batch.packets()] == [1344] * 40 + [64] * 100
+    assert b"".join(batch.packets()) == content[: 40 * 1344] + content[: 100 * 64]
+
+
 def test_a_run_too_long_for_the_tray_is_cut() -> None:
     batch = PacketBatch(memoryview(bytearray(4096)))
     door._lay_run(batch, 1, 4096)
