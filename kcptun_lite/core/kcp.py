@@ -41,7 +41,7 @@ from kcptun_lite.core.wire import (
 # Bytes that may wait for the window besides what is in flight. Short, so that a quiet stream's request
 # does not stand behind a bulk stream's backlog; long enough to fill a tray when acknowledgements come.
 QUEUE_TARGET = 128 * 1024
-READ_SEGMENTS = 128  # read at once; decompressed they may be 22 times as much
+READ_SEGMENTS = 32  # read at once: they are copied five times on their way up, and may become 22 times as much
 HALF32 = 0x80000000
 
 
