@@ -119,13 +119,14 @@ class Kcp:
     def send_room(self) -> int:
         """Segments that may still be queued; 0 or less is "wait" (WIRE.md 4.9).
 
-        Half a window may wait beside a full one, so that acknowledgements find something to send at once instead of
-        waking a writer first: 570 instead of 430 Mbit/s over loopback with the default window of 128.
+        Half a window, QUEUE_TARGET at most, may wait beside a full one, so that acknowledgements find something to
+        send at once instead of waking a writer first: 570 instead of 430 Mbit/s over loopback with windows of 128.
         """
         if self._queue.size >= QUEUE_TARGET:
             return 0
         queued = -(-self._queue.size // self.mss)
-        return self._params.snd_wnd * 3 // 2 - queued - self.window.unacked
+        backlog = min(self._params.snd_wnd // 2, QUEUE_TARGET // self.mss)
+        return self._params.snd_wnd + backlog - queued - self.window.unacked
 
     @property
     def queued_bytes(self) -> int:
