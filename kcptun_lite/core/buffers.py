@@ -20,9 +20,7 @@ from kcptun_lite.core.strided import MANY
 
 PACKET_ALIGNMENT = 16  # bytes; the largest cipher block, so that one running cipher can cross packets
 BATCH_BYTES = 128 * 1024  # the smallest tray: about 94 packets of 1350 bytes, two GSO sends
-RELAY_BYTES = (
-    64 * 1024
-)  # the smallest relay buffer: two smux frames of 32 KiB, 50 KCP segments; half a tray with parity
+RELAY_BYTES = 64 * 1024  # the smallest relay buffer: two smux frames of 32 KiB, 50 KCP segments
 # Where memory is no concern trays are four times as large: locks, wake-ups and system calls come once per tray.
 # Bulk over loopback, medians of three: twice the size 512 Mbit/s and 23 ms of CPU per MB beside 426 and 28 with the
 # smallest; four times 661 and 19 beside 646 and 19 with twice, and 570 and 21 beside 483 and 25 downwards.

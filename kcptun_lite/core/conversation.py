@@ -110,9 +110,8 @@ class Conversation:
         # Packets that are multiples of 16 leave no gaps: GRO's runs stay where they are, GSO's are one piece.
         kcp_params = params.kcp._replace(mtu=params.kcp.mtu // PACKET_ALIGNMENT * PACKET_ALIGNMENT)
         self.kcp = Kcp(conv, kcp_params, counters, headroom=headroom + FEC_HEADER_SIZE * has_fec, tailroom=tailroom)
-        self._encoder = (
-            FecEncoder(params.data_shards, params.parity_shards, headroom, tailroom, counters) if has_fec else None
-        )
+        shards, is_thrifty = (params.data_shards, params.parity_shards), self.share.is_limited
+        self._encoder = FecEncoder(*shards, headroom, tailroom, counters, is_thrifty=is_thrifty) if has_fec else None
         self._decoder = FecDecoder(
             params.data_shards if has_fec else 0, params.parity_shards if has_fec else 0, counters
         )

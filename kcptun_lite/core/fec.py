@@ -52,9 +52,19 @@ def _seqid_end(data_shards: int, parity_shards: int) -> int:
 class FecEncoder:
     """Writes FEC headers and parity packets; one per session."""
 
-    def __init__(self, data_shards: int, parity_shards: int, headroom: int, tailroom: int, counters: Counters) -> None:
+    def __init__(
+        self,
+        data_shards: int,
+        parity_shards: int,
+        headroom: int,
+        tailroom: int,
+        counters: Counters,
+        *,
+        is_thrifty: bool = False,
+    ) -> None:
         """`headroom`, `tailroom`: bytes that encryption needs around each packet.
 
+        `is_thrifty`: no scratch for many groups at once, which no memory limit counts.
         Raises LocalProtocolError on a code that does not exist.
         """
         if data_shards < 1 or parity_shards < 1 or data_shards + parity_shards > FEC_MAX_SHARDS:
@@ -65,7 +75,8 @@ class FecEncoder:
         self._tailroom = tailroom
         self._sums = parity_sums(data_shards, parity_shards)
         self._groups: GroupParity | None = None
-        if loaded_numpy() and data_shards > 1 and data_shards * parity_shards <= LARGEST_CODE:
+        is_worth_it = data_shards > 1 and data_shards * parity_shards <= LARGEST_CODE and not is_thrifty
+        if loaded_numpy() and is_worth_it:
             self._groups = GroupParity(data_shards, parity_shards)
         self._seqid = 0
         self._seqid_end = _seqid_end(data_shards, parity_shards)

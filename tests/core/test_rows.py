@@ -228,3 +228,15 @@ def test_a_row_longer_than_the_window_is_not_taken_whole() -> None:
         kcp.receive(stretch, 0)
     assert kcp.received.count == 10
     assert kcp.received.unread_bytes <= 20 * (KCP_HEADER_SIZE + 4)
+
+
+def test_who_is_thrifty_sends_the_same_and_keeps_no_scratch_for_many_groups() -> None:
+    datagrams = [Random(i).randbytes(60) for i in range(120)]
+    packets = []
+    for is_thrifty in (False, True):
+        encoder = FecEncoder(10, 3, 0, 0, Counters(), is_thrifty=is_thrifty)
+        batch = grid_of([bytes(8) + datagram for datagram in datagrams])
+        encoder.protect(batch, 0, 0)
+        packets.append([bytes(view) for view in batch.views()])
+        assert not (is_thrifty and encoder._groups)
+    assert packets[0] == packets[1]
