@@ -42,6 +42,7 @@ LEVELS = {
     "net.sockopt": 7,
     "net.ticker": 7,
     "net.udp": 8,
+    "net.doors": 9,
     "net.stream": 8,
     "net.scout": 9,
     "net.session": 10,

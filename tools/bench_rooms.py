@@ -32,7 +32,7 @@ from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.crypt import METHODS, PacketCrypt, derive_key, make_crypt
 from kcptun_lite.core.fec import FecDecoder, FecEncoder
 from kcptun_lite.core.kcp import Kcp, KcpParams
-from kcptun_lite.core.rows import PacketGrid
+from kcptun_lite.core.rows import PacketTrain
 from kcptun_lite.core.smux import SmuxSession
 from kcptun_lite.core.snappy import SnappyDecoder, SnappyEncoder
 from kcptun_lite.core.wire import FEC_HEADER_SIZE
@@ -163,7 +163,7 @@ class End:
                 batch.drop(index)
         watch.start()
         packets = batch.packets()
-        for stretch in packets.stretches() if isinstance(packets, PacketGrid) else (packets,):
+        for stretch in packets.stretches() if isinstance(packets, PacketTrain) else (packets,):
             datagrams, recovered = self.fec_decoder.receive(stretch, now)
             watch.lap("fec decode")
             self.kcp.receive(datagrams, now)

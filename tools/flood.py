@@ -10,7 +10,6 @@ Cost    the flood itself takes half a core, so it also runs against an idle port
 
 import argparse
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -20,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
+from threading import Thread
 from time import monotonic, sleep
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -84,35 +84,44 @@ def read_packets(path: str) -> list[bytes]:
 
 
 def pour(sock: socket.socket) -> None:
-    """The target: bytes without end."""
+    """Bytes without end."""
     data = Random(1).randbytes(1 << 16)
     while True:
         sock.sendall(data)
 
 
-def throughput(sock: socket.socket, seconds: float) -> float:
-    """Mbit/s that come out of a stream."""
-    received, start = 0, monotonic()
-    while monotonic() - start < seconds:
-        if select.select([sock], [], [], 0.1)[0]:
-            data = sock.recv(1 << 16)
-            assert data, "the stream has ended"
-            received += len(data)
-    return received * 8 / 1e6 / (monotonic() - start)
+class Meter:
+    """Counts what comes out of a stream."""
+
+    def __init__(self) -> None:
+        self.received = 0
+
+    def drain(self, sock: socket.socket) -> None:
+        while data := sock.recv(1 << 16):
+            self.received += len(data)
+
+    def throughput(self, seconds: float) -> float:
+        """Mbit/s from now on."""
+        before, start = self.received, monotonic()
+        sleep(seconds)
+        return (self.received - before) * 8 / 1e6 / (monotonic() - start)
 
 
-def report(what: str, sock: socket.socket, server: Program, seconds: float) -> None:
+def report(what: str, meter: Meter, server: Program, seconds: float) -> None:
     before = server.usage()
-    rate = throughput(sock, seconds)
+    rate = meter.throughput(seconds)
     after = server.usage()
     busy = (after.user + after.system - before.user - before.system) / seconds
-    print(f"{what}: {rate:.0f} Mbit/s, the server takes {busy:.0%} of a core", flush=True)
+    print(f"  {what}: {rate:.0f} Mbit/s, the server takes {busy:.0%} of a core", flush=True)
 
 
-def measure(rate: int, seconds: float) -> None:
+def measure(direction: str, rate: int, seconds: float) -> None:
+    print(f"{direction}load", flush=True)
     garbage = [Random(number).randbytes(200 + number % 1000) for number in range(GARBAGE)]
     recorded: list[bytes] = []
-    with Target(pour) as target, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as idle:
+    meter = Meter()
+    at_target, at_client = (pour, meter.drain) if direction == "down" else (meter.drain, pour)
+    with Target(at_target) as target, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as idle:
         idle.bind(("127.0.0.1", 0))
         server, address = start_server("ours", {**OPTIONS, "target": target.address})
         proxy = LossyProxy(address, Link())
@@ -129,16 +138,17 @@ def measure(rate: int, seconds: float) -> None:
             with proxy:
                 client, door = start_client("ours", {**OPTIONS, "remoteaddr": proxy.address})
                 with connect(door) as sock:
-                    throughput(sock, 2)
-                    report("in peace", sock, server, seconds)
+                    Thread(target=at_client, args=(sock,), daemon=True).start()
+                    meter.throughput(2)
+                    report("in peace", meter, server, seconds)
                     with flooding(f"127.0.0.1:{idle.getsockname()[1]}", garbage, rate):
-                        report("flood beside it", sock, server, seconds)
+                        report("flood beside it", meter, server, seconds)
                     with flooding(address, garbage, rate):
-                        report("garbage", sock, server, seconds)
+                        report("garbage", meter, server, seconds)
                     with flooding(address, recorded, rate):
-                        report("replayed packets", sock, server, seconds)
-                    report("in peace again", sock, server, seconds)
-                    print(f"the server has logged {len(server.log)} lines, the last one: {server.log[-1]}")
+                        report("replayed packets", meter, server, seconds)
+                    report("in peace again", meter, server, seconds)
+                    print(f"  the server has logged {len(server.log)} lines, the last one: {server.log[-1]}")
         finally:
             for program in (client, server):
                 if program:
@@ -155,7 +165,8 @@ def main() -> None:
     if given.flood:
         host, _, port = given.flood.rpartition(":")
         flood((host, int(port)), read_packets(given.packets), given.rate)
-    measure(given.rate, given.seconds)
+    for direction in ("down", "up"):
+        measure(direction, given.rate, given.seconds)
 
 
 if __name__ == "__main__":

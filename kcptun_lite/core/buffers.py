@@ -15,10 +15,9 @@ from mmap import MAP_ANONYMOUS, MAP_PRIVATE, PAGESIZE, mmap
 from typing import NamedTuple
 
 from kcptun_lite.core.budget import HEADROOM, UNLIMITED, Budget
-from kcptun_lite.core.rows import PacketGrid
-from kcptun_lite.core.strided import MANY
+from kcptun_lite.core.rows import PacketTrain
+from kcptun_lite.core.strided import MANY, PACKET_ALIGNMENT
 
-PACKET_ALIGNMENT = 16  # bytes; the largest cipher block, so that one running cipher can cross packets
 BATCH_BYTES = 128 * 1024  # the smallest tray: about 94 packets of 1350 bytes, two GSO sends
 RELAY_BYTES = 64 * 1024  # the smallest relay buffer: two smux frames of 32 KiB, 50 KCP segments
 # Where memory is no concern trays are four times as large: locks, wake-ups and system calls come once per tray.
@@ -194,9 +193,11 @@ class PacketBatch:
 
     def commit(self, length: int, count: int = 1) -> int:
         """Make the next `count` packets, `length` bytes each at `stride_for(length)`; returns the first one's index."""
-        stride = self.stride_for(length)
+        stride = -(-length // PACKET_ALIGNMENT) * PACKET_ALIGNMENT
         if stride > self.stride:
             self.stride = 0
+        else:
+            stride = self.stride
         if count == 1:
             self.starts.append(self.end)
             self.lengths.append(length)
@@ -222,20 +223,30 @@ class PacketBatch:
         ]
 
     def packets(self) -> Sequence[memoryview]:
-        """`views`, made only when they are needed if the packets are a grid, in order and all there."""
-        count, stride = len(self), self.stride
-        if stride and count >= MANY and 0 not in self.lengths:
-            first = self.starts[0]
-            if self.starts == list(range(first, first + count * stride, stride)):
-                return PacketGrid(self.arena, self.starts, self.lengths, stride)
-        return self.views()
+        """The packets that were not dropped, in wire order; if they are many, views are made only when needed."""
+        if 0 in self.lengths:
+            return self._select([index for index, length in enumerate(self.lengths) if length])
+        return PacketTrain(self.arena, self.starts, self.lengths) if len(self) >= MANY else self.views()
 
-    def live(self) -> Iterator[tuple[memoryview, Address]]:
-        """(packet, source) for each packet that was not dropped."""
-        arena = self.arena
-        for start, length, address in zip(self.starts, self.lengths, self.addresses, strict=True):
+    def by_source(self) -> Iterator[tuple[Address, Sequence[memoryview]]]:
+        """`packets`, by the address they came from."""
+        addresses = self.addresses
+        if addresses and addresses.count(addresses[0]) == len(addresses):
+            if packets := self.packets():
+                yield addresses[0], packets
+            return
+        found: dict[Address, list[int]] = {}
+        for index, length in enumerate(self.lengths):
             if length:
-                yield arena[start : start + length], address
+                found.setdefault(addresses[index], []).append(index)
+        for address, indexes in found.items():
+            yield address, self._select(indexes)
+
+    def _select(self, indexes: list[int]) -> Sequence[memoryview]:
+        if len(indexes) < MANY:
+            return [self.packet(index) for index in indexes]
+        starts, lengths = self.starts, self.lengths
+        return PacketTrain(self.arena, [starts[index] for index in indexes], [lengths[index] for index in indexes])
 
     def clear(self) -> None:
         self.starts.clear()

@@ -12,13 +12,14 @@ from contextlib import nullcontext
 from typing import NamedTuple
 
 from kcptun_lite.core.budget import SEGMENT_BYTES, SEGMENT_COST, Budget, Share
-from kcptun_lite.core.buffers import BATCH_BYTES, PACKET_ALIGNMENT, PacketBatch
+from kcptun_lite.core.buffers import BATCH_BYTES, PacketBatch
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.fec import HELD_BYTES_MAX, FecDecoder, FecEncoder
 from kcptun_lite.core.kcp import QUEUE_TARGET, READ_SEGMENTS, Flush, Kcp, KcpParams
-from kcptun_lite.core.rows import PacketGrid
+from kcptun_lite.core.rows import PacketTrain
 from kcptun_lite.core.smux import Event, SmuxSession
 from kcptun_lite.core.snappy import SnappyDecoder, SnappyEncoder
+from kcptun_lite.core.strided import PACKET_ALIGNMENT
 from kcptun_lite.core.wire import (
     FEC_HEADER_SIZE,
     KCP_HEADER_SIZE,
@@ -229,7 +230,7 @@ class Conversation:
         kcp = self.kcp
         if self.share.is_limited:  # each packet may be kept twice: as a shard and as a segment
             self._account(sum(map(len, packets)) * 2 + len(packets) * SEGMENT_COST)
-        for stretch in packets.stretches() if isinstance(packets, PacketGrid) else (packets,):
+        for stretch in packets.stretches() if isinstance(packets, PacketTrain) else (packets,):
             datagrams, recovered = self._decoder.receive(stretch, now)
             kcp.receive(datagrams, now)
             if recovered:
@@ -296,21 +297,24 @@ class Conversation:
         """ms of the next `tick` that matters to KCP; keep-alive runs on the caller's slow rhythm."""
         return self.kcp.next_deadline()
 
-    def brings_news(self, packet: memoryview) -> bool:
-        """Whether an opened packet acknowledges or carries what we have not had; a replayed one does not. Cheap.
+    def bring_news(self, packets: Sequence[memoryview]) -> bool:
+        """Whether opened packets acknowledge or carry what we have not had; replayed ones do not. Cheap.
 
-        Nor does one that is late, sent before those that have come already.
+        Nor do those that are late, sent before those that have come already.
         """
-        datagram = datagram_of(packet)
+        unpack = KCP_SEGMENT.unpack_from
         una, rcv_nxt, _ = self.kcp.progress()
-        at = 0
-        while at + KCP_HEADER_SIZE <= len(datagram):
-            _, cmd, _, _, ts, sn, una_field, length = KCP_SEGMENT.unpack_from(datagram, at)
-            if diff32(una_field, una & MASK32) > 0:
-                return True
-            if cmd == KCP_PUSH and diff32(sn, rcv_nxt & MASK32) >= 0 and diff32(ts, self.kcp.peer_ts) >= 0:
-                return True
-            at += KCP_HEADER_SIZE + length
+        una, rcv_nxt, peer_ts = una & MASK32, rcv_nxt & MASK32, self.kcp.peer_ts
+        for packet in packets:
+            datagram = datagram_of(packet)
+            at, last = 0, len(datagram) - KCP_HEADER_SIZE
+            while at <= last:
+                _, cmd, _, _, ts, sn, una_field, length = unpack(datagram, at)
+                if una_field != una and diff32(una_field, una) > 0:
+                    return True
+                if cmd == KCP_PUSH and diff32(sn, rcv_nxt) >= 0 and diff32(ts, peer_ts) >= 0:
+                    return True
+                at += KCP_HEADER_SIZE + length
         return False
 
     def progress(self) -> tuple[int, int, int]:

@@ -31,7 +31,7 @@ from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.cryptodome import load
 from kcptun_lite.core.gcm import Gcm, PlainGcm, make_gcm
 from kcptun_lite.core.pbkdf2 import pbkdf2_sha1
-from kcptun_lite.core.strided import gather, join_numbers, split_numbers, spread
+from kcptun_lite.core.strided import find_grid, gather, join_numbers, split_numbers, spread
 from kcptun_lite.core.wire import (
     CFB_IV,
     CRYPT_CRC_SIZE,
@@ -56,7 +56,6 @@ XOR_ROUNDS = 32
 SALSA20_NONCE_SIZE = 8  # bytes of the packet's nonce, left in clear
 
 _CHECKED_HEADER = Struct("<16sI")  # nonce, CRC-32 of what follows
-_CRC_OF_HEADER = Struct("<16xI")
 
 
 class PacketCrypt(Protocol):
@@ -186,35 +185,34 @@ class CheckedCrypt:
 
     def open(self, batch: PacketBatch, counters: Counters) -> None:
         self._cipher.decrypt(batch)
-        arena, starts, lengths, crc32 = batch.arena, batch.starts, batch.lengths, self._crc32
-        if batch.stride and min(lengths) >= CRYPT_HEADER_SIZE + KCP_HEADER_SIZE:
-            checksums = gather(arena, CRYPT_NONCE_SIZE, batch.stride, CRYPT_CRC_SIZE, range(len(batch)))
-            if split_numbers(checksums) == tuple(map(crc32, _grid_bodies(batch))):
-                starts[:] = [start + CRYPT_HEADER_SIZE for start in starts]
-                lengths[:] = [length - CRYPT_HEADER_SIZE for length in lengths]
-                counters.in_packets += len(batch)
-                counters.in_bytes += sum(lengths)
-                return
-        packets = total = 0
-        for i, length in enumerate(lengths):
-            if not length:
-                continue
-            start = starts[i]
-            size = length - CRYPT_HEADER_SIZE
-            body = start + CRYPT_HEADER_SIZE
-            if size < 0 or crc32(arena[body : start + length]) != _CRC_OF_HEADER.unpack_from(arena, start)[0]:
-                lengths[i] = 0
-                counters.in_checksum_errors += 1
-            elif size < KCP_HEADER_SIZE:
-                lengths[i] = 0
-                counters.kcp_in_errors += 1
-            else:
-                starts[i] = body
-                lengths[i] = size
-                packets += 1
-                total += size
-        counters.in_packets += packets
-        counters.in_bytes += total
+        arena, starts, lengths = batch.arena, batch.starts, batch.lengths
+        counters.in_checksum_errors += _drop_shorter(batch, CRYPT_HEADER_SIZE)
+        whole, sizes = starts, lengths
+        if 0 in lengths:
+            whole = [start for start, length in zip(starts, lengths, strict=True) if length]
+            sizes = [length for length in lengths if length]
+        told = split_numbers(gather(arena, CRYPT_NONCE_SIZE, CRYPT_CRC_SIZE, *find_grid(whole)))
+        bodies = [arena[start + CRYPT_HEADER_SIZE : start + size] for start, size in zip(whole, sizes, strict=True)]
+        true = tuple(map(self._crc32, bodies))
+        if told != true:
+            bad = {start for start, one, other in zip(whole, told, true, strict=True) if one != other}
+            counters.in_checksum_errors += len(bad)
+            lengths[:] = [0 if start in bad else length for start, length in zip(starts, lengths, strict=True)]
+        counters.kcp_in_errors += _drop_shorter(batch, CRYPT_HEADER_SIZE + KCP_HEADER_SIZE)
+        starts[:] = [start + CRYPT_HEADER_SIZE for start in starts]
+        lengths[:] = [length and length - CRYPT_HEADER_SIZE for length in lengths]
+        counters.in_packets += len(batch) - lengths.count(0)
+        counters.in_bytes += sum(lengths)
+
+
+def _drop_shorter(batch: PacketBatch, least: int) -> int:
+    """Drop packets of less than `least` bytes; returns their number."""
+    lengths = batch.lengths
+    if min(lengths, default=least) >= least:
+        return 0
+    dropped_before = lengths.count(0)
+    lengths[:] = [length if length >= least else 0 for length in lengths]
+    return lengths.count(0) - dropped_before
 
 
 def _grid_bodies(batch: PacketBatch) -> list[memoryview]:

@@ -90,21 +90,16 @@ class Dialer:
 
         def deliver(batch: PacketBatch, now: int) -> None:
             nonlocal source
-            if batch.addresses.count(remote) == len(batch):
-                if packets := batch.packets():
-                    session.receive_through(udp, packets, now)
-                return
-            packets = []
-            for packet, address in batch.live():
+            for address, packets in batch.by_source():
                 if address not in (remote, source):
                     # A server with several addresses may answer from another one than we send to: the first
                     # that answers for our conversation is the one.
-                    if source is not None or (first_segment(packet) or (None,))[0] != conv:
-                        counters.in_errors += 1
+                    if source is not None or not any(
+                        (first_segment(packet) or (None,))[0] == conv for packet in packets
+                    ):
+                        counters.in_errors += len(packets)
                         continue
                     source = address
-                packets.append(packet)
-            if packets:
                 session.receive_through(udp, packets, now)
 
         return ReceiverThread(udp, self._plant, counters, deliver)

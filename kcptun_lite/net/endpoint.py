@@ -43,10 +43,16 @@ class ReceiverThread(Thread):
     """Receives trays of packets, opens them, and hands them on until the socket is closed."""
 
     def __init__(
-        self, udp: UdpSocket, plant: Plant, counters: Counters, deliver: Callable[[PacketBatch, int], None]
+        self,
+        udp: UdpSocket,
+        plant: Plant,
+        counters: Counters,
+        deliver: Callable[[PacketBatch, int], None],
+        receive: Callable[[PacketBatch], int] | None = None,
     ) -> None:
+        """`receive`: if others than `udp` receive as well."""
         super().__init__(name=f"rx-{udp.address[1]}")
-        self._udp = udp
+        self._receive = receive or udp.receive
         self._crypt = plant.make_crypt()
         self._pool = plant.pool
         self._counters = counters
@@ -57,7 +63,7 @@ class ReceiverThread(Thread):
         with borrow_batch(self._pool) as batch:
             while True:
                 try:
-                    received = self._udp.receive(batch)
+                    received = self._receive(batch)
                 except TransportError:
                     return  # closed
                 if received:

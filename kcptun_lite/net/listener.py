@@ -30,6 +30,7 @@ from kcptun_lite.core.wire import (
 )
 from kcptun_lite.errors import SessionClosed, SessionError, TransportError
 from kcptun_lite.net.address import format_address
+from kcptun_lite.net.doors import Doors
 from kcptun_lite.net.endpoint import Plant, ReceiverThread
 from kcptun_lite.net.session import Session
 from kcptun_lite.net.stream import Stream
@@ -71,7 +72,8 @@ class Listener:
         self._per_host: dict[str, int] = {}
         self._answers_left = ANSWERS
         self._is_closing = False
-        self._receiver = ReceiverThread(udp, plant, self.counters, self._deliver)
+        self._doors = Doors(udp)
+        self._receiver = ReceiverThread(udp, plant, self.counters, self._deliver, self._doors.receive)
 
     def start(self) -> None:
         self._receiver.start()
@@ -93,6 +95,8 @@ class Listener:
         self._udp.close()
         if self._receiver.ident is not None:
             self._receiver.join()
+        with self._lock:
+            self._doors.close()
 
     def drop_half_open(self, now: int) -> None:
         """Close sessions that somebody has opened and never shown to be there; called once a second."""
@@ -105,18 +109,14 @@ class Listener:
     # -- receiver thread -----------------------------------------------------------------------
 
     def _deliver(self, batch: PacketBatch, now: int) -> None:
-        addresses = batch.addresses
-        if addresses and addresses.count(addresses[0]) == len(addresses):
-            self._route(addresses[0], batch.packets(), now)
-            return
-        by_address: dict[Address, list[memoryview]] = {}
-        for packet, address in batch.live():
-            by_address.setdefault(address, []).append(packet)
-        for address, packets in by_address.items():
-            self._route(address, packets, now)
+        is_any_use = False
+        for address, packets in batch.by_source():
+            is_any_use |= self._route(address, packets, now)
+        if not is_any_use:
+            self._doors.let_strangers_wait()
 
-    def _route(self, address: Address, packets: Sequence[memoryview], now: int) -> None:
-        """Give packets of one address to the session they are of."""
+    def _route(self, address: Address, packets: Sequence[memoryview], now: int) -> bool:
+        """Give packets of one address to the session they are of; whether there is one."""
         session = self._by_address.get(address)
         strays: list[int] = []
         for index, packet in enumerate(packets):
@@ -127,8 +127,7 @@ class Listener:
             if session and session.conversation.conv == conv:
                 break  # the usual case; a stray packet behind it bounces in KCP
             if known := self._by_conv.get(conv):
-                self._receive_from_elsewhere(known, address, packets[index:], now)
-                return
+                return self._receive_from_elsewhere(known, address, packets[index:], now)
             if cmd == KCP_PUSH and sn == 0:
                 if session:
                     session.close(SessionClosed("replaced by a new conversation from the same address"))
@@ -138,15 +137,21 @@ class Listener:
             strays.append(index)
             if not session and cmd in (KCP_PUSH, KCP_WASK):
                 self._answer_stranger(conv, address)
-                return
+                return False
         if strays:
             packets = [packet for index, packet in enumerate(packets) if index not in strays]
-        if session and packets:
-            session.receive(packets, now)
+        if not session or not packets:
+            return False
+        session.receive(packets, now)
+        if session.is_proven and address not in self._doors:
+            with self._lock:
+                if self._by_address.get(address) is session and not self._is_closing:
+                    self._doors.open(address)
+        return True
 
     def _receive_from_elsewhere(
         self, session: Session, address: Address, packets: Sequence[memoryview], now: int
-    ) -> None:
+    ) -> bool:
         """A known conversation from a new address: if it brings anything new, that is where the client is now.
 
         Its first segment once more is nothing new: recorded and replayed it makes no second session, which
@@ -154,15 +159,17 @@ class Listener:
         """
         before = session.remote
         conversation = session.conversation
-        if session.is_proven and not any(map(conversation.brings_news, packets)):
+        if session.is_proven and not conversation.bring_news(packets):
             # Replayed; or all the client has to say is what we know, because our answers went to where it was.
             kcp = conversation.kcp
             self._answer(conversation.conv, address, wnd=kcp.received.free, una=kcp.progress()[1])
-        elif session.receive(packets, now, address):
+            return False
+        if session.receive(packets, now, address):
             with self._lock:
                 stale = self._by_address.get(address)
                 if self._by_address.get(before) is session:
                     del self._by_address[before]
+                    self._doors.shut(before)
                     self._count_host_locked(before, -1)
                 if not session.is_closed:  # or it could not be found when it was to be forgotten
                     self._by_address[address] = session
@@ -173,6 +180,7 @@ class Listener:
                 f"session {session.conversation.conv:08x} moved from {format_address(before)} "
                 f"to {format_address(address)}"
             )
+        return True
 
     def _answer_stranger(self, conv: int, address: Address) -> None:
         """Tell whoever continues a conversation we know nothing of that it is over: we acknowledge from zero.
@@ -244,6 +252,7 @@ class Listener:
         with self._lock:
             if self._by_address.get(session.remote) is session:
                 del self._by_address[session.remote]
+                self._doors.shut(session.remote)
                 self._count_host_locked(session.remote, -1)
             if self._by_conv.get(session.conversation.conv) is session:
                 del self._by_conv[session.conversation.conv]

@@ -16,12 +16,14 @@ import socket
 import struct
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from threading import Lock
 from typing import Any, NamedTuple
 
 from kcptun_lite import log
-from kcptun_lite.core.buffers import PACKET_ALIGNMENT, Address, PacketBatch
+from kcptun_lite.core.buffers import Address, PacketBatch
+from kcptun_lite.core.strided import PACKET_ALIGNMENT
 from kcptun_lite.core.wire import MTU_MAX
 from kcptun_lite.errors import TransportError
 from kcptun_lite.net.address import format_address, mapped, resolve
@@ -34,6 +36,7 @@ GSO_PACKETS = 64  # UDP_MAX_SEGMENTS of Linux 4.18 to 6.2; 128 since
 GSO_BYTES = 65_507  # largest payload of an IPv4 datagram
 GRO_ROOM = 65_536 + 128 * PACKET_ALIGNMENT  # bytes: the largest GRO run, 128 packets, with its gaps
 READS_MAX = 512  # in one `receive`, so that a flood of datagrams we drop cannot keep good ones in the tray
+ASKED_READS = 16  # before each of the first ones it is asked whether there is more; after so many there is
 PLAIN_ROOM = MTU_MAX + 1  # bytes: one more than is allowed, to tell who is too long
 
 # Linux, by number because the socket module does not know them.
@@ -68,6 +71,7 @@ class UdpSocket:
     def __init__(self, bound: socket.socket, options: UdpOptions) -> None:
         """Takes over a bound blocking socket; `listen` and `dial` make one."""
         self._socket = bound
+        self._options = options
         self._is_closed = False
         self._calls = 0  # of receive and send, under way now
         self._calls_lock = Lock()  # for the two above
@@ -135,6 +139,30 @@ class UdpSocket:
         state = "closed" if self._is_closed else "+".join(roads) or "plain"
         return f"<UdpSocket {format_address(self.address)} {state}>"
 
+    def for_peer(self, peer: Address) -> "UdpSocket":
+        """Another socket on the same port, to which Linux gives what comes from `peer`. Raises: OSError."""
+        # Not set before `listen` has bound: a second server on the same port must learn that it is taken.
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        bound = _bind(self._socket.family, self.address, shares_port=True)
+        try:
+            bound.connect(peer)
+        except OSError:
+            bound.close()
+            raise
+        return UdpSocket(bound, self._options)
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    @contextmanager
+    def kept_open(self) -> Iterator[None]:
+        """`fileno` stays what it is for the length of a block. Raises: TransportError once the socket is closed."""
+        self._enter()
+        try:
+            yield
+        finally:
+            self._leave()
+
     @property
     def is_closed(self) -> bool:
         return self._is_closed
@@ -172,10 +200,11 @@ class UdpSocket:
 
     # -- in ------------------------------------------------------------------------------------
 
-    def receive(self, batch: PacketBatch) -> int:
+    def receive(self, batch: PacketBatch, *, wait: bool = True, reads: int = READS_MAX) -> int:
         """Wait for a datagram, then take all that have arrived while the tray has room; returns their number.
 
-        Each goes to the next multiple of 16 in the arena, which must have GRO_ROOM bytes free, its source
+        `wait` False: take what is there. `reads`: datagrams or GRO runs, at the most.
+        Each packet goes to the next multiple of 16 in the arena, which must have GRO_ROOM bytes free, its source
         to `batch.addresses`. 0 when nothing came for a second, or an ICMP error did instead. Empty datagrams
         and those above MTU_MAX are dropped.
         Raises: TransportError once the socket is closed, also when that happens during the wait.
@@ -185,9 +214,9 @@ class UdpSocket:
         room = GRO_ROOM if self._gro else PLAIN_ROOM
         self._enter()
         try:
-            read(batch, 0)
-            for _ in range(READS_MAX - 1):
-                if not (batch.has_room(room) and self._may_have_more()):
+            read(batch, 0 if wait else socket.MSG_DONTWAIT)
+            for done in range(1, reads):
+                if not batch.has_room(room) or (done < ASKED_READS and not self._may_have_more()):
                     break
                 read(batch, socket.MSG_DONTWAIT)
         except BlockingIOError:  # the second is over, or the queue is empty
@@ -211,16 +240,14 @@ class UdpSocket:
 
     def _read_one(self, batch: PacketBatch, flags: int) -> None:
         length, address = self._socket.recvfrom_into(batch.arena[batch.end :], PLAIN_ROOM, flags)
-        if length > MTU_MAX:
-            self.oversized += 1
-        elif length:
-            batch.commit(length)
-            batch.addresses.append(address)
+        self._take(batch, length, length, address)
 
     def _read_run(self, batch: PacketBatch, flags: int) -> None:
         start = batch.end
         total, control, _, address = self._socket.recvmsg_into([batch.arena[start:]], UDP_GRO_SPACE, flags)
-        size = _segment_size(control) or total
+        self._take(batch, total, _segment_size(control) if control else total, address)
+
+    def _take(self, batch: PacketBatch, total: int, size: int, address: Address) -> None:
         if size > MTU_MAX:
             self.oversized += -(-total // size)
         elif size == total > 0:
@@ -372,10 +399,12 @@ def _runs(packets: Sequence[memoryview]) -> Iterator[Sequence[memoryview]]:
         first = end
 
 
-def _bind(family: socket.AddressFamily, address: Address) -> socket.socket:
+def _bind(family: int, address: Address, *, shares_port: bool = False) -> socket.socket:
     """A bound socket, one for both families if `family` is IPv6. Raises: OSError."""
     bound = socket.socket(family, socket.SOCK_DGRAM)
     try:
+        if shares_port:  # with sockets of the same user only
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         bound.bind(address)

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from Crypto.Cipher import AES
 
-from kcptun_lite.core.buffers import PACKET_ALIGNMENT, PacketBatch
+from kcptun_lite.core.buffers import PacketBatch
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.fec import HELD_BYTES_MAX, MAX_GAP, TUNE_RUNS, AutoTune, FecDecoder, FecEncoder
+from kcptun_lite.core.strided import PACKET_ALIGNMENT
 from kcptun_lite.core.wire import FEC_DATA, FEC_HEADER, FEC_HEADER_SIZE, FEC_OUT_OF_BAND, FEC_PARITY
 from kcptun_lite.errors import LocalProtocolError
 

@@ -14,8 +14,8 @@ from kcptun_lite.core.crypt import CheckedCrypt, make_crypt
 from kcptun_lite.core.fec import FecDecoder, FecEncoder
 from kcptun_lite.core.guests import load_numpy
 from kcptun_lite.core.kcp import Kcp, KcpParams
-from kcptun_lite.core.rows import PacketGrid, PacketRow
-from kcptun_lite.core.strided import gather, grid_places, join_numbers, split_numbers, spread, stamp
+from kcptun_lite.core.rows import PacketRow, PacketTrain
+from kcptun_lite.core.strided import find_grid, gather, join_numbers, split_numbers, spread, stamp
 from kcptun_lite.core.wire import KCP_HEADER_SIZE, KCP_PUSH, KCP_SEGMENT, KCP_SN_AT
 
 CONV = 0xCAFE0042
@@ -43,9 +43,12 @@ def test_fields_are_laid_out_and_found_again(count: int, size: int) -> None:
     data = Random(size).randbytes(count * size)
     buffer = memoryview(bytearray(b"\xee" * (7 + count * 1312)))
     spread(buffer, 7, 1312, size, data)
-    assert gather(buffer, 7, 1312, size, range(count)) == data
+    assert gather(buffer, 0, size, 7, 1312, range(count)) == data
     odd = list(range(1, count, 2))
-    assert gather(buffer, 7, 1312, size, grid_places(odd)) == b"".join(data[i * size :][:size] for i in odd)
+    for some in (odd, odd[::-1], [i for i in range(count) if i % 3]):
+        assert gather(buffer, 0, size, *find_grid([7 + i * 1312 for i in some])) == b"".join(
+            data[i * size :][:size] for i in some
+        )
     assert all(set(buffer[7 + i * 1312 + size : 7 + (i + 1) * 1312]) <= {0xEE} for i in range(count)), "beside a field"
 
 
@@ -70,7 +73,7 @@ def test_stretches_are_the_packets(lengths: list[int]) -> None:
     batch = grid_of(packets)
     found = batch.packets()
     assert [bytes(packet) for packet in found] == packets
-    if isinstance(found, PacketGrid):
+    if isinstance(found, PacketTrain):
         stretches = list(found.stretches())
         assert [bytes(packet) for stretch in stretches for packet in stretch] == packets
         assert [bytes(packet) for packet in found[1:-1]] == packets[1:-1]
@@ -129,13 +132,36 @@ def test_sealing_and_opening_a_grid_is_what_it_is_packet_by_packet(size: int) ->
             assert (counters.in_packets, counters.in_bytes) == (size, sum(map(len, bodies)))
 
 
-def test_one_bad_packet_does_not_spoil_the_grid() -> None:
-    bodies = [bytes([i]) * 100 for i in range(20)]
-    packets = sealed(bodies, as_grid=True)
-    packets[7] = packets[7][:50] + b"x" + packets[7][51:]
-    found, counters = opened(packets, as_grid=True)
-    assert found == bodies[:7] + [b""] + bodies[8:]
-    assert (counters.in_packets, counters.in_checksum_errors) == (19, 1)
+FLOOD = ("198.51.100.6", 6)
+FRIENDS = [("192.0.2.1", 1), ("192.0.2.2", 2)]
+
+
+@given(seed=st.integers(0, 2**32))
+def test_a_flood_between_them_hides_no_packet(seed: int) -> None:
+    random = Random(seed)
+    bodies: dict[tuple[str, int], list[bytes]] = {friend: [] for friend in FRIENDS}
+    tray: list[tuple[tuple[str, int], bytes]] = []
+    for _ in range(random.randrange(1, 60)):
+        source = random.choice([*FRIENDS, FLOOD])
+        if source == FLOOD:
+            tray += [(FLOOD, random.randbytes(random.choice([1, 19, 20, 43, 44, 100, 1500]))) for _ in range(3)]
+        else:
+            run = [random.randbytes(random.choice([100, 100, 100, 30])) for _ in range(random.randrange(1, 12))]
+            bodies[source] += run
+            tray += [(source, packet) for packet in sealed(run, as_grid=True)]
+    counters = Counters()
+    batch = grid_of([packet for _, packet in tray], room=random.choice([16, 1500]))
+    batch.addresses += [source for source, _ in tray]
+    make_crypt("aes", bytes(32), Random(5).randbytes, BufferPool(nullcontext())).open(batch, counters)
+    found: dict[tuple[str, int], list[bytes]] = {friend: [] for friend in FRIENDS}
+    for source, packets in batch.by_source():
+        for stretch in packets.stretches() if isinstance(packets, PacketTrain) else (packets,):
+            found[source] += map(bytes, stretch)  # type: ignore[index]  # two items, as all of these
+            if isinstance(stretch, PacketRow):
+                assert stretch.field(5, 3) == b"".join(bytes(packet[5:8]) for packet in stretch)
+    assert found == bodies
+    good = sum(map(len, bodies.values()))
+    assert (counters.in_packets, counters.in_checksum_errors) == (good, len(tray) - good)
 
 
 def fec_packets(datagrams: list[bytes], data: int, parity: int) -> list[bytes]:
@@ -162,7 +188,7 @@ def test_error_correction_of_grids(shards: tuple[int, int], seed: int) -> None:
         grid = grid_of(tray).packets()
         found: list[bytes] = []
         recovered: list[bytes] = []
-        for stretch in grid.stretches() if isinstance(grid, PacketGrid) else (grid,):
+        for stretch in grid.stretches() if isinstance(grid, PacketTrain) else (grid,):
             straight, won_back = in_grids.receive(stretch, 0)
             found += map(bytes, straight)
             recovered += map(bytes, won_back)
@@ -200,7 +226,7 @@ def test_kcp_reads_rows_as_it_reads_datagrams(seed: int) -> None:
             datagrams.append(KCP_SEGMENT.pack(conv, KCP_PUSH, 0, i, now, number, first_sn & 0xFFFFFFFF, 50) + payload)
         sn += count - (random.random() < 0.2)
         grid = grid_of(datagrams).packets()
-        for stretch in grid.stretches() if isinstance(grid, PacketGrid) else (grid,):
+        for stretch in grid.stretches() if isinstance(grid, PacketTrain) else (grid,):
             ends[0].receive(stretch, now)
         ends[1].receive([memoryview(datagram) for datagram in datagrams], now)
         most = random.choice([0, 5, 100])
@@ -223,7 +249,7 @@ def test_a_row_longer_than_the_window_is_not_taken_whole() -> None:
     kcp = Kcp(CONV, KcpParams(rcv_wnd=10), Counters(), headroom=0, tailroom=0)
     datagrams = [KCP_SEGMENT.pack(CONV, KCP_PUSH, 0, 1, 0, sn, 0, 4) + bytes([sn] * 4) for sn in range(20)]
     grid = grid_of(datagrams).packets()
-    assert isinstance(grid, PacketGrid)
+    assert isinstance(grid, PacketTrain)
     for stretch in grid.stretches():
         kcp.receive(stretch, 0)
     assert kcp.received.count == 10

@@ -25,7 +25,7 @@ from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.crypt import METHODS, PacketCrypt, derive_key, make_crypt
 from kcptun_lite.core.fec import HELD_BYTES_MAX, FecDecoder
 from kcptun_lite.core.kcp import Flush, Kcp, KcpParams
-from kcptun_lite.core.rows import PacketGrid
+from kcptun_lite.core.rows import PacketTrain
 from kcptun_lite.core.smux import SmuxSession
 from kcptun_lite.core.snappy import SnappyDecoder, SnappyEncoder
 from kcptun_lite.core.wire import KCP_HEADER_SIZE, KCP_PUSH, KCP_SEGMENT, MTU_MAX, diff32, fec_type, first_segment
@@ -79,7 +79,7 @@ class Tray:
 
     def stretches(self) -> list[Sequence[memoryview]]:
         packets = self._batch.packets()
-        return list(packets.stretches()) if isinstance(packets, PacketGrid) else [packets]
+        return list(packets.stretches()) if isinstance(packets, PacketTrain) else [packets]
 
     def clear(self) -> None:
         self._batch.arena[: self._batch.end] = bytes([POISON]) * self._batch.end
@@ -359,7 +359,7 @@ def conversation(data: bytes) -> None:
                     sn += 1
             if operation in (0, 1, 2):
                 before = end.progress()
-                is_news = any([end.brings_news(view) for view in tray.views()])
+                is_news = any([end.bring_news([view]) for view in tray.views()])
                 is_bare = not any(map(fec_type, tray.views()))
                 is_late = any(diff32(ts, end.kcp.peer_ts) < 0 for view in tray.views() for ts in _timestamps(view))
                 end.receive_packets(tray.views(), now)

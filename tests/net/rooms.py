@@ -69,6 +69,9 @@ def small_params(*, snd_wnd: int = 32, rcv_wnd: int = 64, **changes: Any) -> Con
     return ConversationParams(kcp, **settings)
 
 
+_SILENT = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)  # nothing ever comes in
+
+
 class FakeUdp:
     """Stands in for a UdpSocket: what is sent stays here."""
 
@@ -78,6 +81,12 @@ class FakeUdp:
         self.is_closed = False
         self.sent: list[tuple[bytes, Address]] = []
         "every packet and where it was sent to"
+
+    def fileno(self) -> int:
+        return _SILENT.fileno()
+
+    def for_peer(self, peer: Address) -> Self:
+        raise OSError("no second socket without a network")
 
     def send(self, packets: Sequence[memoryview], address: Address) -> int:
         if self.is_closed:

@@ -26,9 +26,9 @@ class Room:
 
     def _deliver(self, batch: PacketBatch, now: int) -> None:
         self.on_tray(batch)
-        for packet, source in batch.live():
+        for source, packets in batch.by_source():
             assert source == self.peer.address
-            self.received.append(bytes(packet))
+            self.received += map(bytes, packets)
 
     def send(self, body: bytes) -> None:
         """A packet of our own kind."""

@@ -36,6 +36,16 @@ THERE: Address = ("10.0.0.2", 2000)
 MAX_SESSIONS = 8
 
 
+class FakeDoors(set[Address]):
+    """Remembers for whom there are doors, and how often strangers were to wait."""
+
+    rests = 0
+    open, shut = set.add, set.discard
+
+    def let_strangers_wait(self) -> None:
+        self.rests += 1
+
+
 class Room:
     """A listener without a network."""
 
@@ -52,6 +62,8 @@ class Room:
             on_session=self.begun.append,
             on_closed=lambda session, reason: self.ended.append((session, reason)),
         )
+        self.doors = FakeDoors()
+        self.listener._doors = cast(Any, self.doors)
 
     def deliver(self, *packets: tuple[Address, memoryview]) -> None:
         """One tray."""
@@ -81,6 +93,7 @@ def room() -> Iterator[Room]:
     for session in room.listener.sessions():
         session.close()
     assert not room.listener._by_address and not room.listener._by_conv and not room.listener._per_host
+    assert not room.doors
 
 
 def prove(session: Session) -> None:
@@ -270,6 +283,31 @@ def test_a_session_may_move_there_and_back(room: Room) -> None:
         room.deliver((address, segment(conv=7, sn=sn, data=SMUX_HEADER.pack(1, SMUX_PSH, 0, 3))))
         assert session.remote == address
     assert room.listener._per_host == {HERE[0]: 1}
+
+
+def test_who_is_proven_has_a_door_of_its_own_wherever_it_is(room: Room) -> None:
+    session = room.open(HERE, conv=7)
+    assert not room.doors
+    prove(session)
+    for sn, address in enumerate((HERE, HERE, THERE, THERE, HERE, HERE), 1):
+        room.deliver((address, segment(conv=7, sn=sn, data=SMUX_HEADER.pack(1, SMUX_PSH, 0, 3))))
+        assert room.doors <= {address}
+    assert room.doors == {HERE}
+    session.close()
+    assert not room.doors
+
+
+def test_strangers_wait_while_they_bring_nothing_of_use(room: Room) -> None:
+    session = room.open(HERE, conv=7)
+    prove(session)
+    assert room.doors.rests == 0
+    room.deliver()  # all of the tray have failed their check
+    room.deliver((THERE, segment(conv=9, sn=5, data=b"unknown")))
+    room.deliver((THERE, segment(conv=7, sn=0, data=SYN)))  # a replay
+    assert room.doors.rests == 3
+    good = segment(conv=7, sn=1, data=SMUX_HEADER.pack(1, SMUX_PSH, 0, 3))
+    room.deliver((THERE, segment(conv=9, sn=5, data=b"unknown")), (HERE, good))
+    assert room.doors.rests == 3
 
 
 # -- limits --------------------------------------------------------------------------------------------------
