@@ -103,7 +103,7 @@ class End:
         self.kcp = Kcp(1, params, self.counters, headroom=headroom, tailroom=crypt.tailroom)
         self.kcp.rmt_wnd = WINDOW
         self.slot = params.mtu
-        self.fec_encoder = FecEncoder(*shards, crypt.headroom, crypt.tailroom, self.counters) if fec else None
+        self.fec_encoder = FecEncoder(*shards, crypt.headroom, crypt.tailroom) if fec else None
         self.fec_decoder = FecDecoder(*shards, self.counters)
         self.snappy_encoder = SnappyEncoder() if compress else None
         self.snappy_decoder = SnappyDecoder() if compress else None
@@ -164,7 +164,7 @@ class End:
         watch.start()
         packets = batch.packets()
         for stretch in packets.stretches() if isinstance(packets, PacketTrain) else (packets,):
-            datagrams, recovered = self.fec_decoder.receive(stretch, now)
+            datagrams, recovered = self.fec_decoder.receive(stretch)
             watch.lap("fec decode")
             self.kcp.receive(datagrams, now)
             if recovered:

@@ -1,7 +1,8 @@
 """What a flood of garbage or replayed packets leaves of a session's throughput.
 
 In      packets a second, seconds for each measurement
-Out     Mbit/s through one session: in peace, while the flood goes past, and while it hits the server
+Out     Mbit/s through one session, down and up: in peace, while the flood goes past, and while it hits the server;
+        how long a new client waits
 Knows   the programs from outside. Not: keys
 Cost    the flood itself takes half a core, so it also runs against an idle port for comparison
 
@@ -15,7 +16,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
@@ -86,8 +87,9 @@ def read_packets(path: str) -> list[bytes]:
 def pour(sock: socket.socket) -> None:
     """Bytes without end."""
     data = Random(1).randbytes(1 << 16)
-    while True:
-        sock.sendall(data)
+    with suppress(OSError):  # until the end of the measurement
+        while True:
+            sock.sendall(data)
 
 
 class Meter:
@@ -97,8 +99,9 @@ class Meter:
         self.received = 0
 
     def drain(self, sock: socket.socket) -> None:
-        while data := sock.recv(1 << 16):
-            self.received += len(data)
+        with suppress(OSError):  # until the end of the measurement
+            while data := sock.recv(1 << 16):
+                self.received += len(data)
 
     def throughput(self, seconds: float) -> float:
         """Mbit/s from now on."""
@@ -113,6 +116,18 @@ def report(what: str, meter: Meter, server: Program, seconds: float) -> None:
     after = server.usage()
     busy = (after.user + after.system - before.user - before.system) / seconds
     print(f"  {what}: {rate:.0f} Mbit/s, the server takes {busy:.0%} of a core", flush=True)
+
+
+def greet(address: str) -> float:
+    """Seconds from a new client's first connection to the first byte from the target."""
+    client, door = start_client("ours", {**OPTIONS, "remoteaddr": address})
+    try:
+        start = monotonic()
+        with connect(door) as sock:
+            assert sock.recv(1)
+        return monotonic() - start
+    finally:
+        client.stop(signal.SIGKILL)
 
 
 def measure(direction: str, rate: int, seconds: float) -> None:
@@ -145,6 +160,8 @@ def measure(direction: str, rate: int, seconds: float) -> None:
                         report("flood beside it", meter, server, seconds)
                     with flooding(address, garbage, rate):
                         report("garbage", meter, server, seconds)
+                        if direction == "down":
+                            print(f"  a new client gets its first byte after {greet(address):.1f} s")
                     with flooding(address, recorded, rate):
                         report("replayed packets", meter, server, seconds)
                     report("in peace again", meter, server, seconds)

@@ -112,7 +112,7 @@ class Conversation:
         kcp_params = params.kcp._replace(mtu=params.kcp.mtu // PACKET_ALIGNMENT * PACKET_ALIGNMENT)
         self.kcp = Kcp(conv, kcp_params, counters, headroom=headroom + FEC_HEADER_SIZE * has_fec, tailroom=tailroom)
         shards, is_thrifty = (params.data_shards, params.parity_shards), self.share.is_limited
-        self._encoder = FecEncoder(*shards, headroom, tailroom, counters, is_thrifty=is_thrifty) if has_fec else None
+        self._encoder = FecEncoder(*shards, headroom, tailroom, is_thrifty=is_thrifty) if has_fec else None
         self._decoder = FecDecoder(
             params.data_shards if has_fec else 0, params.parity_shards if has_fec else 0, counters
         )
@@ -231,7 +231,7 @@ class Conversation:
         if self.share.is_limited:  # each packet may be kept twice: as a shard and as a segment
             self._account(sum(map(len, packets)) * 2 + len(packets) * SEGMENT_COST)
         for stretch in packets.stretches() if isinstance(packets, PacketTrain) else (packets,):
-            datagrams, recovered = self._decoder.receive(stretch, now)
+            datagrams, recovered = self._decoder.receive(stretch)
             kcp.receive(datagrams, now)
             if recovered:
                 kcp.receive(recovered, now, recovered=True)

@@ -58,7 +58,6 @@ class FecEncoder:
         parity_shards: int,
         headroom: int,
         tailroom: int,
-        counters: Counters,
         *,
         is_thrifty: bool = False,
     ) -> None:
@@ -300,10 +299,10 @@ class FecDecoder:
         self._seqid_end = _seqid_end(data_shards, parity_shards)
         self._groups_kept = GROUPS_KEPT + PACKETS_KEPT // (data_shards + parity_shards)
 
-    def receive(self, packets: Sequence[memoryview], now: int) -> tuple[Sequence[memoryview], list[memoryview]]:
+    def receive(self, packets: Sequence[memoryview]) -> tuple[Sequence[memoryview], list[memoryview]]:
         """The datagrams in `packets` as they came, and those recovered with the help of `packets`.
 
-        The former are views of `packets`. Nothing expires by time, so `now` is not looked at.
+        The former are views of `packets`.
         """
         if isinstance(packets, PacketRow) and (found := self._receive_row(packets)):
             return found

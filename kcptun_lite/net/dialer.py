@@ -9,10 +9,7 @@ Wire    WIRE.md 5.1
 import os
 from collections.abc import Callable
 
-from kcptun_lite.core.budget import SESSION_COST, Share
 from kcptun_lite.core.buffers import Address, PacketBatch
-from kcptun_lite.core.conversation import Conversation
-from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.wire import first_segment
 from kcptun_lite.errors import SessionError
 from kcptun_lite.net.endpoint import Plant, ReceiverThread
@@ -35,31 +32,14 @@ class Dialer:
         self, on_trouble: Callable[[Session], None], on_closed: Callable[[Session, SessionError], None]
     ) -> Session:
         """A new session; nothing is sent before its first stream is opened. Raises: TransportError."""
-        plant = self._plant
         udp, remote = self._route.open()
-        counters = Counters(active_opens=1)
-        crypt = plant.make_crypt()
-        conversation = Conversation(
+        session = self._plant.make_session(
             int.from_bytes(os.urandom(4), "little"),
-            plant.params,
-            counters,
-            is_client=True,
-            headroom=crypt.headroom,
-            tailroom=crypt.tailroom,
-            now=monotonic_ms(),
-            share=Share(plant.pool.budget, SESSION_COST),
-        )
-        session = Session(
-            conversation,
-            crypt,
+            self._plant.params,
             udp,
             remote,
-            pool=plant.pool,
-            ticker=plant.ticker,
-            counters=counters,
-            rate=plant.rate,
-            is_proven=True,
-            owns_socket=True,
+            is_client=True,
+            now=monotonic_ms(),
             on_stream=_refuse_stream,
             on_trouble=on_trouble,
             on_closed=on_closed,

@@ -2,7 +2,7 @@
 
 In      packets of a UDP socket
 Out     the same packets, opened, a tray at a time
-Knows   encryption, threads. Not: sessions, streams, options
+Knows   encryption, threads, what sessions are made of. Not: streams, options
 Cost    one thread per socket
 """
 
@@ -12,11 +12,14 @@ from threading import Thread
 from typing import NamedTuple
 
 from kcptun_lite import log
-from kcptun_lite.core.buffers import BufferPool, PacketBatch, borrow_batch
-from kcptun_lite.core.conversation import ConversationParams
+from kcptun_lite.core.budget import SESSION_COST, Share
+from kcptun_lite.core.buffers import Address, BufferPool, PacketBatch, borrow_batch
+from kcptun_lite.core.conversation import Conversation, ConversationParams
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.crypt import PacketCrypt, make_crypt
-from kcptun_lite.errors import TransportError
+from kcptun_lite.errors import SessionError, TransportError
+from kcptun_lite.net.session import Session
+from kcptun_lite.net.stream import Stream
 from kcptun_lite.net.suspects import Sampler, Suspects
 from kcptun_lite.net.ticker import UpdateThread, monotonic_ms
 from kcptun_lite.net.udp import UdpSocket
@@ -37,6 +40,48 @@ class Plant(NamedTuple):
 
     def make_crypt(self) -> PacketCrypt:
         return make_crypt(self.crypt, self.key, os.urandom, self.pool)
+
+    def make_session(
+        self,
+        conv: int,
+        params: ConversationParams,
+        udp: UdpSocket,
+        remote: Address,
+        *,
+        is_client: bool,
+        now: int,
+        on_stream: Callable[[Session, Stream], None],
+        on_trouble: Callable[[Session], None],
+        on_closed: Callable[[Session, SessionError], None],
+    ) -> Session:
+        """One end of a conversation, not started yet; a client's has `udp` for itself."""
+        counters = Counters(active_opens=1) if is_client else Counters(passive_opens=1)
+        crypt = self.make_crypt()
+        conversation = Conversation(
+            conv,
+            params,
+            counters,
+            is_client=is_client,
+            headroom=crypt.headroom,
+            tailroom=crypt.tailroom,
+            now=now,
+            share=Share(self.pool.budget, SESSION_COST),
+        )
+        return Session(
+            conversation,
+            crypt,
+            udp,
+            remote,
+            pool=self.pool,
+            ticker=self.ticker,
+            counters=counters,
+            rate=self.rate,
+            is_proven=is_client,
+            owns_socket=is_client,
+            on_stream=on_stream,
+            on_trouble=on_trouble,
+            on_closed=on_closed,
+        )
 
 
 class ReceiverThread(Thread):

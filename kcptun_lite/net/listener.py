@@ -11,9 +11,8 @@ from collections.abc import Callable, Sequence
 from threading import Lock
 
 from kcptun_lite import log
-from kcptun_lite.core.budget import SESSION_COST, Share
+from kcptun_lite.core.budget import SESSION_COST
 from kcptun_lite.core.buffers import Address, BufferPool, PacketBatch, borrow_batch
-from kcptun_lite.core.conversation import Conversation
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.crypt import PacketCrypt
 from kcptun_lite.core.wire import (
@@ -212,30 +211,13 @@ class Listener:
         if self._plant.pool.budget.free < SESSION_COST:
             log.limited("sessions", f"no session for {address[0]}: --memlimit is used up")
             return None
-        plant = self._plant
-        counters = Counters(passive_opens=1)
-        crypt = plant.make_crypt()
-        conversation = Conversation(
+        session = self._plant.make_session(
             conv,
-            plant.params.answering(fec=fec),
-            counters,
-            is_client=False,
-            headroom=crypt.headroom,
-            tailroom=crypt.tailroom,
-            now=now,
-            share=Share(plant.pool.budget, SESSION_COST),
-        )
-        session = Session(
-            conversation,
-            crypt,
+            self._plant.params.answering(fec=fec),
             self._udp,
             address,
-            pool=plant.pool,
-            ticker=plant.ticker,
-            counters=counters,
-            rate=plant.rate,
-            is_proven=False,
-            owns_socket=False,
+            is_client=False,
+            now=now,
             on_stream=self._on_stream,
             on_trouble=_wait_for_client,
             on_closed=self._forget,

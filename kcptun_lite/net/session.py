@@ -183,6 +183,7 @@ class Session:
         with self.lock:
             if self._closed:
                 return False
+            was_cut_off = self._silence_locked(now) >= self._doubt_locked()
             self.heard_at, self._send_error = now, None
             is_elsewhere = source is not None and source != self.remote
             if not self.is_proven:
@@ -196,6 +197,8 @@ class Session:
             except Exception as exc:  # a bug: what was being done is half done, so this session ends
                 log.limited("session", f"{self!r}: {exc!r}", log.Level.ERROR)
                 failure = SessionError(repr(exc))
+            if was_cut_off:  # by now the timers have backed off to as long as the silence was
+                self.conversation.kcp.resend_all(now)
             after = self.conversation.progress()
             if source is not None and is_elsewhere and (after != before or not self.is_proven):
                 self.remote = source
@@ -288,8 +291,7 @@ class Session:
             if silence >= DEAD_AFTER:
                 failure = DeadLink(f"no answer for {silence // 1000} s")
             # Data unanswered: ask, which any living peer answers; then have somebody look for another way.
-            rto = self.conversation.kcp.rtt.rto
-            is_in_doubt = is_cut_off(self._udp) or silence >= max(DOUBT, 2 * rto)
+            is_in_doubt = is_cut_off(self._udp) or silence >= self._doubt_locked()
             is_question_due = self.is_proven and is_in_doubt and now - self._probed_at >= PROBE_PERIOD
             if is_question_due:
                 self._probed_at = now
@@ -299,7 +301,8 @@ class Session:
                 # A download has stopped. If a NAT on the way has given us a new address, only we can tell the server.
                 self._received_at_pause = received
                 self.conversation.ping()
-            is_trouble = is_question_due and (is_cut_off(self._udp) or silence >= max(SILENCE, 4 * rto))
+            is_silent = silence >= max(SILENCE, 4 * self.conversation.kcp.rtt.rto)
+            is_trouble = is_question_due and (is_silent or is_cut_off(self._udp))
             # A server that is reached another way, and does not know us yet, is given time to say so thrice.
             is_trouble = is_trouble and not (self._denials and now - self._denied_since < 2 * DENIED_AFTER)
             is_flush_wanted = self.conversation.flush_wanted is not Flush.NOTHING
@@ -333,6 +336,9 @@ class Session:
     def _silence_locked(self, now: int) -> int:
         since = self.conversation.kcp.unanswered_since
         return 0 if since is None else now - since
+
+    def _doubt_locked(self) -> int:
+        return max(DOUBT, 2 * self.conversation.kcp.rtt.rto)
 
     def send_scout(self, scout: Scout) -> None:
         """Have what is sent go through another socket as well, until one of the two ways brings an answer (clients)."""

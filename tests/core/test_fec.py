@@ -36,7 +36,7 @@ class Sender:
     """An encoder and its tray."""
 
     def __init__(self, data: int, parity: int, capacity: int = 1 << 19) -> None:
-        self.encoder = FecEncoder(data, parity, HEADROOM, TAILROOM, Counters())
+        self.encoder = FecEncoder(data, parity, HEADROOM, TAILROOM)
         self.batch = PacketBatch(memoryview(bytearray(capacity)))
 
     def send(self, datagrams: list[bytes], now: int = 0, *, behind: int = 0) -> list[bytes]:
@@ -69,7 +69,7 @@ class Receiver:
 
     def receive(self, packets: list[bytes]) -> tuple[list[bytes], list[bytes]]:
         buffers = [bytearray(packet) for packet in packets]
-        direct, recovered = self.decoder.receive([memoryview(buffer) for buffer in buffers], 0)
+        direct, recovered = self.decoder.receive([memoryview(buffer) for buffer in buffers])
         result = [bytes(datagram) for datagram in direct], [bytes(datagram) for datagram in recovered]
         for buffer in buffers:
             buffer[:] = b"\xdd" * len(buffer)
@@ -158,14 +158,14 @@ def test_packets_may_lie_anywhere_in_the_arena() -> None:
         batch.lengths.append(FEC_HEADER_SIZE + 100)
         batch.arena[slot * 144 + FEC_HEADER_SIZE :][:100] = datagram
     batch.end = 140 * 144
-    FecEncoder(10, 3, 0, 0, Counters()).protect(batch, 0, 0)
+    FecEncoder(10, 3, 0, 0).protect(batch, 0, 0)
     assert [bytes(view) for view in batch.views()] == neat
 
 
 @pytest.mark.parametrize(("data", "parity"), [(0, 3), (10, 0), (-1, 3), (200, 57)])
 def test_impossible_codes_are_refused(data: int, parity: int) -> None:
     with pytest.raises(LocalProtocolError):
-        FecEncoder(data, parity, 20, 0, Counters())
+        FecEncoder(data, parity, 20, 0)
 
 
 # -- encoder and decoder -----------------------------------------------------------------------
@@ -224,7 +224,7 @@ def test_a_lossless_tray_is_not_copied() -> None:
     """Views go out; only the unfinished last group is held past the call."""
     sender, receiver = Sender(10, 3), Receiver(10, 3)
     packets = [memoryview(packet) for packet in sender.send([bytes(1000)] * 54)]
-    direct, recovered = receiver.decoder.receive(packets, 0)
+    direct, recovered = receiver.decoder.receive(packets)
     assert [view.obj for view in direct] == [packet.obj for packet in packets if packet[4] == FEC_DATA]
     assert recovered == []
     assert receiver.decoder.held_bytes == 4 * 1002

@@ -165,7 +165,7 @@ def test_a_flood_between_them_hides_no_packet(seed: int) -> None:
 
 
 def fec_packets(datagrams: list[bytes], data: int, parity: int) -> list[bytes]:
-    encoder = FecEncoder(data, parity, 0, 0, Counters())
+    encoder = FecEncoder(data, parity, 0, 0)
     batch = grid_of([bytes(8) + datagram for datagram in datagrams])
     encoder.protect(batch, 0, 0)
     return [bytes(view) for view in batch.views()]
@@ -189,10 +189,10 @@ def test_error_correction_of_grids(shards: tuple[int, int], seed: int) -> None:
         found: list[bytes] = []
         recovered: list[bytes] = []
         for stretch in grid.stretches() if isinstance(grid, PacketTrain) else (grid,):
-            straight, won_back = in_grids.receive(stretch, 0)
+            straight, won_back = in_grids.receive(stretch)
             found += map(bytes, straight)
             recovered += map(bytes, won_back)
-        straight, won_back = by_itself.receive([memoryview(packet) for packet in tray], 0)
+        straight, won_back = by_itself.receive([memoryview(packet) for packet in tray])
         assert found == list(map(bytes, straight))
         # Who looks at a stretch at a time may win back what comes later in the same tray.
         assert {*found, *recovered} == {*map(bytes, straight), *map(bytes, won_back)}
@@ -201,7 +201,7 @@ def test_error_correction_of_grids(shards: tuple[int, int], seed: int) -> None:
 
 
 def fec_packets_one_by_one(datagrams: list[bytes], data: int, parity: int) -> list[bytes]:
-    encoder = FecEncoder(data, parity, 0, 0, Counters())
+    encoder = FecEncoder(data, parity, 0, 0)
     found = []
     for datagram in datagrams:
         batch = grid_of([bytes(8) + datagram], capacity=1 << 14)
@@ -260,7 +260,7 @@ def test_who_is_thrifty_sends_the_same_and_keeps_no_scratch_for_many_groups() ->
     datagrams = [Random(i).randbytes(60) for i in range(120)]
     packets = []
     for is_thrifty in (False, True):
-        encoder = FecEncoder(10, 3, 0, 0, Counters(), is_thrifty=is_thrifty)
+        encoder = FecEncoder(10, 3, 0, 0, is_thrifty=is_thrifty)
         batch = grid_of([bytes(8) + datagram for datagram in datagrams])
         encoder.protect(batch, 0, 0)
         packets.append([bytes(view) for view in batch.views()])

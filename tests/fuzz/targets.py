@@ -61,16 +61,21 @@ def records(program: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 class Tray:
-    """Packets in a buffer that is overwritten when their receiver is done with them."""
+    """Packets in a buffer that is overwritten when their receiver is done with them.
+
+    Every other tray they are close together, as packets of a flood are.
+    """
 
     def __init__(self) -> None:
         self._batch = PacketBatch(memoryview(bytearray(TRAY_PACKETS * 1504)))
+        self._is_grid = True
 
     def put(self, packet: bytes) -> None:
         """Add a packet, if there is room and it is not empty."""
         batch = self._batch
-        batch.begin_grid(MTU_MAX)
-        if packet and batch.has_room(batch.stride):
+        if self._is_grid:
+            batch.begin_grid(MTU_MAX)
+        if packet and batch.has_room(MTU_MAX + 4):
             batch.arena[batch.end : batch.end + len(packet)] = packet
             batch.commit(len(packet))
 
@@ -84,6 +89,7 @@ class Tray:
     def clear(self) -> None:
         self._batch.arena[: self._batch.end] = bytes([POISON]) * self._batch.end
         self._batch.clear()
+        self._is_grid = not self._is_grid
 
 
 # -- packets ---------------------------------------------------------------------------------------------------
@@ -98,7 +104,7 @@ def fec(data: bytes) -> None:
         if not operation:
             continue
         for packets in tray.stretches():
-            datagrams, recovered = decoder.receive(packets, 0)
+            datagrams, recovered = decoder.receive(packets)
             assert len(datagrams) <= len(packets)
             assert sum(map(len, datagrams)) <= sum(map(len, packets))
             assert all(len(datagram) < MTU_MAX for datagram in recovered)

@@ -503,6 +503,27 @@ def test_silence_is_trouble_every_second_and_every_second_a_question(wire: Wire,
     assert wire.client.troubles <= 7
 
 
+@pytest.mark.parametrize("is_client", [True, False])
+@pytest.mark.parametrize("rto", [100, 400, 1500])  # ms
+@pytest.mark.parametrize("seconds", [13, 37, 55])
+def test_after_an_outage_data_flows_with_the_first_answer(
+    wire: Wire, clock: Clock, is_client: bool, rto: int, seconds: int
+) -> None:
+    stream = wire.client.session.open_stream()
+    wire.carry()
+    source, target = (stream, wire.server.opened[0]) if is_client else (wire.server.opened[0], stream)
+    source.write(memoryview(b"1"))
+    wire.pass_time(100)
+    assert target.read_chunks(timeout_s=0) == [b"1"]
+    source._owner.conversation.kcp.rtt.rto = rto
+    wire.is_cut = True
+    source.write(memoryview(noise(20_000)))
+    wire.pass_time(seconds * 1000)
+    wire.is_cut = False
+    wire.pass_time(PROBE_PERIOD + 20)  # the retransmission timers have backed off to several times that
+    assert b"".join(target.read_chunks(timeout_s=0) or []) == noise(20_000)
+
+
 def test_who_is_being_denied_elsewhere_waits_for_the_verdict(wire: Wire, clock: Clock) -> None:
     session = wire.client.session
     stream = session.open_stream()
