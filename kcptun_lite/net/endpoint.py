@@ -9,6 +9,7 @@ Cost    one thread per socket
 import os
 from collections.abc import Callable
 from threading import Thread
+from time import sleep
 from typing import NamedTuple
 
 from kcptun_lite import log
@@ -17,6 +18,7 @@ from kcptun_lite.core.buffers import Address, BufferPool, PacketBatch, borrow_ba
 from kcptun_lite.core.conversation import Conversation, ConversationParams
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.crypt import PacketCrypt, make_crypt
+from kcptun_lite.core.pacing import COALESCING_REST, Coalescer
 from kcptun_lite.errors import SessionError, TransportError
 from kcptun_lite.net.session import Session
 from kcptun_lite.net.stream import Stream
@@ -103,6 +105,7 @@ class ReceiverThread(Thread):
         self._counters = counters
         self._deliver = deliver
         self._sampler = Sampler(plant.suspects, counters, udp)
+        self._coalescer = Coalescer()
 
     def run(self) -> None:
         with borrow_batch(self._pool) as batch:
@@ -123,3 +126,5 @@ class ReceiverThread(Thread):
                     except Exception as exc:  # a bug must not stop the tunnel
                         log.limited("rx", f"receiver: {exc!r}", log.Level.ERROR)
                     batch.clear()
+                    if self._coalescer.wants_rest(received, now):
+                        sleep(COALESCING_REST / 1000)

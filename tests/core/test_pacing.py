@@ -2,7 +2,7 @@
 
 import pytest
 
-from kcptun_lite.core.pacing import LIMIT_BURST, Pacer, TokenBucket
+from kcptun_lite.core.pacing import LIMIT_BURST, TRAY_WORTH_ITS_COST, Coalescer, Pacer, TokenBucket
 
 
 @pytest.mark.parametrize("rate", [1_000, 125_000, 10_000_000])
@@ -45,3 +45,29 @@ def test_a_window_that_opens_at_once_is_spread_over_the_round_trip() -> None:
         assert gone == 1000 or pacer.resume_at is not None
     assert 80 <= now <= 250
     assert pacer.room(now, 5000, 1000, 5) == 5000  # short round trips need no pacing
+
+
+def rests(packets_a_ms: int, together: int, ms: int) -> int:
+    """How often a receiver rests while packets come at this rate, so many at a time."""
+    coalescer = Coalescer()
+    return sum(
+        coalescer.wants_rest(together, i * together // packets_a_ms) for i in range(ms * packets_a_ms // together)
+    )
+
+
+def test_packets_that_come_thick_one_by_one_are_let_gather() -> None:
+    assert rests(packets_a_ms=9, together=1, ms=5) == 0, "not for a few"
+    assert rests(packets_a_ms=9, together=1, ms=100) > 700
+
+
+def test_nobody_waits_for_what_comes_seldom_or_in_large_trays() -> None:
+    assert rests(packets_a_ms=3, together=1, ms=1000) == 0
+    assert rests(packets_a_ms=90, together=TRAY_WORTH_ITS_COST, ms=1000) == 0
+
+
+def test_after_a_pause_nobody_waits() -> None:
+    coalescer = Coalescer()
+    for _ in range(1000):
+        coalescer.wants_rest(1, 0)
+    assert coalescer.wants_rest(1, 1)
+    assert not coalescer.wants_rest(1, 20)

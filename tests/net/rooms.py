@@ -33,6 +33,7 @@ PATIENCE_S = 10.0  # how long a condition may take on a busy machine; nothing wa
 CONV = 0x11223344
 CLIENT: Address = ("10.0.0.1", 1000)
 SERVER: Address = ("10.0.0.9", 29900)
+ELSEWHERE: Address = ("10.0.0.2", 2000)
 
 
 def wait_until(condition: Callable[[], bool], what: str = "") -> None:
@@ -261,6 +262,11 @@ def segment(
 def write_and_finish(stream: Stream, data: bytes) -> None:
     stream.write(memoryview(data))
     stream.close_write()
+
+
+def read_all(end: End) -> bytes:
+    """What has come in on the first stream that the other end has opened."""
+    return b"".join(end.opened[0].read_chunks(timeout_s=0) or [])
 
 
 def in_background(work: Callable[..., object], *arguments: object) -> "Background":
