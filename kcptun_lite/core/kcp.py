@@ -350,6 +350,11 @@ class Kcp:
         self.window.expire(now)
         self.probe()
 
+    def resume(self, now: int) -> None:
+        """The peer is heard again after a silence: what is older than an RTO is lost, however long its timer runs."""
+        self.window.expire(now, age=self.rtt.rto)
+        self.flush_wanted = Flush.EVERYTHING
+
     def next_deadline(self) -> int | None:
         """ms at which a flush is due though nothing happens before; None if nothing is under way."""
         deadlines = [at for at in (self._ack_due, self.window.next_resend, self._rebirth.ask_at) if at is not None]

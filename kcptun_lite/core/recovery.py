@@ -196,14 +196,16 @@ class SendWindow:
         self.has_fast = bool(due) and self.has_fast
         return due
 
-    def expire(self, now: int) -> None:
-        """Make every segment in flight due at once, with a fresh clock each."""
+    def expire(self, now: int, age: int = 0) -> None:
+        """Make every segment in flight due when it is `age` ms old, which most are already, with a fresh clock each."""
         for segment in self.segments:
-            segment.resend_at = now
+            wait = max(0, age - ((now - segment.ts) & MASK32))
+            segment.resend_at = now + wait
             segment.rto = KCP_RTO_INITIAL
-            segment.ts = (now - KCP_RTO_MAX) & MASK32  # no patience with it: what it was sent on is gone
+            if not wait:
+                segment.ts = (now - KCP_RTO_MAX) & MASK32  # no patience with it: what it was sent on is gone
         if self.segments:
-            self.next_resend = now
+            self.next_resend = min(segment.resend_at for segment in self.segments)
         self._delivered_ts = now & MASK32
 
     def resent(self, segment: Segment, cause: Cause, now: int, rto: int, nodelay: int) -> None:

@@ -75,15 +75,15 @@ class PacketTrain(Sequence[memoryview]):
 
     def stretches(self) -> Iterator[Sequence[memoryview]]:
         """The same packets in the same order: rows where enough of them are equally long, and what is between."""
-        usual = max(self._lengths)
+        longest = max(self._lengths)  # what bulk is made of
         begin = 0
-        others = [index for index, length in enumerate(self._lengths) if length != usual]
+        others = [index for index, length in enumerate(self._lengths) if length != longest]
         if len(others) * MANY > len(self):
             yield self
             return
         for index in [*others, len(self)]:
             if index - begin >= MANY:
-                yield PacketRow(self._arena, usual, *find_grid(self._starts[begin:index]))
+                yield PacketRow(self._arena, longest, *find_grid(self._starts[begin:index]))
             elif begin < index:
                 yield self[begin:index]
             if index < len(self):

@@ -29,9 +29,9 @@ def spread(buffer: memoryview, start: int, stride: int, size: int, data: Buffer)
         start += stride
 
 
-def gather(buffer: memoryview, at: int, size: int, start: int, stride: int, places: Sequence[int]) -> bytes:
-    """The bytes [at : at + size] of packets, side by side; `start`, `stride` and `places` are those of `find_grid`."""
-    start += at
+def gather(buffer: memoryview, offset: int, size: int, start: int, stride: int, places: Sequence[int]) -> bytes:
+    """`size` bytes at `offset` of packets, side by side; `start`, `stride` and `places` are those of `find_grid`."""
+    start += offset
     np = loaded_numpy() if len(places) >= MANY else None
     if np:
         grid = np.ndarray((len(buffer) - start - size) // stride + 1, f"V{size}", buffer, start, (stride,))

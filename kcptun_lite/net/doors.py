@@ -1,15 +1,17 @@
 """The doors of a server's port: the front door for strangers, and one more for each peer who is known.
 
 In      a UDP socket; the addresses of peers who have shown that they are real
-Out     trays of what has come in, peers' first
+Out     trays of what has come in, from peers and from strangers in turn
 Knows   which sockets have something, and whose turn it is. Not: sessions, what is in a packet
 Cost    one system call more for a tray (epoll_wait), a descriptor for each peer
 
-Linux puts a datagram into the queue of the socket that is connected to its source, if there is one. So a flood of
-strangers fills their own queue, not the peers', and the receiver spends no more time on it than it wants to.
+Linux puts a datagram into the queue of the socket that is connected to its source, if there is one (before 5.4, now and
+then into another one of these). So a flood of strangers fills their own queue, not the peers', and the receiver spends
+no more time on it than it wants to.
 
-Nothing depends on it: whoever comes is told by his source address, through whichever door. A peer who has no door of
-his own, for want of descriptors or epoll or because there are too many of them, comes in through the front.
+Nothing depends on it: whoever comes is told by his source address, through whichever door. A peer comes in through the
+front if there is no door of his own, for want of descriptors or epoll or because there are too many; and always, if he
+sends to another address of this host than Linux would answer from.
 """
 
 import select
@@ -20,8 +22,9 @@ from kcptun_lite.core.buffers import Address, PacketBatch
 from kcptun_lite.errors import TransportError
 from kcptun_lite.net.udp import GRO_ROOM, ON_LINUX, RECEIVE_TIMEOUT_MS, UdpSocket
 
-STRANGERS_TURN = 128  # datagrams read at the front door before the others are looked at again
+STRANGERS_TURN = 128  # reads at the front door before the others are looked at again
 STRANGERS_REST = 0.002  # s
+REFUSED_FOR = 1.0  # s after which a door is tried again, when the system would not have it
 DOORS_MAX = 128  # Linux looks at one after the other when a datagram comes
 
 
@@ -31,28 +34,37 @@ class Doors:
     def __init__(self, front: UdpSocket) -> None:
         """`front` stays the caller's, who closes it first, to end `receive`."""
         self._front = front
+        self._by_peer: dict[Address, UdpSocket] = {}
+        self._by_number: dict[int, UdpSocket] = {}
+        self._refused_until = 0.0  # s
+        self._turn = 0
         self._was_strangers_turn = False
         self._rest_until = 0.0  # s; when strangers are heard again
         self._is_resting = False
-        self._by_peer: dict[Address, UdpSocket] = {}
-        self._by_number: dict[int, UdpSocket] = {}
-        self._epoll = select.epoll() if ON_LINUX else None
-        if self._epoll:
-            self._epoll.register(front.fileno(), select.EPOLLIN)
+        self._epoll: select.epoll | None = None
+        if ON_LINUX:
+            with suppress(OSError):  # no descriptor left: then there is the front only
+                self._epoll = select.epoll()
+                self._epoll.register(front.fileno(), select.EPOLLIN)
 
     def __contains__(self, peer: Address) -> bool:
         return peer in self._by_peer
 
     def open(self, peer: Address) -> None:
-        """Give a peer a door of his own, if that is possible."""
-        if not self._epoll or peer in self._by_peer or len(self._by_peer) >= DOORS_MAX:
+        """Give a peer who has none a door of his own, if that is possible."""
+        if not self._epoll or len(self._by_peer) >= DOORS_MAX or monotonic() < self._refused_until:
             return
         try:
             door = self._front.for_peer(peer)
-        except OSError:
-            return  # no descriptor left, or no right to bind this port again
+            try:
+                self._epoll.register(door.fileno(), select.EPOLLIN)
+            except OSError:
+                door.close()
+                raise
+        except OSError:  # no descriptor left, or no right to bind this port again
+            self._refused_until = monotonic() + REFUSED_FOR
+            return
         self._by_peer[peer] = self._by_number[door.fileno()] = door
-        self._epoll.register(door.fileno(), select.EPOLLIN)
 
     def shut(self, peer: Address) -> None:
         """The peer has gone."""
@@ -88,13 +100,19 @@ class Doors:
         is_strangers_turn = len(doors) < len(ready) and not (doors and self._was_strangers_turn)
         self._was_strangers_turn = is_strangers_turn
         if is_strangers_turn:
-            return front.receive(batch, wait=False, reads=STRANGERS_TURN)
-        received = 0
-        for door in doors:
-            if batch.has_room(GRO_ROOM):  # else epoll tells of it again, and of others first
+            received = front.receive(batch, wait=False, reads=STRANGERS_TURN)
+            if not received:
+                self.let_strangers_wait()
+            return received
+        self._turn += 1
+        for index in range(len(doors)):
+            door = doors[(self._turn + index) % len(doors)]
+            if batch.has_room(GRO_ROOM):  # else epoll tells of it again, and another one is the first
                 with suppress(TransportError):  # shut meanwhile
-                    received += door.receive(batch, wait=False)
-        return received
+                    door.receive(batch, wait=False)
+        if len(batch):
+            front.last_error = None  # of sending, which all do through the front
+        return len(batch)
 
     def let_strangers_wait(self) -> None:
         """What came last was good for nothing: see to the peers, or let other threads do so, before any more of it."""

@@ -115,7 +115,7 @@ class Listener:
             self._doors.let_strangers_wait()
 
     def _route(self, address: Address, packets: Sequence[memoryview], now: int) -> bool:
-        """Give packets of one address to the session they are of; whether there is one."""
+        """Give packets of one address to the session they are of; whether that was of use."""
         session = self._by_address.get(address)
         strays: list[int] = []
         for index, packet in enumerate(packets):
@@ -146,7 +146,7 @@ class Listener:
             with self._lock:
                 if self._by_address.get(address) is session and not self._is_closing:
                     self._doors.open(address)
-        return True
+        return session.is_proven  # a recorded first packet makes a session, too
 
     def _receive_from_elsewhere(
         self, session: Session, address: Address, packets: Sequence[memoryview], now: int
@@ -154,7 +154,7 @@ class Listener:
         """A known conversation from a new address: if it brings anything new, that is where the client is now.
 
         Its first segment once more is nothing new: recorded and replayed it makes no second session, which
-        would bring the target the same request again.
+        would bring the target the same request again. Returns whether the packets were of use.
         """
         before = session.remote
         conversation = session.conversation
@@ -175,11 +175,12 @@ class Listener:
                     self._count_host_locked(address, 0 if stale else 1)  # whose place it takes was counted
             if stale and stale is not session:
                 stale.close(SessionClosed("its address is another client's now"))
-            log.info(
-                f"session {session.conversation.conv:08x} moved from {format_address(before)} "
-                f"to {format_address(address)}"
-            )
-        return True
+            if session.is_proven:  # others move as anybody likes who repeats their first packet
+                log.info(
+                    f"session {session.conversation.conv:08x} moved from {format_address(before)} "
+                    f"to {format_address(address)}"
+                )
+        return session.is_proven
 
     def _answer_stranger(self, conv: int, address: Address) -> None:
         """Tell whoever continues a conversation we know nothing of that it is over: we acknowledge from zero.
@@ -223,9 +224,10 @@ class Listener:
             on_closed=self._forget,
         )
         with self._lock:
+            stale = self._by_address.get(address)  # which another thread is closing just now
             self._by_address[address] = session
             self._by_conv[conv] = session
-            self._count_host_locked(address, 1)
+            self._count_host_locked(address, 0 if stale else 1)  # whose place it takes was counted
         session.start()
         self._on_session(session)
         return session

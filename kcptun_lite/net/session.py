@@ -197,8 +197,8 @@ class Session:
             except Exception as exc:  # a bug: what was being done is half done, so this session ends
                 log.limited("session", f"{self!r}: {exc!r}", log.Level.ERROR)
                 failure = SessionError(repr(exc))
-            if was_cut_off:  # by now the timers have backed off to as long as the silence was
-                self.conversation.kcp.resend_all(now)
+            if was_cut_off and self.conversation.kcp.unanswered_since is None:
+                self.conversation.kcp.resume(now)
             after = self.conversation.progress()
             if source is not None and is_elsewhere and (after != before or not self.is_proven):
                 self.remote = source

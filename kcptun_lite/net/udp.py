@@ -1,4 +1,4 @@
-"""The UDP door: whole batches of datagrams through few system calls.
+"""UDP sockets: whole batches of datagrams through few system calls.
 
 In      packets and an address; or nothing, and then what has arrived
 Out     `UdpSocket.receive` fills a tray, each packet at a multiple of 16; `send` says how many the kernel took
@@ -6,7 +6,7 @@ Knows   sockets, GSO and GRO. Not: what is in a packet, sessions, who is allowed
 Wire    WIRE.md 5.1, 5.4, 8.1 (sockbuf, dscp)
 Cost    receive 0.35 us per packet of a GRO run, 4 us alone; send 0.3 us per packet of a GSO run, 4.5 us alone
 
-Sockets are blocking and unconnected, so one door serves any number of peers. On Linux a run of equal
+Sockets are blocking and unconnected, so one serves any number of peers (net/doors has more). On Linux a run of equal
 packets goes down as one buffer for the kernel to cut (UDP_SEGMENT) and comes up as one (UDP_GRO).
 A network in trouble is never an exception here: packets are lost, the caller counts them, KCP sends again.
 """
@@ -156,7 +156,10 @@ class UdpSocket:
 
     @contextmanager
     def kept_open(self) -> Iterator[None]:
-        """`fileno` stays what it is for the length of a block. Raises: TransportError once the socket is closed."""
+        """For who waits for `fileno` in a block: `close` wakes him, because the descriptor lives until he leaves.
+
+        Raises: TransportError once the socket is closed.
+        """
         self._enter()
         try:
             yield

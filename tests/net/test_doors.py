@@ -4,6 +4,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from threading import Thread
+from typing import Any
 
 import pytest
 
@@ -104,7 +105,6 @@ def test_strangers_that_are_to_wait_are_heard_a_little_later(room: Room, monkeyp
 
 def test_who_has_gone_is_a_stranger_again(room: Room) -> None:
     room.doors.open(room.friend.address)
-    room.doors.open(room.friend.address)
     room.send(room.friend, b"one")
     room.receive_until(b"one")
     room.doors.shut(room.friend.address)
@@ -125,7 +125,8 @@ def test_peers_of_both_families_have_doors_of_a_port_for_both() -> None:
                 batch = PacketBatch(memoryview(bytearray(BATCH_BYTES)))
                 assert doors.receive(batch) == 1
                 assert (batch.addresses[0] in doors) == is_known
-                doors.open(batch.addresses[0])
+                if not is_known:
+                    doors.open(batch.addresses[0])
                 assert batch.addresses[0] in doors
                 peer.send(b"once more")
             doors.receive(PacketBatch(memoryview(bytearray(BATCH_BYTES))))
@@ -133,15 +134,67 @@ def test_peers_of_both_families_have_doors_of_a_port_for_both() -> None:
     doors.close()
 
 
+def test_a_busy_peer_does_not_keep_another_one_out(room: Room) -> None:
+    for peer in (room.friend, room.stranger):
+        room.doors.open(peer.address)
+    for source, other in ((room.friend, room.stranger), (room.stranger, room.friend)):
+        wait_until(lambda: not room.receive())
+        room.send(other, b"hello")
+        for _ in range(20):
+            room.send(source, *[bytes(1400)] * 100)  # more than a tray takes
+            if (b"hello", other.address) in room.receive():
+                break
+        else:
+            raise AssertionError("in vain")
+
+
+def test_what_was_read_at_a_door_that_is_shut_just_then_is_not_left_in_the_tray(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = UdpSocket.receive
+
+    def receive(self: UdpSocket, batch: PacketBatch, **how: Any) -> int:
+        received = read(self, batch, **how)
+        if self is not room.front:
+            room.doors.shut(room.friend.address)
+            raise TransportError("the UDP socket is closed")
+        return received
+
+    monkeypatch.setattr(UdpSocket, "receive", receive)
+    room.doors.open(room.friend.address)
+    room.send(room.friend, b"last words")
+    assert room.receive() == [(b"last words", room.friend.address)]
+
+
+def test_who_brings_nothing_at_all_waits_as_well(room: Room) -> None:
+    room.send(room.stranger, b"", bytes(1501))
+    assert room.receive() == []
+    assert room.doors._rest_until > 0
+
+
+def test_a_peer_that_is_heard_ends_the_trouble_of_sending(room: Room) -> None:
+    room.doors.open(room.friend.address)
+    room.front.last_error = OSError("no way")
+    room.send(room.friend, b"here I am")
+    room.receive_until(b"here I am")
+    assert room.front.last_error is None
+
+
 def test_without_descriptors_everybody_comes_through_the_front(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(self: UdpSocket, peer: Address) -> UdpSocket:
         raise OSError("too many open files")
 
-    monkeypatch.setattr(UdpSocket, "for_peer", fail)
-    room.doors.open(room.friend.address)
+    with monkeypatch.context() as patch:
+        patch.setattr(UdpSocket, "for_peer", fail)
+        room.doors.open(room.friend.address)
     assert room.friend.address not in room.doors
     room.send(room.friend, b"hello")
     room.receive_until(b"hello")
+    room.doors.open(room.friend.address)
+    assert room.friend.address not in room.doors, "so soon it is not tried again"
+    room.doors._refused_until = 0
+    room.doors.open(room.friend.address)
+    assert room.friend.address in room.doors
 
 
 def test_there_are_only_so_many_doors(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:

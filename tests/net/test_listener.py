@@ -299,15 +299,26 @@ def test_who_is_proven_has_a_door_of_its_own_wherever_it_is(room: Room) -> None:
 
 def test_strangers_wait_while_they_bring_nothing_of_use(room: Room) -> None:
     session = room.open(HERE, conv=7)
+    room.deliver((THERE, segment(conv=7, sn=0, data=SYN)))  # recorded first packets move a session as they like
+    room.deliver((HERE, segment(conv=7, sn=0, data=SYN)))
+    assert room.doors.rests == 3
     prove(session)
-    assert room.doors.rests == 0
     room.deliver()  # all of the tray have failed their check
     room.deliver((THERE, segment(conv=9, sn=5, data=b"unknown")))
     room.deliver((THERE, segment(conv=7, sn=0, data=SYN)))  # a replay
-    assert room.doors.rests == 3
+    assert room.doors.rests == 6
     good = segment(conv=7, sn=1, data=SMUX_HEADER.pack(1, SMUX_PSH, 0, 3))
     room.deliver((THERE, segment(conv=9, sn=5, data=b"unknown")), (HERE, good))
-    assert room.doors.rests == 3
+    assert room.doors.rests == 6
+
+
+def test_who_takes_the_place_of_a_session_that_is_being_closed_counts_once(room: Room) -> None:
+    old = room.open(HERE, conv=7)
+    old._closed = SessionClosed("another thread is at it")
+    new = room.open(HERE, conv=8)
+    assert room.listener._per_host == {HERE[0]: 1}
+    room.listener._forget(old, SessionClosed("now it is done"))
+    assert room.at(HERE) is new and room.listener._per_host == {HERE[0]: 1}
 
 
 # -- limits --------------------------------------------------------------------------------------------------

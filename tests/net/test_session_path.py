@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from kcptun_lite.core.wire import KCP_ACK, KCP_SEGMENT, KCP_WASK, KCP_WINS
+from kcptun_lite.core.wire import FEC_HEADER, FEC_PARITY, KCP_ACK, KCP_SEGMENT, KCP_WASK, KCP_WINS
 from kcptun_lite.errors import DeadLink, StreamReset
 from kcptun_lite.net.scout import Scout
 from kcptun_lite.net.session import DEAD_AFTER, DENIED_AFTER, PROBE_PERIOD, SILENCE
@@ -245,8 +245,37 @@ def test_after_an_outage_data_flows_with_the_first_answer(
     source.write(memoryview(noise(20_000)))
     wire.pass_time(seconds * 1000)
     wire.is_cut = False
-    wire.pass_time(PROBE_PERIOD + 20)  # the retransmission timers have backed off to several times that
+    wire.pass_time(PROBE_PERIOD + rto + 20)  # the timers have backed off to several times that
     assert b"".join(target.read_chunks(timeout_s=0) or []) == noise(20_000)
+
+
+def test_what_says_nothing_of_the_conversation_has_nothing_sent_again(wire: Wire, clock: Clock) -> None:
+    stream = wire.client.session.open_stream()
+    wire.carry()
+    wire.is_cut = True
+    stream.write(memoryview(noise(20_000)))
+    wire.pass_time(5000)
+    before = len(wire.client.udp.sent)
+    for packet in (memoryview(FEC_HEADER.pack(12, FEC_PARITY, 0) + bytes(40)), segment(conv=99)):
+        wire.client.session.receive([packet], clock.now)
+    assert len(wire.client.udp.sent) == before
+
+
+def test_a_path_that_was_changed_has_everything_once(wire: Wire, clock: Clock) -> None:
+    session = wire.client.session
+    stream = session.open_stream()
+    wire.carry()
+    session.conversation.kcp.rtt.rto = 300
+    wire.is_cut = True
+    stream.write(memoryview(noise(20_000)))
+    wire.pass_time(SILENCE)
+    way = Way()
+    way.may_work.set()
+    session.change_path(*way.scout)
+    sent = len(way.udp.sent)
+    clock.now += 100
+    session.receive([segment(cmd=KCP_WINS, una=session.conversation.kcp.window.snd_una)], clock.now)
+    assert len(way.udp.sent) <= sent + 1
 
 
 def test_who_is_being_denied_elsewhere_waits_for_the_verdict(wire: Wire, clock: Clock) -> None:
