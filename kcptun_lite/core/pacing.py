@@ -75,6 +75,7 @@ class Coalescer:
     def wants_rest(self, received: int, now: int) -> bool:
         """Whether whoever has received so many packets at `now` should come back in COALESCING_REST ms."""
         left = max(0, self._surplus - (now - self._at) * COALESCING_RATE)
-        self._surplus = min(left + received, 2 * COALESCING_START)
+        is_flight = received >= 2 * TRAY_WORTH_ITS_COST  # more than a rest gathers: these come by themselves
+        self._surplus = 0 if is_flight else min(left + received, 2 * COALESCING_START)
         self._at = now
         return received < TRAY_WORTH_ITS_COST and self._surplus > COALESCING_START

@@ -65,6 +65,12 @@ def test_nobody_waits_for_what_comes_seldom_or_in_large_trays() -> None:
     assert rests(packets_a_ms=90, together=TRAY_WORTH_ITS_COST, ms=1000) == 0
 
 
+def test_small_trays_among_large_ones_are_none_to_wait_for() -> None:
+    coalescer = Coalescer()
+    trays = [1] * 5 + [50]
+    assert not any(coalescer.wants_rest(trays[i % len(trays)], i // 4) for i in range(1000))
+
+
 def test_after_a_pause_nobody_waits() -> None:
     coalescer = Coalescer()
     for _ in range(1000):
