@@ -358,19 +358,29 @@ def latency_table(results: Sequence[Result]) -> str:
 
 
 def goodput_table(results: Sequence[Result]) -> str:
+    def goodput(runs: Sequence[Result]) -> str:
+        mbit, wire = (median(run[key] for run in runs) for key in ("mbit", "wire_per_payload"))
+        return f"{mbit:.1f} ({wire:.2f})"
+
+    def cost(runs: Sequence[Result]) -> str:
+        if not runs[0]["cpu_ms_per_mb"]:
+            return ""  # plain TCP: it is the kernel's
+        client, server = (median(run["cpu_ms_per_mb"][end] for run in runs) for end in ("client", "server"))
+        return f"{client:.0f} / {server:.0f}"
+
+    tables = [("Mbit/s (bytes on the line per byte)", goodput), ("ms of processor time per MB, client / server", cost)]
+    return "\n\n".join(_bulk_table(what, cell, results) for what, cell in tables)
+
+
+def _bulk_table(what: str, cell: Callable[[Sequence[Result]], str], results: Sequence[Result]) -> str:
     tunnels = [tunnel for (tunnel,) in grouped(results, "tunnel")]
     rows = []
     for (direction, *line), found in grouped(results, "direction", *LINE_KEYS).items():
         runs = {tunnel: list_ for (tunnel,), list_ in grouped(found, "tunnel").items()}
-        cells = [
-            f"{median(run['mbit'] for run in runs[tunnel]):.1f}"
-            + f" ({median(run['wire_per_payload'] for run in runs[tunnel]):.2f})"
-            if tunnel in runs
-            else ""
-            for tunnel in tunnels
-        ]
-        rows.append([f"{direction}, {line_name(*line)}", *cells])
-    return table(["Mbit/s (bytes on the line per byte)", *tunnels], rows)
+        rows.append(
+            [f"{direction}, {line_name(*line)}", *(cell(runs[tunnel]) if tunnel in runs else "" for tunnel in tunnels)]
+        )
+    return table([what, *tunnels], rows)
 
 
 def sharing_table(results: Sequence[Result]) -> str:
