@@ -38,7 +38,17 @@ def test_tables() -> None:
     assert table(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | ---: |\n| 1 | 2 |"
     line = {"loss": 0.05, "burst_ms": 20.0, "queue_kb": 100.0}
     runs = [
-        {"tunnel": "ours", "direction": "up", **line, "mbit": mbit, "wire_per_payload": 1.5} for mbit in (10, 30, 20)
+        {
+            "tunnel": "ours",
+            "direction": "up",
+            **line,
+            "mbit": mbit,
+            "wire_per_payload": 1.5,
+            "cpu_ms_per_mb": {"client": mbit, "server": 40},
+        }
+        for mbit in (10, 30, 20)
     ]
     assert [*grouped(runs, "tunnel")] == [("ours",)]
-    assert goodput_table(runs).splitlines()[-1] == "| up, 5%, bursts, queue 100 kB | 20.0 (1.50) |"
+    goodput, cost = goodput_table(runs).split("\n\n")
+    assert goodput.splitlines()[-1] == "| up, 5%, bursts, queue 100 kB | 20.0 (1.50) |"
+    assert cost.splitlines()[-1] == "| up, 5%, bursts, queue 100 kB | 20 / 40 |"
