@@ -107,6 +107,7 @@ class Meter:
         """Mbit/s from now on."""
         before, start = self.received, monotonic()
         sleep(seconds)
+        assert self.received > before, "the stream has ended or stands still"
         return (self.received - before) * 8 / 1e6 / (monotonic() - start)
 
 

@@ -193,11 +193,9 @@ class PacketBatch:
 
     def commit(self, length: int, count: int = 1) -> int:
         """Make the next `count` packets, `length` bytes each at `stride_for(length)`; returns the first one's index."""
-        stride = -(-length // PACKET_ALIGNMENT) * PACKET_ALIGNMENT
+        stride = self.stride_for(length)
         if stride > self.stride:
             self.stride = 0
-        else:
-            stride = self.stride
         if count == 1:
             self.starts.append(self.end)
             self.lengths.append(length)

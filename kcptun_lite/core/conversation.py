@@ -310,7 +310,7 @@ class Conversation:
             at, last = 0, len(datagram) - KCP_HEADER_SIZE
             while at <= last:
                 _, cmd, _, _, ts, sn, una_field, length = unpack(datagram, at)
-                if una_field != una and diff32(una_field, una) > 0:
+                if diff32(una_field, una) > 0:
                     return True
                 if cmd == KCP_PUSH and diff32(sn, rcv_nxt) >= 0 and diff32(ts, peer_ts) >= 0:
                     return True

@@ -18,8 +18,7 @@ from threading import Condition, Lock, Thread
 from typing import Any, Self, cast
 
 from kcptun_lite.core.buffers import Address, BufferPool
-from kcptun_lite.core.conversation import Conversation, ConversationParams
-from kcptun_lite.core.counters import Counters
+from kcptun_lite.core.conversation import ConversationParams
 from kcptun_lite.core.kcp import Flush, KcpParams
 from kcptun_lite.core.wire import KCP_PUSH, KCP_SEGMENT
 from kcptun_lite.errors import SessionError, TransportError
@@ -133,32 +132,20 @@ class End:
         self.opened: list[Stream] = []
         self.troubles = 0
         self.closed: list[SessionError] = []
-        crypt = plant.make_crypt()
-        counters = Counters()
-        conversation = Conversation(
+        self.session = plant.make_session(
             CONV,
             plant.params,
-            counters,
-            is_client=is_client,
-            headroom=crypt.headroom,
-            tailroom=crypt.tailroom,
-            now=now,
-        )
-        self.session = Session(
-            conversation,
-            crypt,
             cast(Any, self.udp),
             SERVER if is_client else CLIENT,
-            pool=plant.pool,
-            ticker=plant.ticker,
-            counters=counters,
-            rate=plant.rate,
-            is_proven=is_proven,
-            owns_socket=is_client,
+            is_client=is_client,
+            now=now,
             on_stream=lambda session, stream: self.opened.append(stream),
             on_trouble=self._note_trouble,
             on_closed=lambda session, reason: self.closed.append(reason),
         )
+        if is_proven and not is_client:
+            self.session.is_proven = True
+            self.session.conversation.trust(now)
 
     def _note_trouble(self, session: Session) -> None:
         self.troubles += 1

@@ -139,9 +139,10 @@ def test_a_busy_peer_does_not_keep_another_one_out(room: Room) -> None:
         room.doors.open(peer.address)
     for source, other in ((room.friend, room.stranger), (room.stranger, room.friend)):
         wait_until(lambda: not room.receive())
+        room.send(source, *[bytes(1400)] * 100)  # more than a tray takes
         room.send(other, b"hello")
         for _ in range(20):
-            room.send(source, *[bytes(1400)] * 100)  # more than a tray takes
+            room.send(source, *[bytes(1400)] * 100)
             if (b"hello", other.address) in room.receive():
                 break
         else:
