@@ -16,11 +16,11 @@ from pathlib import Path
 from random import Random
 from typing import Any, Generic, Protocol, TypeVar
 
-from kcptun_lite.core.buffers import BATCH_BYTES, POISON, PacketBatch
+from kcptun_lite.core.batch.buffers import BATCH_BYTES, POISON, PacketBatch
 from kcptun_lite.core.conversation import Conversation, ConversationParams
 from kcptun_lite.core.counters import Counters
-from kcptun_lite.core.kcp import Flush, Kcp, KcpParams
-from kcptun_lite.core.smux import Event, StreamOpened
+from kcptun_lite.core.kcp.kcp import Flush, Kcp, KcpParams
+from kcptun_lite.core.mux.smux import Event, StreamOpened
 
 CONV = 0x11223344
 CRYPT_HEADROOM = 20  # bytes; nonce and CRC, which travel as zeros here

@@ -84,7 +84,7 @@ ROOMS = [path for path in PATHS if path.name not in ("__init__.py", "errors.py")
 
 
 def module_name(path: Path) -> str:
-    """core/kcp.py -> core.kcp; the package itself is the empty name."""
+    """core/kcp/kcp.py -> core.kcp; the package itself is the empty name."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -153,7 +153,7 @@ def test_this_test_sees_imports_wherever_they_hide(tmp_path: Path) -> None:
     path = tmp_path / "room.py"
     path.write_text(
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import numpy\n"
-        "def late() -> None:\n    from kcptun_lite.core import kcp\n    import hashlib\n"
+        "def late() -> None:\n    from kcptun_lite.core.kcp import kcp\n    import hashlib\n"
     )
-    assert {"kcptun_lite.core.kcp", "numpy", "hashlib"} <= set(imports(path))
+    assert {"kcptun_lite.core.kcp.kcp", "numpy", "hashlib"} <= set(imports(path))
     assert roots(path, only_early=True) == {"typing"}

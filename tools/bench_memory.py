@@ -25,8 +25,8 @@ from time import monotonic, sleep
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from kcptun_lite.core.buffers import BufferPool, PacketBatch
-from kcptun_lite.core.crypt import derive_key, make_crypt
+from kcptun_lite.core.batch.buffers import BufferPool, PacketBatch
+from kcptun_lite.core.crypt.crypt import derive_key, make_crypt
 from kcptun_lite.core.wire import KCP_HEADER_SIZE, KCP_PUSH, KCP_SEGMENT, SMUX_NOP
 from tests.programs import Options, Program, Target, Tunnel, connect, echo_handler, exchange, exchange_handler
 from tools.bench_tunnel import iperf3, start_iperf3_server

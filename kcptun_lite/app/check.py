@@ -14,17 +14,17 @@ from kcptun_lite.app.config import ClientConfig, Endpoint
 from kcptun_lite.app.diagnosis import diagnose
 from kcptun_lite.app.evidence import gather
 from kcptun_lite.app.tunnel import make_pads, make_plant
-from kcptun_lite.core.buffers import BufferPool
-from kcptun_lite.core.crypt import fitting_methods
-from kcptun_lite.core.qpp import QppStream
+from kcptun_lite.core.batch.buffers import BufferPool
+from kcptun_lite.core.crypt.crypt import fitting_methods
+from kcptun_lite.core.crypt.qpp import QppStream
 from kcptun_lite.errors import SessionError, StreamError, TransportError
-from kcptun_lite.net.address import format_host, resolve
-from kcptun_lite.net.dialer import Dialer
-from kcptun_lite.net.route import Route, Server
-from kcptun_lite.net.session import Session
-from kcptun_lite.net.stream import Stream
-from kcptun_lite.net.ticker import UpdateThread, monotonic_ms
-from kcptun_lite.net.udp import UdpOptions
+from kcptun_lite.net.udp.address import format_host, resolve
+from kcptun_lite.net.ends.dialer import Dialer
+from kcptun_lite.net.ends.route import Route, Server
+from kcptun_lite.net.session.session import Session
+from kcptun_lite.net.session.stream import Stream
+from kcptun_lite.net.session.update_thread import UpdateThread, monotonic_ms
+from kcptun_lite.net.udp.udp_socket import UdpOptions
 
 IDLE = 2000  # ms, and four round trips; a server that cannot reach its target has closed the stream by then
 LOOK_EVERY = 0.05  # s

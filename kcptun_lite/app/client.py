@@ -13,17 +13,17 @@ from kcptun_lite import log
 from kcptun_lite.app.config import ClientConfig
 from kcptun_lite.app.diagnosis import diagnose
 from kcptun_lite.app.evidence import gather
-from kcptun_lite.app.keeper import Keeper
+from kcptun_lite.app.path_manager import Keeper
 from kcptun_lite.app.tunnel import Tunnel
-from kcptun_lite.core.crypt import fitting_methods
+from kcptun_lite.core.crypt.crypt import fitting_methods
 from kcptun_lite.errors import KcptunError, SessionError, TransportError
-from kcptun_lite.net.dialer import Dialer
-from kcptun_lite.net.relay import listen, tune
-from kcptun_lite.net.route import Route, Server
-from kcptun_lite.net.session import Session
-from kcptun_lite.net.stream import Stream
-from kcptun_lite.net.ticker import monotonic_ms
-from kcptun_lite.net.udp import UdpOptions
+from kcptun_lite.net.ends.dialer import Dialer
+from kcptun_lite.net.tcp.relay import listen, tune
+from kcptun_lite.net.ends.route import Route, Server
+from kcptun_lite.net.session.session import Session
+from kcptun_lite.net.session.stream import Stream
+from kcptun_lite.net.session.update_thread import monotonic_ms
+from kcptun_lite.net.udp.udp_socket import UdpOptions
 
 REDIAL_PAUSE = 1.0  # s between attempts to make a session's socket (as kcptun)
 

@@ -7,8 +7,8 @@ Knows   where each fact is kept. Not: what it means (app/diagnosis)
 
 from kcptun_lite.app.diagnosis import REFUSED, Evidence
 from kcptun_lite.errors import RemoteProtocolError, SessionError
-from kcptun_lite.net.address import format_address
-from kcptun_lite.net.session import Session
+from kcptun_lite.net.udp.address import format_address
+from kcptun_lite.net.session.session import Session
 
 
 def gather(session: Session, crypt: str, now: int, reason: SessionError | None = None) -> Evidence:

@@ -11,13 +11,13 @@ import sys
 
 from kcptun_lite.app.config import ClientConfig, ServerConfig
 from kcptun_lite.core.budget import HEADROOM, SEGMENT_BYTES, SEGMENT_COST
-from kcptun_lite.core.buffers import BATCH_BYTES, BULK_FACTOR, RELAY_BYTES
+from kcptun_lite.core.batch.buffers import BATCH_BYTES, BULK_FACTOR, RELAY_BYTES
 from kcptun_lite.core.conversation import EXPANDED_BYTES, RECEIVE_LEAST, SEND_LEAST, ConversationParams
-from kcptun_lite.core.fec import HELD_BYTES_MAX
-from kcptun_lite.core.kcp import QUEUE_TARGET, READ_SEGMENTS
+from kcptun_lite.core.fec.fec import HELD_BYTES_MAX
+from kcptun_lite.core.kcp.kcp import QUEUE_TARGET, READ_SEGMENTS
 from kcptun_lite.core.wire import SNAPPY_CHUNK_MAX
 from kcptun_lite.errors import ConfigError
-from kcptun_lite.net.stream import READ_LIMIT
+from kcptun_lite.net.session.stream import READ_LIMIT
 
 THRIFTY_GOGC = 50  # percent; who sets so little, or a limit, has a small device
 TRAYS = 3  # of one session at once: receiving, sending, key stream

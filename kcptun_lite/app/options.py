@@ -10,7 +10,7 @@ Cost    loaded by the program that parses, never by the worker
 from dataclasses import dataclass
 
 from kcptun_lite.app import values
-from kcptun_lite.core.crypt import METHODS
+from kcptun_lite.core.crypt.crypt import METHODS
 from kcptun_lite.core.wire import FEC_MAX_SHARDS, MTU_MAX
 
 DEFAULT_KEY = "it's a secrect"  # kcptun's own, spelt as there; everybody knows it

@@ -13,14 +13,14 @@ from kcptun_lite.app.config import ServerConfig
 from kcptun_lite.app.diagnosis import STRANGERS_EVERY, describe_adaptation, describe_refusal, describe_stranger
 from kcptun_lite.app.tunnel import Tunnel
 from kcptun_lite.core.counters import Counters
-from kcptun_lite.core.crypt import fitting_methods
+from kcptun_lite.core.crypt.crypt import fitting_methods
 from kcptun_lite.errors import RemoteProtocolError, SessionError, TransportError
-from kcptun_lite.net.address import format_address, format_host
-from kcptun_lite.net.listener import Listener, hint
-from kcptun_lite.net.relay import connect
-from kcptun_lite.net.session import Session
-from kcptun_lite.net.stream import Stream
-from kcptun_lite.net.udp import UdpOptions, UdpSocket
+from kcptun_lite.net.udp.address import format_address, format_host
+from kcptun_lite.net.ends.listener import Listener, hint
+from kcptun_lite.net.tcp.relay import connect
+from kcptun_lite.net.session.session import Session
+from kcptun_lite.net.session.stream import Stream
+from kcptun_lite.net.udp.udp_socket import UdpOptions, UdpSocket
 
 KEYLESS = {"none", "null"}
 "methods that fit whatever the key is: their users have not shown that they know it"

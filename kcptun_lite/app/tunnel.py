@@ -16,19 +16,19 @@ from kcptun_lite.app.diagnosis import REPEAT_AFTER, Spoken
 from kcptun_lite.app.stats import SnmpLog, snmp_line
 from kcptun_lite.app.status import StatusFile
 from kcptun_lite.core.budget import Budget
-from kcptun_lite.core.buffers import BufferPool
+from kcptun_lite.core.batch.buffers import BufferPool
 from kcptun_lite.core.conversation import ConversationParams
 from kcptun_lite.core.counters import Counters, total
-from kcptun_lite.core.crypt import METHODS, derive_key
-from kcptun_lite.core.kcp import KcpParams
-from kcptun_lite.core.qpp import QppPads, QppStream
+from kcptun_lite.core.crypt.crypt import METHODS, derive_key
+from kcptun_lite.core.kcp.kcp import KcpParams
+from kcptun_lite.core.crypt.qpp import QppPads, QppStream
 from kcptun_lite.errors import SessionClosed, SessionError
-from kcptun_lite.net.endpoint import Plant
-from kcptun_lite.net.relay import Opener, Relay
-from kcptun_lite.net.session import Session
-from kcptun_lite.net.stream import Stream
-from kcptun_lite.net.suspects import Suspects
-from kcptun_lite.net.ticker import UpdateThread, monotonic_ms
+from kcptun_lite.net.ends.endpoint import Plant
+from kcptun_lite.net.tcp.relay import Opener, Relay
+from kcptun_lite.net.session.session import Session
+from kcptun_lite.net.session.stream import Stream
+from kcptun_lite.net.ends.failed_packets import Suspects
+from kcptun_lite.net.session.update_thread import UpdateThread, monotonic_ms
 
 HOUSEKEEPING = 1.0  # s between looks at expiry, statistics, idle buffers
 MEMORY_PAUSE = 0.05  # s between looks whether --memlimit leaves room for a stream

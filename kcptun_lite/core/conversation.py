@@ -12,14 +12,14 @@ from contextlib import nullcontext
 from typing import NamedTuple
 
 from kcptun_lite.core.budget import SEGMENT_BYTES, SEGMENT_COST, Budget, Share
-from kcptun_lite.core.buffers import BATCH_BYTES, PacketBatch
+from kcptun_lite.core.batch.buffers import BATCH_BYTES, PacketBatch
 from kcptun_lite.core.counters import Counters
-from kcptun_lite.core.fec import HELD_BYTES_MAX, FecDecoder, FecEncoder
-from kcptun_lite.core.kcp import QUEUE_TARGET, READ_SEGMENTS, Flush, Kcp, KcpParams
-from kcptun_lite.core.rows import PacketTrain
-from kcptun_lite.core.smux import Event, SmuxSession
-from kcptun_lite.core.snappy import SnappyDecoder, SnappyEncoder
-from kcptun_lite.core.strided import PACKET_ALIGNMENT
+from kcptun_lite.core.fec.fec import HELD_BYTES_MAX, FecDecoder, FecEncoder
+from kcptun_lite.core.kcp.kcp import QUEUE_TARGET, READ_SEGMENTS, Flush, Kcp, KcpParams
+from kcptun_lite.core.batch.rows import PacketTrain
+from kcptun_lite.core.mux.smux import Event, SmuxSession
+from kcptun_lite.core.mux.snappy import SnappyDecoder, SnappyEncoder
+from kcptun_lite.core.batch.strided import PACKET_ALIGNMENT
 from kcptun_lite.core.wire import (
     FEC_HEADER_SIZE,
     KCP_HEADER_SIZE,

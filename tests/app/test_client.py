@@ -9,14 +9,14 @@ import pytest
 
 from kcptun_lite.app import client as room
 from kcptun_lite.app.client import Client
-from kcptun_lite.core.buffers import Address
+from kcptun_lite.core.batch.buffers import Address
 from kcptun_lite.core.wire import MASK32
 from kcptun_lite.errors import TransportError
-from kcptun_lite.net.session import Session
-from kcptun_lite.net.ticker import monotonic_ms
-from kcptun_lite.net.udp import UdpSocket
+from kcptun_lite.net.session.session import Session
+from kcptun_lite.net.session.update_thread import monotonic_ms
+from kcptun_lite.net.udp.udp_socket import UdpSocket
 from tests.app.tunnels import Target, connect, make_client, make_server, running, udp_address
-from tests.net.rooms import wait_until
+from tests.net.fakes import wait_until
 
 Starter = Callable[..., Client]
 

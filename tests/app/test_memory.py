@@ -10,7 +10,7 @@ import pytest
 from kcptun_lite.app import memory
 from kcptun_lite.app.parsing import parse
 from kcptun_lite.core.conversation import ConversationParams
-from kcptun_lite.core.kcp import KcpParams
+from kcptun_lite.core.kcp.kcp import KcpParams
 from kcptun_lite.errors import ConfigError
 from tests.programs import (
     Target,

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from kcptun_lite.net.listener import UNPROVEN_TIME
-from kcptun_lite.net.relay import listen
-from kcptun_lite.net.ticker import monotonic_ms
+from kcptun_lite.net.ends.listener import UNPROVEN_TIME
+from kcptun_lite.net.tcp.relay import listen
+from kcptun_lite.net.session.update_thread import monotonic_ms
 from tests.app.tunnels import Target, connect, make_client, make_server, running, udp_address
-from tests.net.rooms import PATIENCE_S, Peer, segment, wait_until
-from tests.net.test_listener import SYN
+from tests.net.fakes import PATIENCE_S, Peer, segment, wait_until
+from tests.net.ends.test_listener import SYN
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from kcptun_lite import log
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.errors import SessionClosed, TransportError
 from tests.app.tunnels import Target, connect, make_client, make_server, running, udp_address
-from tests.net.rooms import PATIENCE_S, in_background, wait_until
+from tests.net.fakes import PATIENCE_S, in_background, wait_until
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from kcptun_lite.app.config import ClientConfig, ServerConfig
 from kcptun_lite.app.parsing import Program, parse
 from kcptun_lite.app.server import Server
 from kcptun_lite.app.tunnel import Tunnel
-from tests.net.rooms import PATIENCE_S
+from tests.net.fakes import PATIENCE_S
 
 PLAIN = {"crypt": "none", "datashard": 0, "parityshard": 0, "nocomp": "true", "mode": "fast3", "key": "test"}
 

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from kcptun_lite.core.buffers import BATCH_BYTES, BufferPool, PacketBatch
+from kcptun_lite.core.batch.buffers import BATCH_BYTES, BufferPool, PacketBatch
 from kcptun_lite.core.conversation import Conversation, ConversationParams
 from kcptun_lite.core.counters import Counters
-from kcptun_lite.core.crypt import derive_key, make_crypt
-from kcptun_lite.core.smux import StreamOpened
+from kcptun_lite.core.crypt.crypt import derive_key, make_crypt
+from kcptun_lite.core.mux.smux import StreamOpened
 from kcptun_lite.core.wire import fec_type, first_segment
 from tests.helpers import kcp_params, vectors
 

@@ -9,9 +9,9 @@ from contextlib import nullcontext
 from itertools import islice
 from typing import Any
 
-from kcptun_lite.core.buffers import BATCH_BYTES, BufferPool, PacketBatch
+from kcptun_lite.core.batch.buffers import BATCH_BYTES, BufferPool, PacketBatch
 from kcptun_lite.core.counters import Counters
-from kcptun_lite.core.crypt import derive_key, make_crypt
+from kcptun_lite.core.crypt.crypt import derive_key, make_crypt
 from tests.fuzz.targets import FUZZ_METHODS, KEY, SHARDS, record
 from tests.helpers import noise, vectors
 

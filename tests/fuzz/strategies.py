@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from kcptun_lite.app.options import OPTIONS
-from kcptun_lite.core.snappy import SnappyEncoder
+from kcptun_lite.core.mux.snappy import SnappyEncoder
 from kcptun_lite.core.wire import (
     FEC_HEADER,
     KCP_PUSH,

@@ -19,21 +19,21 @@ from typing import Any, cast
 from kcptun_lite.app import values
 from kcptun_lite.app.config import describe
 from kcptun_lite.app.parsing import Program, parse
-from kcptun_lite.core.buffers import BATCH_BYTES, POISON, Address, BufferPool, PacketBatch
+from kcptun_lite.core.batch.buffers import BATCH_BYTES, POISON, Address, BufferPool, PacketBatch
 from kcptun_lite.core.conversation import Conversation, ConversationParams
 from kcptun_lite.core.counters import Counters
-from kcptun_lite.core.crypt import METHODS, PacketCrypt, derive_key, make_crypt
-from kcptun_lite.core.fec import HELD_BYTES_MAX, FecDecoder
-from kcptun_lite.core.kcp import Flush, Kcp, KcpParams
-from kcptun_lite.core.rows import PacketTrain
-from kcptun_lite.core.smux import SmuxSession
-from kcptun_lite.core.snappy import SnappyDecoder, SnappyEncoder
+from kcptun_lite.core.crypt.crypt import METHODS, PacketCrypt, derive_key, make_crypt
+from kcptun_lite.core.fec.fec import HELD_BYTES_MAX, FecDecoder
+from kcptun_lite.core.kcp.kcp import Flush, Kcp, KcpParams
+from kcptun_lite.core.batch.rows import PacketTrain
+from kcptun_lite.core.mux.smux import SmuxSession
+from kcptun_lite.core.mux.snappy import SnappyDecoder, SnappyEncoder
 from kcptun_lite.core.wire import KCP_HEADER_SIZE, KCP_PUSH, KCP_SEGMENT, MTU_MAX, diff32, fec_type, first_segment
 from kcptun_lite.errors import ConfigError, KcptunError, RemoteProtocolError, SmuxError, SnappyError, StreamError
-from kcptun_lite.net import udp as door
-from kcptun_lite.net.listener import Listener
-from kcptun_lite.net.stream import Stream
-from tests.net.rooms import FakeUdp, make_plant
+from kcptun_lite.net.udp import udp_socket as door
+from kcptun_lite.net.ends.listener import Listener
+from kcptun_lite.net.session.stream import Stream
+from tests.net.fakes import FakeUdp, make_plant
 
 _RECORD = struct.Struct("<BH")  # operation, length of the payload
 CONV = 0x11223344

@@ -3,8 +3,8 @@
 import pytest
 
 from kcptun_lite.app.parsing import parse
-from kcptun_lite.core.crypt import KEY_ROUNDS, KEY_SALT, KEY_SIZE, derive_key
-from kcptun_lite.core.pbkdf2 import pbkdf2_sha1
+from kcptun_lite.core.crypt.crypt import KEY_ROUNDS, KEY_SALT, KEY_SIZE, derive_key
+from kcptun_lite.core.crypt.pbkdf2 import pbkdf2_sha1
 from tests.fuzz.targets import TARGETS
 
 FOUND: list[tuple[str, bytes]] = [

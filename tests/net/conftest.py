@@ -4,11 +4,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from kcptun_lite.net import session as session_room
-from kcptun_lite.net.udp import UdpOptions, UdpSocket
-from tests.net.datagrams import FAST, Opener
+from kcptun_lite.net.session import session as session_room
+from kcptun_lite.net.udp.udp_socket import UdpOptions, UdpSocket
+from tests.net.udp.datagrams import FAST, Opener
 from tests.net.locks import locks_in_order
-from tests.net.rooms import Clock, Wire, make_plant
+from tests.net.fakes import Clock, Wire, make_plant
 
 __all__ = ["clock", "locks_in_order", "open_udp", "wire"]
 

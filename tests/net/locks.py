@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from kcptun_lite.app.tunnel import Tunnel
-from kcptun_lite.core.buffers import BufferPool
-from kcptun_lite.net.listener import Listener
-from kcptun_lite.net.route import Route
-from kcptun_lite.net.session import Session
-from kcptun_lite.net.ticker import UpdateThread
+from kcptun_lite.core.batch.buffers import BufferPool
+from kcptun_lite.net.ends.listener import Listener
+from kcptun_lite.net.ends.route import Route
+from kcptun_lite.net.session.session import Session
+from kcptun_lite.net.session.update_thread import UpdateThread
 
 
 class OrderedLock:

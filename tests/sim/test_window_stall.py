@@ -2,7 +2,7 @@
 
 import pytest
 
-from kcptun_lite.core.kcp import Kcp
+from kcptun_lite.core.kcp.kcp import Kcp
 from tests.helpers import KcpPair, kcp_params, noise
 
 DELAY = 17  # ms, one way

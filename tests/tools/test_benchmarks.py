@@ -3,7 +3,7 @@
 import pytest
 
 from tools.bench_link import goodput_table, grouped, percentile, table
-from tools.bench_rooms import Stopwatch, quartile
+from tools.bench_layers import Stopwatch, quartile
 
 
 @pytest.mark.parametrize(

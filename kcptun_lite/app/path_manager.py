@@ -1,0 +1,88 @@
+"""Keeps the client's sessions on a way that works: new sockets, other addresses, other servers.
+
+In      sessions in trouble, `redial_all`
+Out     the same sessions on another path
+Knows   when to try again. Not: how trouble is noticed (net/session/session), where the servers are (net/ends/route)
+Cost    one thread that sleeps until there is trouble
+"""
+
+from collections.abc import Callable
+from queue import SimpleQueue
+from threading import Thread
+
+from kcptun_lite import log
+from kcptun_lite.core.batch.buffers import Address
+from kcptun_lite.errors import TransportError
+from kcptun_lite.net.udp.address import format_address
+from kcptun_lite.net.ends.dialer import Dialer
+from kcptun_lite.net.ends.route import Route
+from kcptun_lite.net.session.session import Session
+from kcptun_lite.net.session.update_thread import monotonic_ms
+
+FIRST_PAUSE = 500  # ms between the first and the second try for a session
+LAST_PAUSE = 15_000  # ms; each pause is twice the one before, up to this
+
+
+class Keeper:
+    """The thread that moves sessions; `report` and `redial_all` may be called from any thread."""
+
+    def __init__(self, route: Route, dialer: Dialer, sessions: Callable[[], list[Session]]) -> None:
+        self._route = route
+        self._dialer = dialer
+        self._sessions = sessions
+        self._troubled: SimpleQueue[tuple[Session, bool] | None] = SimpleQueue()
+        self._tries: dict[Session, tuple[int, int, Address]] = {}
+        "ms of the next try, the pause after it, and where the last one went"
+        self._thread = Thread(target=self._run, name="keeper")
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._troubled.put(None)
+        self._thread.join()
+
+    def report(self, session: Session) -> None:
+        """The session gets no answer."""
+        self._troubled.put((session, False))
+
+    def redial_all(self) -> None:
+        """The network has changed: new sockets for all, at once (SIGHUP)."""
+        for session in self._sessions():
+            self._troubled.put((session, True))
+
+    def _run(self) -> None:
+        while trouble := self._troubled.get():
+            session, is_order = trouble
+            now = monotonic_ms()
+            for known in [known for known in self._tries if known.is_closed]:
+                del self._tries[known]
+            due, pause, tried = self._tries.get(session, (now, FIRST_PAUSE, session.remote))
+            if due + LAST_PAUSE < now:
+                pause, tried = FIRST_PAUSE, session.remote  # that trouble is over, this is another
+            if session.is_closed or (now < due and not is_order):
+                continue
+            if not is_order:
+                self._route.failed(tried)
+            try:
+                tried = self._redial(session, is_order)
+            except Exception as exc:  # a bug, or no thread to be had: it is reported again while it is in trouble
+                log.limited("redial", f"{session!r}: {exc!r}", log.Level.ERROR)
+            self._tries[session] = now + pause, min(2 * pause, LAST_PAUSE), tried
+
+    def _redial(self, session: Session, is_order: bool) -> Address:
+        """Where it is tried now."""
+        remote = session.remote
+        try:
+            if is_order:
+                self._dialer.redial(session)
+                remote = session.remote
+                text = f"going on from a new socket to {format_address(remote)}"
+            else:
+                text = f"no answer from {format_address(remote)}, trying another way"
+                remote = self._dialer.scout(session)
+        except TransportError as exc:
+            log.limited("redial", f"no way to the server: {exc}")
+        else:
+            log.limited("redial", f"session {session.conversation.conv:08x}: {text}", log.Level.INFO)
+        return remote

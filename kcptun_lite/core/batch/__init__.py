@@ -1,0 +1,1 @@
+"""Many packets as one: buffers, and packets side by side in them."""

@@ -1,0 +1,287 @@
+"""Buffers from the system and back to it: the pool, and the tray that packets travel on.
+
+In      sizes
+Out     `BufferPool.take` a page-aligned buffer, `PacketBatch` packets side by side in one buffer
+Knows   mmap. Not: what is in a packet
+Cost    take + give 1 us; a buffer the pool has not kept costs its page faults (about 0.1 us per KiB)
+
+Every buffer is an anonymous mapping of its own, because freed mappings go back to the system at
+once under glibc and musl alike, where freed heap stays with the process (musl has no malloc_trim).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from mmap import MAP_ANONYMOUS, MAP_PRIVATE, PAGESIZE, mmap
+from typing import NamedTuple
+
+from kcptun_lite.core.budget import HEADROOM, UNLIMITED, Budget
+from kcptun_lite.core.batch.rows import PacketTrain
+from kcptun_lite.core.batch.strided import MANY, PACKET_ALIGNMENT
+
+BATCH_BYTES = 128 * 1024  # the smallest tray: about 94 packets of 1350 bytes, two GSO sends
+RELAY_BYTES = 64 * 1024  # the smallest relay buffer: two smux frames of 32 KiB, 50 KCP segments
+# Where memory is no concern trays are four times as large: locks, wake-ups and system calls come once per tray.
+# Bulk over loopback, medians of three: twice the size 512 Mbit/s and 23 ms of CPU per MB beside 426 and 28 with the
+# smallest; four times 661 and 19 beside 646 and 19 with twice, and 570 and 21 beside 483 and 25 downwards.
+BULK_FACTOR = 4
+POOL_FLOOR_BYTES = 256 * 1024  # idle bytes kept while there is traffic: a tray and relay buffers of one session
+SOME_OF_ALLOWANCE = 32  # `take_some` gives one reader this part of what all may have, if that is less than it wants
+POISON = 0xDD  # what a given-back buffer is filled with in tests
+
+Address = tuple[str, int] | tuple[str, int, int, int]
+
+
+class PoolUsage(NamedTuple):
+    """Bytes of the pool at one moment."""
+
+    in_use_bytes: int
+    idle_bytes: int
+    released_bytes: int
+    "given back to the system since the start"
+
+
+class BufferPool:
+    """Buffers for packets and relays; idle ones are kept within `gogc` percent of those lately in use.
+
+    Thread-safe through the leaf lock it is given (core owns no lock).
+    """
+
+    def __init__(
+        self,
+        lock: AbstractContextManager[object],
+        *,
+        gogc: int | None = 100,
+        floor_bytes: int = POOL_FLOOR_BYTES,
+        budget: Budget | None = None,
+        factor: int = 1,
+        poison: bool = False,
+    ) -> None:
+        """`gogc` None keeps every idle buffer, as GOGC=off keeps garbage, unless the budget is used up.
+
+        `factor`: how many times the smallest trays and relay buffers are.
+        """
+        self.tray_bytes = factor * BATCH_BYTES
+        self.relay_bytes = factor * RELAY_BYTES
+        self.budget = budget or Budget(nullcontext())
+        self._lock = lock
+        self._gogc = gogc
+        self._floor = floor_bytes
+        self._poison = poison
+        self._idle: dict[int, list[memoryview]] = {}
+        self._in_use_bytes = 0
+        self._peak_bytes = 0
+        "most bytes in use at once since the last trim"
+        self._idle_bytes = 0
+        self._released_bytes = 0
+        self._is_busy = False
+        "a buffer was taken since the last trim"
+
+    def take(self, size: int) -> memoryview:
+        """A writable buffer of at least `size` bytes, rounded up to whole pages; its content is arbitrary."""
+        size = -(-size // PAGESIZE) * PAGESIZE
+        with self._lock:
+            self._is_busy = True
+            self._in_use_bytes += size
+            self._peak_bytes = max(self._peak_bytes, self._in_use_bytes)
+            kept = self._idle.get(size)
+            if kept:
+                self._idle_bytes -= size
+                return kept.pop()
+        self.budget.update(size)
+        return memoryview(mmap(-1, size, MAP_PRIVATE | MAP_ANONYMOUS))
+
+    def take_some(self, size: int) -> memoryview | None:
+        """A buffer of `size` bytes, or of less the less the budget has left; None: there is nothing, ask later.
+
+        For the many who read: each takes a small part of what is left, so that all get something.
+        """
+        budget = self.budget
+        if budget.limit != UNLIMITED:
+            if budget.free + HEADROOM < size:
+                return None
+            allowance, granted = budget.update(0, self._in_use_bytes, size)
+            budget.update(-granted)
+            while size > PAGESIZE and size > allowance // SOME_OF_ALLOWANCE:
+                size //= 2
+        return self.take(size)
+
+    def give(self, buffer: memoryview) -> None:
+        """Take back what `take` gave; the caller keeps no view of it."""
+        size = len(buffer)
+        if self._poison:
+            buffer[:] = bytes([POISON]) * size
+        with self._lock:
+            self._in_use_bytes -= size
+            if self._may_keep_locked(size, self._floor):
+                self._idle.setdefault(size, []).append(buffer)
+                self._idle_bytes += size
+                return
+            self._released_bytes += size  # unmapped with its last reference, when we return
+        self.budget.update(-size)
+
+    def trim(self) -> bool:
+        """Give idle buffers above the ceiling back to the system; called now and then, as use falls.
+
+        When no buffer was taken since the last call the floor falls, too. Returns whether it is so.
+        """
+        released = 0
+        with self._lock:
+            is_quiet, self._is_busy = not self._is_busy, False
+            self._peak_bytes = self._in_use_bytes
+            floor = 0 if is_quiet else self._floor
+            for kept in self._idle.values():
+                while kept and not self._may_keep_locked(0, floor):
+                    size = len(kept.pop())
+                    self._idle_bytes -= size
+                    released += size
+            self._released_bytes += released
+        self.budget.update(-released)
+        return is_quiet
+
+    def usage(self) -> PoolUsage:
+        with self._lock:
+            return PoolUsage(self._in_use_bytes, self._idle_bytes, self._released_bytes)
+
+    def _may_keep_locked(self, size: int, floor: int) -> bool:
+        if self.budget.free < 0:
+            return False
+        if self._gogc is None:
+            return True
+        return self._idle_bytes + size <= max(floor, self._peak_bytes * self._gogc // 100)
+
+
+class PacketBatch:
+    """Packets side by side in one arena, each at a multiple of 16; one owner at any time.
+
+    The order of the lists is the order on the wire; the order in the arena is the order of reservation.
+    Rooms with a loop over many packets write `arena[end:]` themselves and then `commit`.
+
+    As long as no packet needs more room than `begin_grid` was told, all have that much, so that many of them can be
+    read or written at once (core/batch/strided). It is bulk traffic that looks so.
+    """
+
+    __slots__ = ("addresses", "arena", "capacity", "end", "lengths", "starts", "stride")
+
+    def __init__(self, arena: memoryview) -> None:
+        self.arena = arena
+        self.capacity = len(arena)
+        self.starts: list[int] = []
+        self.lengths: list[int] = []
+        "0 marks a dropped packet; later rooms skip it"
+        self.addresses: list[Address] = []
+        "where each packet came from; empty on the way out"
+        self.end = 0
+        "where the next packet starts"
+        self.stride = 0
+        "the distance of all packets in the arena; 0: they are no grid"
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def has_room(self, size: int) -> bool:
+        """Whether one more packet of `size` bytes fits."""
+        return self.end + size <= self.capacity
+
+    def begin_grid(self, length: int) -> None:
+        """Lay packets that are no longer than this at equal distances, if the batch is empty."""
+        if not self.starts:
+            self.stride = -(-length // PACKET_ALIGNMENT) * PACKET_ALIGNMENT
+
+    def stride_for(self, length: int) -> int:
+        """The room that packets of this length are to be given."""
+        return max(self.stride, -(-length // PACKET_ALIGNMENT) * PACKET_ALIGNMENT)
+
+    def commit(self, length: int, count: int = 1) -> int:
+        """Make the next `count` packets, `length` bytes each at `stride_for(length)`; returns the first one's index."""
+        stride = self.stride_for(length)
+        if stride > self.stride:
+            self.stride = 0
+        if count == 1:
+            self.starts.append(self.end)
+            self.lengths.append(length)
+            self.end += stride
+        else:
+            first, self.end = self.end, self.end + count * stride
+            self.starts += range(first, self.end, stride)
+            self.lengths += [length] * count
+        return len(self.starts) - count
+
+    def packet(self, index: int) -> memoryview:
+        start = self.starts[index]
+        return self.arena[start : start + self.lengths[index]]
+
+    def drop(self, index: int) -> None:
+        self.lengths[index] = 0
+
+    def views(self) -> list[memoryview]:
+        """The packets that were not dropped, in wire order."""
+        arena = self.arena
+        return [
+            arena[start : start + length] for start, length in zip(self.starts, self.lengths, strict=True) if length
+        ]
+
+    def packets(self) -> Sequence[memoryview]:
+        """The packets that were not dropped, in wire order; if they are many, views are made only when needed."""
+        if 0 in self.lengths:
+            return self._select([index for index, length in enumerate(self.lengths) if length])
+        return PacketTrain(self.arena, self.starts, self.lengths) if len(self) >= MANY else self.views()
+
+    def by_source(self) -> Iterator[tuple[Address, Sequence[memoryview]]]:
+        """`packets`, by the address they came from."""
+        addresses = self.addresses
+        if addresses and addresses.count(addresses[0]) == len(addresses):
+            if packets := self.packets():
+                yield addresses[0], packets
+            return
+        found: dict[Address, list[int]] = {}
+        for index, length in enumerate(self.lengths):
+            if length:
+                found.setdefault(addresses[index], []).append(index)
+        for address, indexes in found.items():
+            yield address, self._select(indexes)
+
+    def _select(self, indexes: list[int]) -> Sequence[memoryview]:
+        if len(indexes) < MANY:
+            return [self.packet(index) for index in indexes]
+        starts, lengths = self.starts, self.lengths
+        return PacketTrain(self.arena, [starts[index] for index in indexes], [lengths[index] for index in indexes])
+
+    def clear(self) -> None:
+        self.starts.clear()
+        self.lengths.clear()
+        self.addresses.clear()
+        self.end = self.stride = 0
+
+
+@contextmanager
+def borrow(pool: BufferPool, size: int) -> Iterator[memoryview]:
+    """A buffer of the pool for the length of a block."""
+    buffer = pool.take(size)
+    try:
+        yield buffer
+    finally:
+        pool.give(buffer)
+
+
+@contextmanager
+def borrow_some(pool: BufferPool, size: int) -> Iterator[memoryview | None]:
+    """A buffer as `BufferPool.take_some` gives it, or None, for the length of a block."""
+    buffer = pool.take_some(size)
+    try:
+        yield buffer
+    finally:
+        if buffer is not None:
+            pool.give(buffer)
+
+
+@contextmanager
+def borrow_batch(pool: BufferPool) -> Iterator[PacketBatch]:
+    """A tray for the length of a block; the only way to one, so that none is forgotten."""
+    with borrow(pool, pool.tray_bytes) as arena:
+        yield PacketBatch(arena)
+
+
+RandomBytes = Callable[[int], bytes]
+"os.urandom, or a seeded stand-in: core has no randomness of its own"
+
+Packets = Sequence[memoryview]

@@ -1,0 +1,1 @@
+"""Encryption of packets, and of streams (QPP)."""

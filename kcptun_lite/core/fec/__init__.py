@@ -1,0 +1,1 @@
+"""Forward error correction: Reed-Solomon parity among the packets."""

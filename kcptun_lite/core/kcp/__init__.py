@@ -1,0 +1,1 @@
+"""KCP: the reliable stream over datagrams."""

@@ -1,0 +1,1 @@
+"""Streams in one session: smux frames and snappy chunks."""

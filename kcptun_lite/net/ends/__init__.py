@@ -1,0 +1,1 @@
+"""The two ends: who makes sessions and receives for them."""

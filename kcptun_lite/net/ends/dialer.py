@@ -1,0 +1,89 @@
+"""The client's sessions: made, and moved to another path when theirs is dead.
+
+In      a route to the servers
+Out     sessions, each with a socket and a receiver thread of its own
+Knows   who may answer. Not: when a path is dead
+Wire    WIRE.md 5.1
+"""
+
+import os
+from collections.abc import Callable
+
+from kcptun_lite.core.batch.buffers import Address, PacketBatch
+from kcptun_lite.core.wire import first_segment
+from kcptun_lite.errors import SessionError
+from kcptun_lite.net.ends.endpoint import Plant, ReceiverThread
+from kcptun_lite.net.ends.route import Route
+from kcptun_lite.net.session.path_probe import Scout
+from kcptun_lite.net.session.session import Session
+from kcptun_lite.net.session.stream import Stream
+from kcptun_lite.net.session.update_thread import monotonic_ms
+from kcptun_lite.net.udp.udp_socket import UdpSocket
+
+
+class Dialer:
+    """Makes sessions and gives them new paths."""
+
+    def __init__(self, plant: Plant, route: Route) -> None:
+        self._plant = plant
+        self._route = route
+
+    def dial(
+        self, on_trouble: Callable[[Session], None], on_closed: Callable[[Session, SessionError], None]
+    ) -> Session:
+        """A new session; nothing is sent before its first stream is opened. Raises: TransportError."""
+        udp, remote = self._route.open()
+        session = self._plant.make_session(
+            int.from_bytes(os.urandom(4), "little"),
+            self._plant.params,
+            udp,
+            remote,
+            is_client=True,
+            now=monotonic_ms(),
+            on_stream=_refuse_stream,
+            on_trouble=on_trouble,
+            on_closed=on_closed,
+        )
+        session.receiver = self._receiver(session, udp, remote)
+        session.start()
+        session.receiver.start()
+        return session
+
+    def redial(self, session: Session) -> None:
+        """Move a session to a fresh socket, and to what the route now holds for the way. Raises: TransportError."""
+        session.change_path(*self._scout(session))
+
+    def scout(self, session: Session) -> Address:
+        """Try a fresh socket beside the session's own; returns where to. Raises: TransportError."""
+        scout = self._scout(session)
+        session.send_scout(scout)
+        return scout.remote
+
+    def _scout(self, session: Session) -> Scout:
+        udp, remote = self._route.open()
+        return Scout(udp, remote, self._receiver(session, udp, remote))
+
+    def _receiver(self, session: Session, udp: UdpSocket, remote: Address) -> ReceiverThread:
+        counters = session.counters
+        conv = session.conversation.conv
+        source: Address | None = None
+
+        def deliver(batch: PacketBatch, now: int) -> None:
+            nonlocal source
+            for address, packets in batch.by_source():
+                if address not in (remote, source):
+                    # A server with several addresses may answer from another one than we send to: the first
+                    # that answers for our conversation is the one.
+                    if source is not None or not any(
+                        (first_segment(packet) or (None,))[0] == conv for packet in packets
+                    ):
+                        counters.in_errors += len(packets)
+                        continue
+                    source = address
+                session.receive_through(udp, packets, now)
+
+        return ReceiverThread(udp, self._plant, counters, deliver)
+
+
+def _refuse_stream(session: Session, stream: Stream) -> None:
+    stream.close()  # only clients open streams in kcptun (WIRE.md 7.2)

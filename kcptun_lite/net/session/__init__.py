@@ -1,0 +1,1 @@
+"""One conversation on the network: its locks, streams and paths."""

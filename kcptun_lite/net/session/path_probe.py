@@ -1,0 +1,44 @@
+"""Another way to the peer, tried beside a session's own.
+
+In      packets
+Out     the same packets, through a socket that may have been closed
+Knows   sockets and receiver threads, what tells that there is no way. Not: when another is wanted (net/session/session)
+Cost    a socket and a thread while it is tried
+"""
+
+import errno
+from threading import Thread, current_thread
+from typing import NamedTuple
+
+from kcptun_lite.core.batch.buffers import Address
+from kcptun_lite.errors import TransportError
+from kcptun_lite.net.udp.udp_socket import UdpSocket
+
+NO_WAY = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL)
+
+
+class Scout(NamedTuple):
+    """Another way to the peer, tried while the session's own is silent."""
+
+    udp: UdpSocket
+    remote: Address
+    receiver: Thread
+
+    def dismiss(self) -> None:
+        self.udp.close()
+        if self.receiver is not current_thread():
+            self.receiver.join()
+
+
+def send_all(udp: UdpSocket, packets: list[memoryview], remote: Address) -> int:
+    """Packets that the kernel took; none if the socket was closed meanwhile."""
+    try:
+        return udp.send(packets, remote)
+    except TransportError:
+        return 0  # closed while we were at it
+
+
+def is_cut_off(udp: UdpSocket) -> bool:
+    """Whether the kernel itself says that there is no way from this socket."""
+    error = udp.last_error
+    return error is not None and error.errno in NO_WAY

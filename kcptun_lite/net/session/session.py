@@ -1,0 +1,495 @@
+"""A conversation with its locks, its streams and its way out to the network.
+
+In      opened packets from a receiver thread, calls of the update thread, streams' bytes
+Out     sealed packets through a UDP socket; opened streams to whoever serves them
+Knows   the two locks (DESIGN: `_tx_lock` before `lock`), when to transmit. Not: TCP, options
+Cost    two locks and one cipher call per tray
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from threading import Lock, Thread, current_thread
+
+from kcptun_lite import log
+from kcptun_lite.core.batch.buffers import Address, BufferPool, PacketBatch, borrow
+from kcptun_lite.core.conversation import Conversation
+from kcptun_lite.core.counters import Counters
+from kcptun_lite.core.crypt.crypt import PacketCrypt
+from kcptun_lite.core.kcp.kcp import Flush
+from kcptun_lite.core.kcp.pacing import PACED_TRAY, TokenBucket
+from kcptun_lite.core.mux.smux import StreamOpened, StreamReadable, StreamWritable
+from kcptun_lite.errors import DeadLink, KeepaliveTimeout, RemoteProtocolError, SessionClosed, SessionError
+from kcptun_lite.net.session.path_probe import Scout, is_cut_off, send_all
+from kcptun_lite.net.session.stream import Stream
+from kcptun_lite.net.session.update_thread import UpdateThread, monotonic_ms
+from kcptun_lite.net.udp.udp_socket import UdpSocket
+
+SLOW_RHYTHM = 1000  # ms between looks at the keep-alive of a session in which nothing is under way
+DOUBT = 1000  # ms without an answer after which the peer is asked whether it is there; or 2 RTO if that is more
+SILENCE = 3000  # ms without an answer after which the way to the peer is in doubt; or 4 RTO if that is more
+# The receiver thread must not stay with sending: with a slow cipher timeouts bring up ever more to send, because the
+# acknowledgements lie unread, and it would never come back to read them.
+BRIEFLY = 2  # ms
+DEAD_AFTER = 75_000  # ms without an answer after which the session is over
+BULK = 64 * 1024  # bytes received; when more than these just stop coming, the client speaks up
+PROBE_PERIOD = 1000  # ms between questions to a silent peer
+DENIALS = 3  # times that a peer who is reached another way must say that it knows nothing of us ...
+DENIED_AFTER = 2500  # ms ... and for so long, while the old way stays silent, until we believe it
+
+
+class Session:
+    """One end of one conversation on the network; thread-safe."""
+
+    def __init__(
+        self,
+        conversation: Conversation,
+        crypt: PacketCrypt,
+        udp: UdpSocket,
+        remote: Address,
+        *,
+        pool: BufferPool,
+        ticker: UpdateThread,
+        counters: Counters,
+        rate: int,
+        is_proven: bool,
+        owns_socket: bool,
+        on_stream: Callable[["Session", Stream], None],
+        on_trouble: Callable[["Session"], None],
+        on_closed: Callable[["Session", SessionError], None],
+    ) -> None:
+        """`crypt` seals for this session alone; callbacks run without any lock held.
+
+        `rate`: bytes a second sent at most, 0 for no limit.
+        `is_proven`: the peer is known to be at `remote`. Until it has acknowledged something of ours no stream
+        gets an answer, and no more bytes go out than have come from there, lest somebody have us flood a stranger.
+        `owns_socket`: nobody else uses `udp`; it is closed with the session (clients).
+        `on_trouble`: the way to the peer is in doubt; called again every second while it is.
+        """
+        self.lock = Lock()
+        self.conversation = conversation
+        self.writers: deque[Stream] = deque()
+        self.remote = remote
+        self.counters = counters
+        self.opened_at = self.heard_at = monotonic_ms()
+        self.receiver: Thread | None = None
+        "the thread that receives for this session alone (clients)"
+        self.is_proven = is_proven
+        if not is_proven:
+            conversation.distrust()
+        self._credit = 0
+        "bytes received from an unproven peer less those sent there"
+        self._is_holding_back = False
+        self._nonsense: SessionError | None = None
+        "the peer's stream makes none: the session ends as soon as the peer could be told what we speak"
+        self._probed_at = 0
+        self._send_error: OSError | None = None
+        self.cut_streams = 0
+        self.has_delivered = False
+        self._bucket = TokenBucket(rate, self.opened_at) if rate else None
+        self._paced_until = 0
+        self._owns_socket = owns_socket
+        self._udp = udp
+        self._crypt = crypt
+        self._pool = pool
+        self._ticker = ticker
+        self._on_stream = on_stream
+        self._on_trouble = on_trouble
+        self._on_closed = on_closed
+        self._streams: dict[int, Stream] = {}
+        self._ready: list[Stream] = []
+        "streams whose sinks are to be called; whoever takes one out does it"
+        self._closed: SessionError | None = None
+        self._tx_lock = Lock()
+        self._tx_wanted = False
+        self._scout: Scout | None = None
+        self._denials = self._denied_since = 0
+        self._received_at_pause = 0
+
+    def __repr__(self) -> str:
+        state = f"closed: {self._closed}" if self._closed else f"{len(self._streams)} streams"
+        return f"<Session {self.conversation.conv:08x} {self.remote[0]}:{self.remote[1]} {state}>"
+
+    def start(self) -> None:
+        self._ticker.attach(self)
+
+    @property
+    def is_closed(self) -> bool:
+        return self._closed is not None
+
+    @property
+    def stream_count(self) -> int:
+        return len(self._streams)
+
+    @property
+    def local_address(self) -> Address:
+        return self._udp.address
+
+    def open_stream(self) -> Stream:
+        """A new stream. Raises: SessionError if the session is over or its stream ids are used up."""
+        with self.lock:
+            if self._closed:
+                raise self._closed
+            stream = Stream(self, self.conversation.open_stream())
+            self._streams[stream.sid] = stream
+        self.transmit()
+        return stream
+
+    # -- receiver thread -----------------------------------------------------------------------
+
+    def receive_through(self, udp: UdpSocket, packets: Sequence[memoryview], now: int) -> None:
+        """Take opened packets from the session's own socket or from its scout's (clients)."""
+        with self.lock:
+            scout = self._scout
+            is_own = udp is self._udp
+        if is_own:
+            self.receive(packets, now)
+            if scout and self._silence_locked(now) < DOUBT:
+                self._set_scout(None)  # the old way is not dead after all
+        elif scout and udp is scout.udp:
+            self._receive_from_scout(scout, packets, now)
+
+    def _receive_from_scout(self, scout: Scout, packets: Sequence[memoryview], now: int) -> None:
+        """The peer is reached the other way. If it knows us there, we go that way; a Go server never does.
+
+        kcp-go knows clients by their address. While the old way may still come back (an outage is over for
+        both ways at once), what it says to the stranger in us counts for nothing.
+        """
+        with self.lock:
+            if self._scout is not scout:
+                return  # dismissed meanwhile; who dismisses it may be waiting for this thread
+            is_denied = self.conversation.is_denied_by(packets)
+            if not is_denied:
+                self._scout = None  # nobody else dismisses it now
+            else:
+                self._denials += 1
+                self._denied_since = self._denied_since or now
+            is_over = self._denials >= DENIALS and now - self._denied_since >= DENIED_AFTER
+        if not is_denied:
+            self.change_path(*scout)
+            self.receive(packets, now)
+        elif is_over:
+            self.close(DeadLink("the server is reached another way only, and does not know this session there"))
+
+    def receive(self, packets: Sequence[memoryview], now: int, source: Address | None = None) -> bool:
+        """Take opened packets; they are free again when this returns.
+
+        If `source` is given and is not where the peer was, packets that bring anything new move the
+        session there (the peer's address has changed); True if they did. Until the peer is proven to be
+        where it was, old ones do so as well.
+        """
+        failure: SessionError | None = None
+        has_moved = False
+        with self.lock:
+            if self._closed:
+                return False
+            was_cut_off = self._silence_locked(now) >= self._doubt_locked()
+            self.heard_at, self._send_error = now, None
+            is_elsewhere = source is not None and source != self.remote
+            if not self.is_proven:
+                size = sum(map(len, packets)) + len(packets) * (self._crypt.headroom + self._crypt.tailroom)
+                self._credit = size if is_elsewhere else self._credit + size
+            before = self.conversation.progress()
+            try:
+                self.conversation.receive_packets(packets, now)
+            except RemoteProtocolError as exc:
+                self._nonsense = self._nonsense or _nonsense(exc)
+            except Exception as exc:  # a bug: what was being done is half done, so this session ends
+                log.limited("session", f"{self!r}: {exc!r}", log.Level.ERROR)
+                failure = SessionError(repr(exc))
+            if was_cut_off and self.conversation.kcp.unanswered_since is None:
+                self.conversation.kcp.resume(now)
+            after = self.conversation.progress()
+            if source is not None and is_elsewhere and (after != before or not self.is_proven):
+                self.remote = source
+                has_moved = True
+            if not self.is_proven and after[0] != before[0]:
+                self.is_proven = True
+                self.conversation.trust(now)
+            if self.conversation.is_peer_reborn(now):
+                failure = DeadLink("the other end knows nothing of this session: it was restarted, or has dropped it")
+            opened = self._dispatch_locked()
+            ready, self._ready = self._ready, []
+        for stream in ready:
+            stream.deliver()
+        for stream in opened:
+            self._on_stream(self, stream)
+        if not failure:
+            self.settle()
+        if failure or (self._nonsense and not self._is_holding_back):
+            self.close(failure)
+        return has_moved
+
+    def _dispatch_locked(self) -> list[Stream]:
+        """Tell those whom the conversation's events concern; returns streams the peer has opened."""
+        opened: list[Stream] = []
+        for event in self.conversation.take_events():
+            if isinstance(event, StreamOpened):
+                stream = self._streams[event.sid] = Stream(self, event.sid)
+                opened.append(stream)
+            elif known := self._streams.get(event.sid):
+                if not isinstance(event, StreamReadable):
+                    known.wake_writer_locked()
+                if not isinstance(event, StreamWritable) and known.wake_reader_locked():
+                    self._ready.append(known)
+        if self.writers and self.conversation.kcp.send_room > 0:
+            self.writers[0].wake_writer_locked()
+        return opened
+
+    # -- relay threads, too --------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """Tell everybody what receiving, reading or closing a stream has brought about.
+
+        Sinks are left to the update thread: the caller may be in one, and should not be kept by other streams.
+        """
+        with self.lock:
+            opened = [] if self._closed else self._dispatch_locked()
+            has_ready = bool(self._ready)
+            is_flush_wanted = self.conversation.flush_wanted is not Flush.NOTHING
+            deadline = self.conversation.next_deadline()
+        for stream in opened:
+            self._on_stream(self, stream)
+        if has_ready:
+            self._ticker.wake(self)
+        if is_flush_wanted:
+            self.transmit(monotonic_ms() + BRIEFLY)
+        elif deadline is not None:
+            self._ticker.wake(self, deadline)
+
+    def fail(self, error: RemoteProtocolError) -> None:
+        """End the session, because what the peer has sent makes no sense."""
+        self.close(_nonsense(error))
+
+    # -- update thread -------------------------------------------------------------------------
+
+    def update(self, now: int) -> int | None:
+        """Do what time has made due; returns the ms of the next call."""
+        try:
+            return self._update(now)
+        except Exception as exc:  # a bug: without updates the session would neither live nor die
+            log.limited("session", f"{self!r}: {exc!r}", log.Level.ERROR)
+            self.close(SessionError(repr(exc)))
+            return None
+
+    def _update(self, now: int) -> int | None:
+        failure: SessionError | None = None
+        with self.lock:
+            ready, self._ready = self._ready, []
+        for stream in ready:
+            stream.deliver()
+        if ready:
+            self.settle()
+        with self.lock:
+            if self._closed:
+                return None
+            silence = self._silence_locked(now)
+            try:
+                self.conversation.tick(now)
+            except KeepaliveTimeout as exc:
+                failure = exc
+            if silence >= DEAD_AFTER:
+                failure = DeadLink(f"no answer for {silence // 1000} s")
+            # Data unanswered: ask, which any living peer answers; then have somebody look for another way.
+            is_in_doubt = is_cut_off(self._udp) or silence >= self._doubt_locked()
+            is_question_due = self.is_proven and is_in_doubt and now - self._probed_at >= PROBE_PERIOD
+            if is_question_due:
+                self._probed_at = now
+                self.conversation.kcp.probe()
+            received = self.counters.bytes_received
+            if self._owns_socket and now - self.heard_at >= DOUBT and received - self._received_at_pause >= BULK:
+                # A download has stopped. If a NAT on the way has given us a new address, only we can tell the server.
+                self._received_at_pause = received
+                self.conversation.ping()
+            is_silent = silence >= max(SILENCE, 4 * self.conversation.kcp.rtt.rto)
+            is_trouble = is_question_due and (is_silent or is_cut_off(self._udp))
+            # A server that is reached another way, and does not know us yet, is given time to say so thrice.
+            is_trouble = is_trouble and not (self._denials and now - self._denied_since < 2 * DENIED_AFTER)
+            is_flush_wanted = self.conversation.flush_wanted is not Flush.NOTHING
+        if failure:
+            self.close(failure)
+            return None
+        if is_flush_wanted:
+            self.transmit()
+        if is_trouble:
+            self._on_trouble(self)
+        with self.lock:
+            deadline = self.conversation.next_deadline()
+        idle = (now // SLOW_RHYTHM + 1) * SLOW_RHYTHM  # the same for all sessions: a hundred idle ones wake us once
+        if self._paced_until > now:
+            return min(self._paced_until, idle)
+        return idle if deadline is None else min(deadline, idle)
+
+    def probe(self) -> None:
+        """Ask something that any living peer answers, and one that has forgotten us answers from zero."""
+        with self.lock:
+            self.conversation.kcp.probe()
+        self.transmit()
+
+    # -- the path ------------------------------------------------------------------------------
+
+    @property
+    def send_error(self) -> OSError | None:
+        """Why nothing gets through, as far as the kernel or an ICMP message has said since the peer was last heard."""
+        return self._udp.last_error or self._send_error
+
+    def _silence_locked(self, now: int) -> int:
+        since = self.conversation.kcp.unanswered_since
+        return 0 if since is None else now - since
+
+    def _doubt_locked(self) -> int:
+        return max(DOUBT, 2 * self.conversation.kcp.rtt.rto)
+
+    def send_scout(self, scout: Scout) -> None:
+        """Have what is sent go through another socket as well, until one of the two ways brings an answer (clients)."""
+        scout.receiver.start()
+        with self.lock:
+            self.conversation.ping()
+            self.conversation.kcp.probe()
+        self._set_scout(scout)
+        self.transmit()
+
+    def _set_scout(self, scout: Scout | None) -> None:
+        with self.lock:
+            dismissed = [self._scout, scout] if self._closed else [self._scout]
+            self._scout = None if self._closed else scout
+            self._denials = self._denied_since = 0
+        for old in dismissed:
+            if old:
+                old.dismiss()
+
+    def change_path(self, udp: UdpSocket, remote: Address, receiver: Thread) -> None:
+        """Go on through another socket, perhaps to another address; what is in flight is sent again (clients)."""
+        if receiver.ident is None:
+            receiver.start()
+        with self.lock:
+            old = Scout(self._udp, self.remote, self.receiver or current_thread())
+            self._send_error = self._udp.last_error or self._send_error
+            self._udp, self.remote, self.receiver = udp, remote, receiver
+            is_over = self._closed is not None
+            self.conversation.ping()
+            self.conversation.kcp.resend_all(monotonic_ms())
+        old.dismiss()
+        if is_over:
+            udp.close()
+        else:
+            self.transmit()
+
+    # -- the one way out -----------------------------------------------------------------------
+
+    def transmit(self, until: int | None = None) -> None:
+        """Send what the conversation wants sent; from `until` (ms) on the rest is left to the update thread.
+
+        One thread at a time is at it; who comes meanwhile leaves a note and goes back to its own work
+        instead of waiting, and the one at it looks for notes before it leaves.
+        """
+        self._tx_wanted = True
+        while self._tx_wanted and self._tx_lock.acquire(blocking=False):
+            try:
+                self._tx_wanted = False
+                is_complete = self._transmit_held(until)
+            finally:
+                self._tx_lock.release()
+            if not is_complete or (until is not None and self._tx_wanted and monotonic_ms() >= until):
+                self._ticker.wake(self)
+                return
+
+    def _transmit_held(self, until: int | None = None) -> bool:
+        """Send what there is, or what there is time for, at least a tray of it; whether that was all."""
+        conversation = self.conversation
+        with borrow(self._pool, max(self._pool.tray_bytes, conversation.tray_bytes)) as arena:
+            batch = PacketBatch(arena)
+            if self._bucket:
+                batch.capacity = min(batch.capacity, PACED_TRAY)
+            more = True
+            while more:
+                now = monotonic_ms()
+                if self._bucket and (pause := self._bucket.wait(now)):
+                    self._paced_until = now + pause
+                    self._ticker.wake(self, self._paced_until)
+                    return True
+                with self.lock:
+                    if self._closed and not conversation.flush_wanted:
+                        return True
+                    more = conversation.packets_to_send(batch, now)
+                    if not self.is_proven:
+                        self._hold_back_locked(batch)
+                    if self.writers and conversation.kcp.send_room > 0:
+                        self.writers[0].wake_writer_locked()
+                    deadline = conversation.next_deadline()
+                if batch.starts:
+                    self._crypt.seal(batch)
+                    packets = batch.views()
+                    sent = send_all(self._udp, packets, self.remote)
+                    if scout := self._scout:
+                        sent = max(sent, send_all(scout.udp, packets, scout.remote))
+                    self.counters.out_packets += sent
+                    self.counters.send_drops += len(packets) - sent
+                    self.counters.out_bytes += sum(batch.lengths)
+                    if self._bucket:
+                        self._bucket.spend(sum(batch.lengths))
+                    batch.clear()
+                if more and until is not None and monotonic_ms() >= until:
+                    return False
+            if deadline is not None:
+                self._ticker.wake(self, deadline)
+        return True
+
+    def _hold_back_locked(self, batch: PacketBatch) -> None:
+        """Drop all from the first packet on that is more than an unproven peer has sent."""
+        self._is_holding_back = False
+        for index, length in enumerate(batch.lengths):
+            if length > self._credit:
+                self._is_holding_back = True
+                for rest in range(index, len(batch)):
+                    batch.drop(rest)
+                return
+            self._credit -= length
+
+    # -- the end -------------------------------------------------------------------------------
+
+    def close(self, reason: SessionError | None = None) -> None:
+        """End the session: the peer is told that streams still open are cut, and they die here. Idempotent."""
+        reason = self._nonsense or reason or SessionClosed("the session was closed")
+        with self.lock:
+            if self._closed:
+                return
+            self._closed = reason
+            for sid, stream in self._streams.items():
+                with suppress(RemoteProtocolError):  # in what there was room for now
+                    self.conversation.close_stream(sid)
+                if stream.die_locked(reason):
+                    self._ready.append(stream)
+            ready, self._ready = self._ready, []
+            self._streams.clear()
+            self.conversation.share.close()
+        self._ticker.detach(self)
+        try:
+            with self._tx_lock:  # waiting for whoever sends now, so that the last words come before the end
+                self._transmit_held()
+        finally:
+            self._set_scout(None)
+            if self._owns_socket:
+                self._udp.close()
+            for stream in ready:
+                stream.deliver()
+            self._on_closed(self, reason)
+
+    def join(self) -> None:
+        """Wait for the receiver thread of a closed session that has one of its own."""
+        if self.receiver and self.receiver is not current_thread():
+            self.receiver.join()
+
+    def is_flushed(self) -> bool:
+        """Whether everything sent has been acknowledged."""
+        with self.lock:
+            return self._closed is not None or self.conversation.kcp.is_quiet
+
+    def forget_locked(self, stream: Stream) -> None:
+        self._streams.pop(stream.sid, None)
+
+
+def _nonsense(error: RemoteProtocolError) -> SessionError:
+    failure = SessionError(f"the peer's stream makes no sense: {error}")
+    failure.__cause__ = error
+    return failure

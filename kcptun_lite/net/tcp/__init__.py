@@ -1,0 +1,1 @@
+"""TCP connections and the relays that serve streams with them."""

@@ -1,0 +1,500 @@
+"""One Kcp, segment by segment: what it acknowledges, what it refuses, what it sends when the tray is small."""
+
+from collections.abc import Iterable
+from random import Random
+from typing import NamedTuple
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kcptun_lite.core.batch.buffers import PacketBatch
+from kcptun_lite.core.counters import Counters
+from kcptun_lite.core.kcp.kcp import Flush, Kcp, KcpParams
+from kcptun_lite.core.wire import KCP_ACK, KCP_HEADER_SIZE, KCP_PUSH, KCP_SEGMENT, KCP_WASK, KCP_WINS, MASK32
+from tests.helpers import CONV, KcpPair, kcp_params, noise
+
+ACK_DELAY = 15  # ms; half the interval of mode fast
+
+
+class Seen(NamedTuple):
+    """A segment as it was sent."""
+
+    cmd: int
+    wnd: int
+    ts: int
+    sn: int
+    una: int
+    payload: bytes
+
+
+def make_kcp(first_sn: int = 0, **changes: int | bool) -> Kcp:
+    return Kcp(CONV, kcp_params("fast", **changes), Counters(), headroom=0, tailroom=0, first_sn=first_sn)
+
+
+def segment(
+    cmd: int = KCP_PUSH,
+    sn: int = 0,
+    payload: bytes = b"",
+    *,
+    conv: int = CONV,
+    wnd: int = 128,
+    ts: int = 0,
+    una: int = 0,
+    length: int | None = None,
+) -> bytes:
+    size = len(payload) if length is None else length
+    return KCP_SEGMENT.pack(conv, cmd, 0, wnd, ts & MASK32, sn & MASK32, una & MASK32, size) + payload
+
+
+def receive(kcp: Kcp, *datagrams: bytes, now: int = 0, recovered: bool = False) -> None:
+    kcp.receive([memoryview(datagram) for datagram in datagrams], now, recovered=recovered)
+
+
+def read(kcp: Kcp) -> bytes:
+    read = b""
+    while parts := kcp.read():
+        read += b"".join(parts)
+    return read
+
+
+def flush(kcp: Kcp, now: int = 0, *, max_packets: int = 64) -> list[list[Seen]]:
+    """All that is due, as the segments of each datagram; each tray holds `max_packets`."""
+    datagrams = []
+    batch = PacketBatch(memoryview(bytearray(128 * 1024)))
+    more = True
+    while more:
+        more = kcp.flush(batch, now, max_packets)
+        assert len(batch) <= max_packets
+        assert len(batch) or not more, "asks for another tray, but puts nothing in it"
+        datagrams += [list(parse(packet)) for packet in batch.views()]
+        batch.clear()
+    return datagrams
+
+
+def parse(datagram: memoryview) -> Iterable[Seen]:
+    at = 0
+    while at < len(datagram):
+        conv, cmd, frg, wnd, ts, sn, una, length = KCP_SEGMENT.unpack_from(datagram, at)
+        at += KCP_HEADER_SIZE
+        assert (conv, frg) == (CONV, 0)
+        yield Seen(cmd, wnd, ts, sn, una, bytes(datagram[at : at + length]))
+        at += length
+
+
+def segments(datagrams: list[list[Seen]], cmd: int) -> list[Seen]:
+    return [seen for datagram in datagrams for seen in datagram if seen.cmd == cmd]
+
+
+# Sending
+
+
+def test_first_datagram_is_as_in_the_worked_example() -> None:
+    """WIRE.md 10.2: bare KCP, a SYN frame of smux as the payload."""
+    kcp = Kcp(0xAD8217B2, KcpParams(), Counters(), headroom=0, tailroom=0)
+    kcp.send(bytes.fromhex("0100000003000000"))
+    batch = PacketBatch(memoryview(bytearray(4096)))
+    kcp.flush(batch, 0x1D9, 2)
+    assert batch.packet(0).hex() == "b21782ad51000002d9010000000000000000000008000000" + "0100000003000000"
+
+
+def test_bytes_become_full_segments_and_one_rest() -> None:
+    kcp = make_kcp()
+    data = noise(3 * kcp.mss + 10)
+    for start in range(0, len(data), 1000):
+        kcp.send(data[start : start + 1000])
+    sent = segments(flush(kcp), KCP_PUSH)
+    assert [len(seen.payload) for seen in sent] == [kcp.mss, kcp.mss, kcp.mss, 10]
+    assert [seen.sn for seen in sent] == [0, 1, 2, 3]
+    assert b"".join(seen.payload for seen in sent) == data
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_pieces_of_any_size_make_the_same_stream(seed: int) -> None:
+    random = Random(seed)
+    kcp = make_kcp(mtu=random.choice((200, 576, 1350, 1500)))
+    receive(kcp, segment(KCP_WINS, wnd=1024))
+    data = noise(60_000, seed)
+    at, sent = 0, []
+    while at < len(data):
+        size = random.choice((1, 8, 100, kcp.mss - 1, kcp.mss, kcp.mss + 1, 2 * kcp.mss, 5000))
+        kcp.send(data[at : at + size])
+        at += size
+        if random.random() < 0.3:
+            sent += segments(flush(kcp, max_packets=random.choice((1, 2, 64))), KCP_PUSH)
+            receive(kcp, segment(KCP_WINS, wnd=1024, una=len(sent)))
+    sent += segments(flush(kcp), KCP_PUSH)
+    assert b"".join(seen.payload for seen in sent) == data
+    assert [seen.sn for seen in sent] == list(range(len(sent)))
+
+
+@pytest.mark.parametrize(("headroom", "tailroom"), [(0, 0), (20, 0), (28, 0), (12, 16)])
+def test_a_packet_never_exceeds_the_mtu(headroom: int, tailroom: int) -> None:
+    kcp = Kcp(CONV, KcpParams(mtu=1350), Counters(), headroom=headroom, tailroom=tailroom)
+    kcp.send(noise(20_000))
+    receive(kcp, segment(sn=1, payload=b"early"))
+    batch = PacketBatch(memoryview(bytearray(128 * 1024)))
+    assert not kcp.flush(batch, 0, 64)
+    assert max(batch.lengths) == 1350
+    for packet in batch.views():
+        assert list(parse(packet[headroom : len(packet) - tailroom]))
+
+
+def test_the_window_of_either_side_limits_what_is_in_flight() -> None:
+    kcp = make_kcp(snd_wnd=10)
+    kcp.send(noise(100 * kcp.mss))
+    assert len(segments(flush(kcp), KCP_PUSH)) == 10
+    receive(kcp, segment(KCP_ACK, sn=3, una=4, wnd=7))
+    assert [seen.sn for seen in segments(flush(kcp), KCP_PUSH)] == [10]  # 4 + 7
+    assert kcp.send_room < 0
+
+
+def test_before_the_peer_has_told_its_window_is_32() -> None:
+    kcp = make_kcp()
+    kcp.send(noise(100 * kcp.mss))
+    assert len(segments(flush(kcp), KCP_PUSH)) == 32
+
+
+def test_send_bytes_count_down_to_nothing() -> None:
+    kcp = make_kcp()
+    kcp.send(noise(5000))
+    assert kcp.send_bytes == 5000
+    flush(kcp)
+    assert kcp.send_bytes == 5000
+    receive(kcp, segment(KCP_ACK, sn=3, una=4))
+    assert kcp.send_bytes == 0
+    assert kcp.is_quiet
+    assert kcp.next_deadline() is None
+
+
+def test_fast_retransmission_needs_no_timer() -> None:
+    kcp = make_kcp()
+    kcp.send(noise(10 * kcp.mss))
+    flush(kcp, 0)
+    receive(kcp, segment(KCP_ACK, sn=1), segment(KCP_ACK, sn=2), now=50)
+    assert kcp.flush_wanted is Flush.EVERYTHING
+    assert [seen.sn for seen in segments(flush(kcp, 50), KCP_PUSH)] == [0]
+
+
+def test_one_skip_is_enough_when_there_is_nothing_new_to_send() -> None:
+    kcp = make_kcp()
+    kcp.send(noise(2 * kcp.mss))
+    flush(kcp, 0)
+    receive(kcp, segment(KCP_ACK, sn=1), now=50)
+    assert [seen.sn for seen in segments(flush(kcp, 60), KCP_PUSH)] == [0]
+
+
+# Receiving
+
+
+def test_in_order_segments_make_one_acknowledgement() -> None:
+    kcp = make_kcp()
+    receive(kcp, *(segment(sn=sn, payload=b"x%d" % sn, ts=100 + sn) for sn in range(5)), now=7)
+    assert read(kcp) == b"x0x1x2x3x4"
+    assert kcp.flush_wanted is Flush.NOTHING
+    assert kcp.next_deadline() == 7 + ACK_DELAY
+    (acks,) = flush(kcp, 7 + ACK_DELAY)
+    assert acks == [Seen(KCP_ACK, 1024, 104, 4, 5, b"")]
+    assert kcp.next_deadline() is None
+
+
+def test_holes_are_named_and_filled() -> None:
+    kcp = make_kcp()
+    receive(kcp, *(segment(sn=sn, payload=b"%d" % sn, ts=sn) for sn in (0, 2, 5, 4)))
+    assert read(kcp) == b"0"
+    (acks,) = flush(kcp)
+    assert [(seen.sn, seen.ts, seen.una) for seen in acks] == [(2, 2, 1), (5, 5, 1), (4, 4, 1)]
+    assert kcp.received.early_bytes == 3
+    receive(kcp, segment(sn=1, payload=b"1", ts=9))
+    assert read(kcp) == b"12"
+    receive(kcp, segment(sn=3, payload=b"3", ts=10))
+    assert read(kcp) == b"345"
+    assert kcp.received.early_bytes == 0
+    (acks,) = flush(kcp)
+    assert [(seen.sn, seen.ts, seen.una) for seen in acks] == [(3, 10, 6)]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_acknowledged_is_exactly_what_has_arrived(seed: int) -> None:
+    random = Random(seed)
+    kcp = make_kcp(rcv_wnd=32)
+    arrived: set[int] = set()
+    expected = 0
+    for _ in range(100):
+        for _ in range(random.randint(1, 6)):
+            sn = max(0, expected + random.choice((-5, -1, 0, 0, 1, 2, 9, 31, 32, 40)))
+            if sn < expected + 32:
+                arrived.add(sn)
+            while expected in arrived:
+                expected += 1
+            receive(kcp, segment(sn=sn, payload=b"x", ts=sn))
+            read(kcp)
+        if random.random() < 0.5:
+            for datagram in flush(kcp):
+                for ack in datagram:
+                    assert (ack.cmd, ack.sn) == (KCP_ACK, ack.ts)
+                    assert ack.sn in arrived
+                    assert ack.una == expected
+
+
+def test_duplicates_are_acknowledged_again_but_not_read_again() -> None:
+    kcp = make_kcp()
+    receive(kcp, segment(sn=0, payload=b"a", ts=1))
+    receive(kcp, segment(sn=2, payload=b"c", ts=1))
+    flush(kcp)
+    receive(kcp, segment(sn=0, payload=b"A", ts=2))
+    receive(kcp, segment(sn=2, payload=b"C", ts=3))
+    (acks,) = flush(kcp)
+    assert {(seen.sn, seen.ts) for seen in acks} == {(2, 3)}
+    receive(kcp, segment(sn=0, payload=b"A", ts=4))
+    assert [(seen.sn, seen.una) for seen in flush(kcp)[0]] == [(0, 1)]
+    receive(kcp, segment(sn=1, payload=b"b"))
+    assert read(kcp) == b"abc"
+    assert kcp._counters.repeated == 3
+
+
+def test_beyond_the_window_is_neither_kept_nor_acknowledged() -> None:
+    kcp = make_kcp(rcv_wnd=8)
+    receive(kcp, segment(sn=8, payload=b"x"), segment(sn=1000, payload=b"x"), segment(sn=0x7FFFFFFF, payload=b"x"))
+    assert kcp.received.unread_bytes == 0
+    assert flush(kcp, 100) == []
+    receive(kcp, segment(sn=7, payload=b"x"))
+    assert [seen.sn for seen in flush(kcp, 200)[0]] == [7]
+
+
+def test_a_full_receive_window_keeps_one_more_window_and_then_says_it_is_open() -> None:
+    kcp = make_kcp(rcv_wnd=4)
+    receive(kcp, *(segment(sn=sn, payload=b"%d" % sn) for sn in range(9)))
+    assert (kcp.received.count, kcp.received.early_bytes) == (4, 4)  # 8 is beyond 4 + 4
+    assert {seen.wnd for seen in flush(kcp)[0]} == {0}
+    assert read(kcp) == b"01234567"
+    assert [(seen.wnd, seen.una) for seen in segments(flush(kcp), KCP_WINS)] == [(4, 8)]
+
+
+def test_a_question_for_the_window_is_answered_at_once() -> None:
+    kcp = make_kcp()
+    receive(kcp, segment(KCP_WASK))
+    assert kcp.flush_wanted is Flush.EVERYTHING
+    assert [seen.cmd for seen in flush(kcp)[0]] == [KCP_WINS]
+
+
+def test_an_open_window_after_a_shut_one_is_used_at_once() -> None:
+    kcp = make_kcp()
+    receive(kcp, segment(KCP_WINS, wnd=0))
+    kcp.send(b"hello")
+    assert flush(kcp) == []
+    assert kcp.next_deadline() == 500
+    receive(kcp, segment(KCP_WINS, wnd=5), now=10)
+    assert kcp.flush_wanted is Flush.EVERYTHING
+    assert [seen.payload for seen in flush(kcp, 10)[0]] == [b"hello"]
+
+
+def test_a_datagram_full_of_acknowledgements_goes_at_once() -> None:
+    kcp = make_kcp()
+    room = (kcp.mss + KCP_HEADER_SIZE) // KCP_HEADER_SIZE
+    receive(kcp, *(segment(sn=sn, payload=b"x") for sn in range(room - 1)))
+    assert kcp.flush_wanted is Flush.NOTHING
+    receive(kcp, segment(sn=room, payload=b"x"))
+    assert kcp.flush_wanted is Flush.ACKS
+
+
+def test_acknodelay_acknowledges_at_once_and_alone() -> None:
+    kcp = make_kcp(acknodelay=True)
+    receive(kcp, segment(sn=0, payload=b"x"))
+    assert kcp.flush_wanted is Flush.ACKS
+    assert [seen.cmd for seen in flush(kcp)[0]] == [KCP_ACK]
+
+
+def test_empty_push_takes_a_number_and_no_bytes() -> None:
+    kcp = make_kcp()
+    receive(kcp, segment(sn=0), segment(sn=2), segment(sn=1, payload=b"x"))
+    assert read(kcp) == b"x"
+    assert flush(kcp, 100)[0][-1].una == 3
+
+
+def test_many_empty_pushes_are_bounded_by_the_window() -> None:
+    kcp = make_kcp(rcv_wnd=16)
+    for sn in range(1000):
+        receive(kcp, segment(sn=sn))
+    assert kcp.received.count == 16
+    assert len(flush(kcp)[0]) <= 17
+
+
+# Hostile datagrams
+
+
+@pytest.mark.parametrize("size", range(KCP_HEADER_SIZE))
+def test_truncated_header_is_an_error(size: int) -> None:
+    kcp = make_kcp()
+    receive(kcp, segment()[:size])
+    assert kcp._counters.kcp_in_errors == 1
+    assert kcp._counters.in_segments == 0
+
+
+@pytest.mark.parametrize("cut", [1, 5, 99])
+def test_truncated_payload_is_an_error(cut: int) -> None:
+    kcp = make_kcp()
+    receive(kcp, segment(payload=bytes(100))[:-cut])
+    assert (kcp._counters.kcp_in_errors, kcp.received.count) == (1, 0)
+
+
+@pytest.mark.parametrize("good", [0, 1, 3])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        segment(conv=CONV ^ 1, sn=9, payload=b"x"),
+        segment(80, sn=9),
+        segment(85, sn=9),
+        segment(0),
+        segment(255),
+        segment(length=30, sn=9),  # 29 follow
+        segment(length=0xFFFFFFFF, sn=9),
+        segment(length=0x80000000, sn=9),
+        segment(KCP_ACK, sn=9, length=100),
+    ],
+    ids=["conv", "cmd-80", "cmd-85", "cmd-0", "cmd-255", "len-30", "len-max", "len-half", "ack-len"],
+)
+def test_bad_segment_ends_the_datagram_but_not_what_stood_before(good: int, bad: bytes) -> None:
+    kcp = make_kcp()
+    before = b"".join(segment(sn=sn, payload=b"ok") for sn in range(good))
+    receive(kcp, before + bad + segment(sn=good, payload=b"never"))
+    assert read(kcp) == b"ok" * good
+    assert kcp._counters.kcp_in_errors == 1
+    assert [seen.una for seen in flush(kcp)[0]] == [good] if good else flush(kcp) == []
+
+
+def test_a_short_tail_is_ignored_as_by_every_generation() -> None:
+    kcp = make_kcp()
+    receive(kcp, segment(payload=b"ok") + bytes(KCP_HEADER_SIZE - 1))
+    assert read(kcp) == b"ok"
+    assert kcp._counters.kcp_in_errors == 0
+
+
+def test_every_single_byte_changed_costs_at_most_a_counter() -> None:
+    whole = segment(KCP_ACK, sn=0, ts=5, una=1) + segment(sn=0, payload=b"data") + segment(sn=1, payload=b"more")
+    for at in range(len(whole)):
+        for value in (0, 1, 0x7F, 0x80, 0xFF):
+            kcp = make_kcp()
+            kcp.send(b"in flight")
+            flush(kcp)
+            receive(kcp, whole[:at] + bytes([value]) + whole[at + 1 :], now=10)
+            assert kcp.received.unread_bytes <= 8
+            assert kcp.send_bytes in (0, 9)
+            read(kcp)
+            flush(kcp, 20)
+
+
+@pytest.mark.parametrize("una", [2, 3, 0x7FFFFFFF, 0x80000000, MASK32])
+def test_una_of_what_was_never_sent_frees_nothing(una: int) -> None:
+    kcp = make_kcp()
+    kcp.send(b"x")
+    flush(kcp)
+    receive(kcp, segment(KCP_WINS, una=una))
+    assert kcp.send_bytes == 1
+
+
+def test_timestamps_from_the_future_are_no_measurement() -> None:
+    kcp = make_kcp()
+    receive(kcp, segment(KCP_ACK, sn=0, ts=1000), now=999)
+    assert kcp.rtt.srtt == 0
+    receive(kcp, segment(KCP_ACK, sn=0, ts=0x80000000), now=999)
+    assert kcp.rtt.rto <= 60_000
+
+
+def test_recovered_datagrams_tell_neither_window_nor_time() -> None:
+    kcp = make_kcp()
+    kcp.send(b"x")
+    flush(kcp)
+    receive(
+        kcp, segment(KCP_ACK, sn=0, una=1, wnd=3), segment(sn=0, payload=b"y", una=1, wnd=3), now=40, recovered=True
+    )
+    assert kcp.is_quiet
+    assert (kcp.rmt_wnd, kcp.rtt.srtt) == (32, 0)
+    assert read(kcp) == b"y"
+    receive(kcp, segment(sn=0, payload=b"y", una=1), now=40, recovered=True)
+    assert kcp._counters.repeated == 0
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.lists(st.binary(max_size=200), max_size=5))
+def test_noise_never_raises(datagrams: list[bytes]) -> None:
+    kcp = make_kcp(rcv_wnd=4)
+    receive(kcp, *datagrams)
+    flush(kcp)
+
+
+FIELD = st.sampled_from([0, 1, 2, 3, 7, 8, 100, 0x7FFFFFFF, 0x80000000, 0xFFFFFFF0, MASK32])
+SEGMENTS = st.lists(
+    st.tuples(
+        st.sampled_from([80, 81, 82, 83, 84, 85]),
+        st.sampled_from([0, 1, 128, 65535]),
+        FIELD,
+        FIELD,
+        FIELD,
+        st.binary(max_size=20),
+        st.booleans(),
+    ),
+    max_size=6,
+)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.lists(SEGMENTS, max_size=5), st.sampled_from([0, MASK32 - 2]), st.booleans(), st.sampled_from([0, 1]))
+def test_well_formed_nonsense_never_raises_nor_grows(
+    datagrams: list[list[tuple[int, int, int, int, int, bytes, bool]]], first_sn: int, recovered: bool, nc: int
+) -> None:
+    kcp = make_kcp(first_sn, rcv_wnd=4, nc=nc)
+    kcp.send(noise(9 * kcp.mss))
+    flush(kcp)
+    now = 0
+    for parts in datagrams:
+        now += 100
+        datagram = b"".join(
+            segment(cmd, sn, payload, wnd=wnd, ts=ts, una=una, length=len(payload) + is_cut)
+            for cmd, wnd, ts, sn, una, payload, is_cut in parts
+        )
+        receive(kcp, datagram, now=now, recovered=recovered)
+        flush(kcp, now)
+        assert kcp.received.unread_bytes <= 8 * 20
+        assert 0 <= kcp.send_bytes <= 9 * kcp.mss
+        deadline = kcp.next_deadline()
+        assert deadline is None or deadline > now
+
+
+# Small trays
+
+
+@pytest.mark.parametrize("max_packets", [1, 2, 3])
+@pytest.mark.parametrize("mode", ["fast", "nc=0"])
+def test_small_trays_lose_and_double_nothing(max_packets: int, mode: str) -> None:
+    """Every flush is cut after a packet or two: between ACKs, probes, repetitions and new data."""
+    link = {"loss": 0.15, "delay": 20, "jitter": 10, "duplicate": 0.1}
+    params = kcp_params(mode, snd_wnd=64, rcv_wnd=64, mtu=300)
+    pair = KcpPair(params, link=link, max_packets=max_packets)
+    pair.exchange(noise(30_000, 1), noise(30_000, 2), limit=30_000)
+    reference = KcpPair(params, link=link, max_packets=64)
+    reference.exchange(noise(30_000, 1), noise(30_000, 2), limit=30_000)
+    assert pair.a.flushes > reference.a.flushes
+
+
+def test_a_cut_flush_goes_on_where_it_stopped() -> None:
+    kcp = make_kcp(mtu=KCP_HEADER_SIZE * 4)
+    kcp.send(noise(20 * kcp.mss))
+    receive(kcp, *(segment(sn=sn) for sn in range(1, 21)), segment(KCP_WASK))
+    whole = flush(kcp, max_packets=1)
+    acks = segments(whole, KCP_ACK)
+    assert [seen.sn for seen in acks] == list(range(1, 21))
+    assert len(segments(whole, KCP_WINS)) == 1
+    assert [seen.sn for seen in segments(whole, KCP_PUSH)] == list(range(20))
+    order = [seen.cmd for datagram in whole for seen in datagram]
+    assert order == sorted(order, key=[KCP_ACK, KCP_WINS, KCP_PUSH].index)
+
+
+def test_no_room_at_all_says_there_is_more() -> None:
+    kcp = make_kcp()
+    kcp.send(b"x")
+    batch = PacketBatch(memoryview(bytearray(4096)))
+    assert kcp.flush(batch, 0, 0)
+    assert len(batch) == 0
+    assert not kcp.flush(batch, 0, 1)
+    assert [seen.payload for seen in parse(batch.packet(0))] == [b"x"]

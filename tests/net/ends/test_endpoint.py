@@ -1,0 +1,98 @@
+"""The thread that receives: opened packets come out, bad ones and bugs do not stop it."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from kcptun_lite.core.batch.buffers import PacketBatch
+from kcptun_lite.core.counters import Counters
+from kcptun_lite.net.ends.endpoint import ReceiverThread
+from kcptun_lite.net.udp.udp_socket import UdpOptions, UdpSocket
+from tests.net.fakes import Peer, make_plant, noise, wait_until
+
+
+class Room:
+    """A receiver thread under the method aes, and a peer who has the key."""
+
+    def __init__(self) -> None:
+        self.plant = make_plant(crypt="aes")
+        self.udp = UdpSocket.listen("127.0.0.1", 0, UdpOptions())
+        self.counters = Counters()
+        self.received: list[bytes] = []
+        self.on_tray: Callable[[PacketBatch], None] = lambda batch: None
+        self.peer = Peer()
+        self.thread = ReceiverThread(self.udp, self.plant, self.counters, self._deliver)
+        self.thread.start()
+
+    def _deliver(self, batch: PacketBatch, now: int) -> None:
+        self.on_tray(batch)
+        for source, packets in batch.by_source():
+            assert source == self.peer.address
+            self.received += map(bytes, packets)
+
+    def send(self, body: bytes) -> None:
+        """A packet of our own kind."""
+        crypt = self.plant.make_crypt()
+        batch = PacketBatch(memoryview(bytearray(2048)))
+        batch.arena[crypt.headroom : crypt.headroom + len(body)] = body
+        batch.commit(crypt.headroom + len(body) + crypt.tailroom)
+        crypt.seal(batch)
+        self.peer.send(batch.packet(0), self.udp.address)
+
+    def wait_for(self, *bodies: bytes) -> None:
+        wait_until(lambda: self.received == list(bodies))
+
+
+@pytest.fixture
+def room() -> Iterator[Room]:
+    room = Room()
+    yield room
+    room.udp.close()
+    room.thread.join()
+    room.peer.close()
+    assert room.plant.pool.usage().in_use_bytes == 0
+
+
+def test_packets_come_out_opened_and_in_order(room: Room) -> None:
+    bodies = [noise(size, seed=size) for size in (24, 100, 1400, 25)]
+    for body in bodies:
+        room.send(body)
+    room.wait_for(*bodies)
+    assert (room.counters.in_packets, room.counters.in_bytes) == (4, sum(map(len, bodies)))
+
+
+def test_bad_packets_cost_a_count(room: Room) -> None:
+    for size in (1, 19, 20, 500, 1500):
+        room.peer.send(memoryview(noise(size)), room.udp.address)
+    room.send(noise(30))
+    room.wait_for(noise(30))
+    assert room.counters.in_checksum_errors == 5
+
+
+def test_a_bug_behind_it_costs_one_tray(room: Room) -> None:
+    def fail(batch: PacketBatch) -> None:
+        room.on_tray = lambda batch: None
+        raise ZeroDivisionError("a bug")
+
+    room.on_tray = fail
+    room.send(noise(40))
+    wait_until(lambda: room.on_tray is not fail)
+    room.send(noise(30))
+    room.wait_for(noise(30))
+
+
+def test_an_idle_thread_ends_when_its_socket_is_closed(room: Room) -> None:
+    room.udp.close()
+    room.thread.join()
+    assert not room.thread.is_alive()
+
+
+def test_a_sample_of_what_fails_is_kept_for_the_diagnosis(room: Room) -> None:
+    bad = noise(60)
+    room.peer.send(memoryview(bad), room.udp.address)
+    wait_until(lambda: room.counters.in_checksum_errors == 1)
+    room.peer.send(memoryview(bad), room.udp.address)
+    wait_until(lambda: room.counters.in_checksum_errors == 2)
+    sample = room.plant.suspects.take()
+    assert sample is not None
+    assert (sample.source, sample.packet, sample.udp) == (room.peer.address, bad, room.udp)

@@ -1,0 +1,396 @@
+"""The listener: who gets a session, who is sent away, who has moved."""
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import pytest
+
+from kcptun_lite.core.batch.buffers import BATCH_BYTES, Address, PacketBatch
+from kcptun_lite.core.kcp.recovery import REBORN_AFTER
+from kcptun_lite.core.wire import (
+    FEC_DATA,
+    FEC_HEADER,
+    FEC_PARITY,
+    KCP_ACK,
+    KCP_HEADER_SIZE,
+    KCP_PUSH,
+    KCP_SEGMENT,
+    KCP_WASK,
+    KCP_WINS,
+    SMUX_HEADER,
+    SMUX_PSH,
+    SMUX_SYN,
+)
+from kcptun_lite.errors import SessionClosed, SessionError
+from kcptun_lite.net.ends.listener import ANSWERS, HALF_OPEN_TIME, SHARE_OF_ONE_HOST, UNPROVEN_TIME, Listener
+from kcptun_lite.net.session.session import Session
+from kcptun_lite.net.session.stream import Stream
+from kcptun_lite.net.session.update_thread import monotonic_ms
+from kcptun_lite.net.udp.udp_socket import UdpOptions, UdpSocket
+from tests.net.fakes import FakeUdp, make_plant, segment, small_params, wait_until
+
+SYN = SMUX_HEADER.pack(1, SMUX_SYN, 0, 3)
+HERE: Address = ("10.0.0.1", 1000)
+THERE: Address = ("10.0.0.2", 2000)
+MAX_SESSIONS = 8
+
+
+class FakeDoors(set[Address]):
+    """Remembers for whom there are doors, and how often strangers were to wait."""
+
+    rests = 0
+    open, shut = set.add, set.discard
+
+    def let_strangers_wait(self) -> None:
+        self.rests += 1
+
+
+class Room:
+    """A listener without a network."""
+
+    def __init__(self, **changes: Any) -> None:
+        self.udp = FakeUdp()
+        self.streams: list[Stream] = []
+        self.begun: list[Session] = []
+        self.ended: list[tuple[Session, SessionError]] = []
+        self.listener = Listener(
+            make_plant(small_params(**changes)),
+            cast(Any, self.udp),
+            max_sessions=MAX_SESSIONS,
+            on_stream=lambda session, stream: self.streams.append(stream),
+            on_session=self.begun.append,
+            on_closed=lambda session, reason: self.ended.append((session, reason)),
+        )
+        self.doors = FakeDoors()
+        self.listener._doors = cast(Any, self.doors)
+
+    def deliver(self, *packets: tuple[Address, memoryview]) -> None:
+        """One tray."""
+        batch = PacketBatch(memoryview(bytearray(BATCH_BYTES)))
+        for address, packet in packets:
+            batch.arena[batch.end : batch.end + len(packet)] = packet
+            batch.commit(len(packet))
+            batch.addresses.append(address)
+        self.listener._deliver(batch, monotonic_ms())
+
+    def open(self, address: Address, conv: int) -> Session:
+        """What a client sends first."""
+        self.deliver((address, segment(conv=conv, data=SYN)))
+        return self.begun[-1]
+
+    def at(self, address: Address) -> Session | None:
+        return self.listener._by_address.get(address)
+
+    def sent_to(self, address: Address) -> list[bytes]:
+        return [packet for packet, to in self.udp.sent if to == address]
+
+
+@pytest.fixture
+def room() -> Iterator[Room]:
+    room = Room()
+    yield room
+    for session in room.listener.sessions():
+        session.close()
+    assert not room.listener._by_address and not room.listener._by_conv and not room.listener._per_host
+    assert not room.doors
+
+
+def prove(session: Session) -> None:
+    """The client acknowledges what the server has sent first, its ping."""
+    una = session.conversation.kcp.window.snd_nxt
+    session.receive([segment(conv=session.conversation.conv, cmd=KCP_ACK, sn=una - 1, una=una)], monotonic_ms())
+    assert session.is_proven
+
+
+def headers(packets: Sequence[bytes]) -> list[tuple[int, ...]]:
+    return [KCP_SEGMENT.unpack_from(packet) for packet in packets]
+
+
+# -- who comes in --------------------------------------------------------------------------------------------
+
+
+def test_the_first_segment_of_a_conversation_makes_a_session(room: Room) -> None:
+    session = room.open(HERE, conv=7)
+    assert room.listener.sessions() == [session] == room.begun
+    assert [stream.sid for stream in room.streams] == [3]
+    assert session.remote == HERE and not session.is_proven
+    assert session.counters.passive_opens == 1
+
+
+def test_packets_of_one_tray_go_to_their_sessions(room: Room) -> None:
+    first, second = room.open(HERE, conv=7), room.open(THERE, conv=8)
+    data = SMUX_HEADER.pack(1, SMUX_PSH, 3, 3)
+    room.deliver(
+        (HERE, segment(conv=7, sn=1, data=data + b"one")),
+        (THERE, segment(conv=8, sn=1, data=data + b"two")),
+        (HERE, segment(conv=7, sn=2, data=data + b"and")),
+    )
+    assert [b"".join(stream.read_chunks(timeout_s=0) or []) for stream in room.streams] == [b"oneand", b"two"]
+    assert first is not second
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [
+        segment(conv=7, cmd=KCP_PUSH, sn=1, data=SYN),
+        segment(conv=7, cmd=KCP_ACK),
+        segment(conv=7, cmd=KCP_WASK),
+        segment(conv=7, cmd=KCP_WINS),
+        memoryview(FEC_HEADER.pack(13, FEC_PARITY, 0) + bytes(60)),
+        memoryview(FEC_HEADER.pack(0, FEC_DATA, 20) + bytes(18)),
+    ],
+    ids=["later push", "ack", "wask", "wins", "parity", "short"],
+)
+def test_nothing_else_does(room: Room, packet: memoryview) -> None:
+    room.deliver((HERE, packet))
+    assert not room.begun
+
+
+def test_a_server_that_adapts_answers_with_or_without_fec_as_it_is_asked() -> None:
+    room = Room(data_shards=10, parity_shards=3, adapts=True)
+    bare = room.open(HERE, conv=7)
+    packed = FEC_HEADER.pack(0, FEC_DATA, 2 + KCP_HEADER_SIZE + len(SYN)) + bytes(segment(conv=8, data=SYN))
+    room.deliver((THERE, memoryview(packed)))
+    fec = room.begun[1]
+    assert not bare.conversation.params.has_fec and fec.conversation.params.has_fec
+    bare.close()
+    fec.close()
+
+
+# -- strangers -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cmd", [KCP_PUSH, KCP_WASK])
+def test_who_continues_an_unknown_conversation_hears_that_it_is_over(room: Room, cmd: int) -> None:
+    question = segment(conv=7, cmd=cmd, sn=5, una=9)
+    room.deliver((HERE, question))
+    (answer,) = room.sent_to(HERE)
+    assert len(answer) == KCP_HEADER_SIZE <= len(question)
+    conv, kind, _, wnd, _, _, una, length = KCP_SEGMENT.unpack(answer)
+    assert (conv, kind, una, length) == (7, KCP_WINS, 0, 0) and wnd
+    assert room.listener.counters.kcp_in_errors == 1
+    assert room.listener.counters.out_packets == 1
+
+
+@pytest.mark.parametrize("cmd", [KCP_ACK, KCP_WINS, 0, 99])
+def test_answers_and_noise_get_no_answer(room: Room, cmd: int) -> None:
+    room.deliver((HERE, segment(conv=7, cmd=cmd, sn=5)))
+    assert not room.udp.sent
+
+
+def test_a_tray_of_strange_packets_gets_one_answer(room: Room) -> None:
+    room.deliver(*[(HERE, segment(conv=7, sn=sn)) for sn in range(1, 50)])
+    assert len(room.udp.sent) == 1
+
+
+def test_answers_to_strangers_have_a_limit_per_second(room: Room) -> None:
+    for _ in range(ANSWERS + 10):
+        room.deliver((HERE, segment(conv=7, sn=5)))
+    assert len(room.udp.sent) == ANSWERS
+    room.listener.drop_half_open(monotonic_ms())
+    room.deliver((HERE, segment(conv=7, sn=5)))
+    assert len(room.udp.sent) == ANSWERS + 1
+
+
+def test_a_stale_packet_before_a_good_one_costs_nothing_but_itself(room: Room) -> None:
+    session = room.open(HERE, conv=7)
+    data = SMUX_HEADER.pack(1, SMUX_PSH, 4, 3) + b"good"
+    room.deliver((HERE, segment(conv=6, sn=50)), (HERE, segment(conv=7, sn=1, data=data)))
+    assert room.streams[0].read_chunks(timeout_s=0) == [b"good"]
+    assert room.at(HERE) is session
+    assert not [header for header in headers(room.sent_to(HERE)) if header[0] == 6]
+
+
+# -- who takes whose place -----------------------------------------------------------------------------------
+
+
+def test_a_new_conversation_from_the_same_address_replaces_the_old_one(room: Room) -> None:
+    old = room.open(HERE, conv=7)
+    new = room.open(HERE, conv=8)
+    assert room.listener.sessions() == [new]
+    assert room.ended[0][0] is old and isinstance(room.ended[0][1], SessionClosed)
+
+
+def test_a_client_with_a_new_address_is_followed(room: Room) -> None:
+    session = room.open(HERE, conv=7)
+    prove(session)
+    room.deliver((THERE, segment(conv=7, sn=1, data=SMUX_HEADER.pack(1, SMUX_PSH, 4, 3) + b"here")))
+    assert session.remote == THERE and room.at(THERE) is session and room.at(HERE) is None
+    assert room.streams[0].read_chunks(timeout_s=0) == [b"here"]
+    assert room.listener._per_host == {THERE[0]: 1}
+
+
+def test_a_replay_from_another_address_changes_nothing(room: Room) -> None:
+    session = room.open(HERE, conv=7)
+    prove(session)
+    room.deliver((THERE, segment(conv=7, sn=0, data=SYN)))
+    assert room.listener.sessions() == [session] and session.remote == HERE
+    (answer,) = headers(room.sent_to(THERE))
+    assert (answer[1], answer[6], answer[7]) == (KCP_WINS, 1, 0), "it hears what we have, and no data"
+
+
+def test_replayed_packets_that_acknowledge_from_zero_end_no_session(room: Room) -> None:
+    session = room.open(HERE, conv=7)
+    early = segment(conv=7, sn=1, una=0, data=SMUX_HEADER.pack(1, SMUX_PSH, 0, 3))
+    room.deliver((HERE, early))
+    prove(session)
+    for source in (HERE, THERE) * 5:
+        room.deliver((source, early))
+        time.sleep(REBORN_AFTER / 1000 / 5)
+    assert not session.is_closed and session.remote == HERE
+
+
+def test_a_client_that_moves_before_it_has_heard_anything_is_followed_and_asks_the_target_once(room: Room) -> None:
+    session = room.open(HERE, conv=7)
+    room.deliver((THERE, segment(conv=7, sn=0, data=SYN)))
+    assert room.listener.sessions() == [session] and session.remote == THERE
+    assert len(room.streams) == 1
+
+
+def test_who_moves_to_an_address_in_use_takes_it_over(room: Room) -> None:
+    session, stale = room.open(HERE, conv=7), room.open(THERE, conv=8)
+    prove(session)
+    room.deliver((THERE, segment(conv=7, sn=1, data=SMUX_HEADER.pack(1, SMUX_PSH, 0, 3))))
+    assert room.listener.sessions() == [session] and room.at(THERE) is session
+    assert stale.is_closed and room.ended[0][0] is stale
+    assert room.listener._per_host == {THERE[0]: 1}
+
+
+def test_a_late_packet_from_the_old_address_does_not_bring_the_session_back(room: Room) -> None:
+    session = room.open(HERE, conv=7)
+    prove(session)
+
+    def deliver(address: Address, sn: int, ts: int) -> None:
+        data = SMUX_HEADER.pack(1, SMUX_PSH, 1, 3) + b"%d" % sn
+        room.deliver((address, segment(conv=7, sn=sn, ts=ts, data=data)))
+
+    deliver(THERE, sn=2, ts=200)
+    assert session.remote == THERE
+    deliver(HERE, sn=1, ts=100)
+    assert session.remote == THERE, "it was sent before"
+    deliver(THERE, sn=1, ts=300)
+    assert room.streams[0].read_chunks(timeout_s=0) == [b"12"]
+    deliver(HERE, sn=3, ts=400)
+    assert session.remote == HERE, "the client has gone back"
+
+
+def test_a_session_may_move_there_and_back(room: Room) -> None:
+    session = room.open(HERE, conv=7)
+    prove(session)
+    for sn in range(1, 7):
+        address = (HERE, THERE)[sn % 2]
+        room.deliver((address, segment(conv=7, sn=sn, data=SMUX_HEADER.pack(1, SMUX_PSH, 0, 3))))
+        assert session.remote == address
+    assert room.listener._per_host == {HERE[0]: 1}
+
+
+def test_who_is_proven_has_a_door_of_its_own_wherever_it_is(room: Room) -> None:
+    session = room.open(HERE, conv=7)
+    assert not room.doors
+    prove(session)
+    for sn, address in enumerate((HERE, HERE, THERE, THERE, HERE, HERE), 1):
+        room.deliver((address, segment(conv=7, sn=sn, data=SMUX_HEADER.pack(1, SMUX_PSH, 0, 3))))
+        assert room.doors <= {address}
+    assert room.doors == {HERE}
+    session.close()
+    assert not room.doors
+
+
+def test_strangers_wait_while_they_bring_nothing_of_use(room: Room) -> None:
+    session = room.open(HERE, conv=7)
+    room.deliver((THERE, segment(conv=7, sn=0, data=SYN)))  # recorded first packets move a session as they like
+    room.deliver((HERE, segment(conv=7, sn=0, data=SYN)))
+    assert room.doors.rests == 3
+    prove(session)
+    room.deliver()  # all of the tray have failed their check
+    room.deliver((THERE, segment(conv=9, sn=5, data=b"unknown")))
+    room.deliver((THERE, segment(conv=7, sn=0, data=SYN)))  # a replay
+    assert room.doors.rests == 6
+    good = segment(conv=7, sn=1, data=SMUX_HEADER.pack(1, SMUX_PSH, 0, 3))
+    room.deliver((THERE, segment(conv=9, sn=5, data=b"unknown")), (HERE, good))
+    assert room.doors.rests == 6
+
+
+def test_who_takes_the_place_of_a_session_that_is_being_closed_counts_once(room: Room) -> None:
+    old = room.open(HERE, conv=7)
+    old._closed = SessionClosed("another thread is at it")
+    new = room.open(HERE, conv=8)
+    assert room.listener._per_host == {HERE[0]: 1}
+    room.listener._forget(old, SessionClosed("now it is done"))
+    assert room.at(HERE) is new and room.listener._per_host == {HERE[0]: 1}
+
+
+# -- limits --------------------------------------------------------------------------------------------------
+
+
+def test_there_are_at_most_so_many_sessions(room: Room) -> None:
+    for number in range(MAX_SESSIONS + 3):
+        room.deliver(((f"10.1.0.{number}", 1), segment(conv=number, data=SYN)))
+    assert len(room.begun) == len(room.listener.sessions()) == MAX_SESSIONS
+    room.begun[0].close()
+    room.open(HERE, conv=100)
+    assert len(room.begun) == MAX_SESSIONS + 1
+
+
+def test_one_host_may_have_a_part_of_them(room: Room) -> None:
+    share = MAX_SESSIONS // SHARE_OF_ONE_HOST
+    for port in range(1, 10):
+        room.deliver((("10.0.0.1", port), segment(conv=port, data=SYN)))
+    assert len(room.begun) == share
+    room.open(THERE, conv=100)
+    assert len(room.begun) == share + 1, "others still come in"
+    room.begun[0].close()
+    room.open(("10.0.0.1", 99), conv=99)
+    assert len(room.begun) == share + 2
+
+
+def test_a_half_open_session_is_dropped_and_a_proven_one_is_not(room: Room) -> None:
+    half, whole = room.open(HERE, conv=7), room.open(THERE, conv=8)
+    prove(whole)
+    room.deliver((("10.0.0.9", 9), segment(conv=9, data=SYN[:1])))  # has no stream yet
+    silent = room.begun[-1]
+    room.listener.drop_half_open(half.opened_at + HALF_OPEN_TIME - 1)
+    assert len(room.listener.sessions()) == 3
+    room.listener.drop_half_open(silent.opened_at + HALF_OPEN_TIME)
+    assert room.listener.sessions() == [half, whole]
+    room.listener.drop_half_open(half.opened_at + UNPROVEN_TIME)
+    assert room.listener.sessions() == [whole]
+
+
+# -- the end -------------------------------------------------------------------------------------------------
+
+
+def listen(room: Room) -> Listener:
+    return Listener(
+        make_plant(),
+        UdpSocket.listen("127.0.0.1", 0, UdpOptions()),
+        max_sessions=MAX_SESSIONS,
+        on_stream=lambda session, stream: room.streams.append(stream),
+        on_session=room.begun.append,
+        on_closed=lambda session, reason: room.ended.append((session, reason)),
+    )
+
+
+def test_close_ends_sessions_socket_and_thread(room: Room) -> None:
+    listener = listen(room)
+    listener.start()
+    client = UdpSocket.dial("127.0.0.1", listener.address[1], UdpOptions())[0]
+    client.send([segment(conv=7, data=SYN)], listener.address)
+    wait_until(lambda: len(room.streams) == 1)
+    listener.close()
+    assert room.begun[0].is_closed and not listener.sessions()
+    assert not listener._receiver.is_alive()
+    client.close()
+
+
+def test_a_closing_listener_takes_nobody_in(room: Room) -> None:
+    room.listener._is_closing = True
+    room.deliver((HERE, segment(conv=7, data=SYN)))
+    assert not room.begun
+
+
+def test_a_listener_that_was_never_started_can_be_closed(room: Room) -> None:
+    listener = listen(room)
+    listener.close()
+    assert listener._udp.is_closed

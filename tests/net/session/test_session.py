@@ -1,0 +1,303 @@
+"""A session: its locks, its streams, its one way out, its proof of who is there, its end."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from random import Random
+from typing import Any
+
+import pytest
+
+from kcptun_lite.core.kcp.kcp import Flush
+from kcptun_lite.core.wire import FEC_HEADER
+from kcptun_lite.errors import SessionClosed, StreamClosed, StreamReset
+from kcptun_lite.net.session.update_thread import monotonic_ms
+from tests.net.locks import OrderedLock
+from tests.net.fakes import (
+    CLIENT,
+    ELSEWHERE,
+    Clock,
+    Wire,
+    in_background,
+    make_plant,
+    noise,
+    read_all,
+    segment,
+    small_params,
+    wait_until,
+    wait_until_waiting,
+    write_and_finish,
+)
+
+# -- the test's own tool -------------------------------------------------------------------------------------
+
+
+def test_a_lock_waited_for_out_of_order_is_noted() -> None:
+    low, high = OrderedLock(3, "tx"), OrderedLock(4, "state")
+    with low, high:
+        pass
+    with high:
+        assert low.acquire(blocking=False)  # trying cannot deadlock
+        low.release()
+    assert not OrderedLock.violations
+    with high, low:
+        pass
+    assert OrderedLock.violations == ["3 tx taken under [4 state]"]
+    OrderedLock.violations.clear()
+
+
+# -- streams -------------------------------------------------------------------------------------------------
+
+
+def test_a_stream_is_opened_at_the_other_end_and_carries_bytes_both_ways(wire: Wire) -> None:
+    stream = wire.client.session.open_stream()
+    stream.write(memoryview(b"question"))
+    wire.carry()
+    assert read_all(wire.server) == b"question"
+    wire.server.opened[0].write(memoryview(b"answer"))
+    wire.carry()
+    assert stream.read_chunks(timeout_s=0) == [b"answer"]
+    assert wire.server.session.stream_count == 1
+
+
+def test_close_kills_the_streams_and_tells_the_peer(wire: Wire) -> None:
+    stream = wire.client.session.open_stream()
+    wire.carry()
+    wire.client.session.close()
+    with pytest.raises(StreamReset, match="the session was closed"):
+        stream.read_chunks()
+    with pytest.raises(SessionClosed):
+        wire.client.session.open_stream()
+    wire.carry()
+    with pytest.raises(StreamReset, match="cut by the other end"):
+        wire.server.opened[0].read_chunks(timeout_s=0)
+    assert wire.client.udp.is_closed and not wire.server.udp.is_closed
+    wire.client.session.close()
+    assert len(wire.client.closed) == 1
+
+
+def test_close_from_any_thread_wakes_whoever_waits(wire: Wire) -> None:
+    readers = [wire.client.session.open_stream() for _ in range(3)]
+    writers = [wire.client.session.open_stream() for _ in range(3)]
+    blocked = [in_background(stream.read_chunks) for stream in readers]
+    blocked += [in_background(stream.write, memoryview(bytes(1 << 20))) for stream in writers]
+    wait_until_waiting(*readers, to_write=False)
+    wait_until_waiting(*writers, to_write=True)
+    in_background(wire.client.session.close).result()
+    for thread in blocked:
+        with pytest.raises(StreamReset):
+            thread.result()
+
+
+def test_bytes_that_make_no_sense_end_the_session(wire: Wire) -> None:
+    wire.server.session.receive([segment(data=b"no smux frame")], 0)
+    assert wire.server.session.is_closed
+    assert "makes no sense" in str(wire.server.closed[0])
+
+
+def test_a_closed_session_receives_nothing(wire: Wire) -> None:
+    wire.server.session.close()
+    before = len(wire.server.udp.sent)
+    assert not wire.server.session.receive([segment(data=b"x")], 0, ELSEWHERE)
+    assert wire.server.session.update(0) is None
+    assert len(wire.server.udp.sent) == before
+    assert wire.server.session.remote == CLIENT
+
+
+# -- the one way out -----------------------------------------------------------------------------------------
+
+
+def test_packets_of_many_threads_leave_in_order() -> None:
+    params = small_params(snd_wnd=1024, rcv_wnd=1024, data_shards=3, parity_shards=1)
+    with Wire(make_plant(params), monotonic_ms) as wire, wire.carrying():
+        payloads = [noise(40_000, seed=seed) for seed in range(6)]
+        streams = [wire.client.session.open_stream() for _ in payloads]
+        threads = [
+            in_background(write_and_finish, stream, data) for stream, data in zip(streams, payloads, strict=True)
+        ]
+        for thread in threads:
+            thread.result()
+        wait_until(lambda: len(wire.server.opened) == len(payloads))
+        by_sid = {stream.sid: stream for stream in wire.server.opened}
+        for stream, data in zip(streams, payloads, strict=True):
+            received = b""
+            while chunks := by_sid[stream.sid].read_chunks():
+                received += b"".join(chunks)
+            assert received == data
+        seqids = [FEC_HEADER.unpack_from(packet)[0] for packet, _ in wire.client.udp.sent]
+    assert seqids == list(range(len(seqids)))
+    assert len(seqids) > 200
+
+
+def test_whoever_finds_another_thread_sending_leaves_a_note_and_goes_on(wire: Wire) -> None:
+    session = wire.client.session
+    is_sending, may_go_on = threading.Event(), threading.Event()
+    send = wire.client.udp.send
+
+    def slow_send(*args: Any) -> int:
+        is_sending.set()
+        may_go_on.wait()
+        return send(*args)
+
+    wire.client.udp.send = slow_send  # type: ignore[assignment,method-assign]
+    first = in_background(session.open_stream)
+    is_sending.wait()
+    in_background(session.open_stream).result()  # would wait for ever if it waited for the socket
+    assert not wire.client.udp.sent
+    may_go_on.set()
+    first.result()
+    wire.carry()
+    assert len(wire.server.opened) == 2, "the one at it has sent the other's packet, too"
+
+
+def test_a_session_with_a_rate_sends_a_burst_and_then_waits(clock: Clock) -> None:
+    plant = make_plant(small_params(snd_wnd=1024, rcv_wnd=1024), rate=100_000)
+    with Wire(plant, clock) as wire:
+        stream = wire.client.session.open_stream()
+        stream.write(memoryview(bytes(120_000)))
+        wire.carry()
+        burst = wire.client.sent_bytes
+        assert 96_000 <= burst < 96_000 + 33_000
+        wire.carry()
+        assert wire.client.sent_bytes < burst + 2000, "no time has passed"
+        wire.pass_time(1000)
+        assert wire.client.sent_bytes <= burst + 100_000 + 33_000
+        assert wire.server.session.conversation.kcp.progress()[1] * 1376 >= 120_000
+        wire.client.session.close()
+
+
+def test_packets_the_socket_does_not_take_are_counted(wire: Wire) -> None:
+    wire.client.udp.send = lambda packets, address: 0  # type: ignore[method-assign]
+    wire.client.session.open_stream()
+    counters = wire.client.session.counters
+    assert (counters.out_packets, counters.send_drops) == (0, 1)
+
+
+def test_a_socket_closed_under_the_session_is_only_a_loss(wire: Wire) -> None:
+    wire.client.udp.close()
+    wire.client.session.open_stream()
+    assert wire.client.session.counters.send_drops == 1
+
+
+# -- who is there --------------------------------------------------------------------------------------------
+
+
+KINDS = [
+    pytest.param({"data_shards": fec[0], "parity_shards": fec[1], "compress": compress}, id=f"{fec}-{compress}")
+    for fec in ((0, 0), (10, 3), (1, 1))
+    for compress in (False, True)
+]
+BANNER = bytes(range(256)) * 80
+
+
+@pytest.fixture(params=KINDS)
+def unproven(request: pytest.FixtureRequest, clock: Clock) -> Iterator[Wire]:
+    with Wire(make_plant(small_params(snd_wnd=512, **request.param)), clock, is_proven=False) as wire:
+        yield wire
+
+
+def test_an_unproven_peer_is_sent_no_byte_more_than_it_has_sent_and_no_stream_data(
+    unproven: Wire, clock: Clock
+) -> None:
+    client, server = unproven.client, unproven.server
+    client.session.open_stream().write(memoryview(b"a question"))
+    heard = 0
+    for _ in range(100):  # it goes on asking, and hears nothing
+        packets = [memoryview(bytearray(packet)) for packet, _ in client.udp.sent]
+        client.udp.sent.clear()
+        heard += sum(map(len, packets))
+        server.session.receive(packets, clock.now)
+        if server.opened and not server.session.writers:
+            in_background(server.opened[0].write, memoryview(BANNER))  # ends with the session
+            wait_until_waiting(server.opened[0], to_write=True)
+        assert server.sent_bytes <= heard
+        clock.now += 100
+        client.session.update(clock.now)
+        server.session.update(clock.now)
+    assert 0 < server.sent_bytes <= heard
+    assert not server.session.is_proven
+    assert server.session.conversation.kcp.send_bytes < 100, "small frames, no stream data"
+
+
+def test_the_first_answer_is_no_longer_than_the_question_and_proves_the_peer_at_once(unproven: Wire) -> None:
+    stream = unproven.client.session.open_stream()
+    asked = unproven.client.sent_bytes
+    assert unproven._carry_one(unproven.client, unproven.server)
+    assert 0 < unproven.server.sent_bytes <= asked
+    writing = in_background(unproven.server.opened[0].write, memoryview(BANNER))  # a target that speaks first
+    wait_until_waiting(unproven.server.opened[0], to_write=True)
+    unproven.carry()  # no time passes
+    assert unproven.server.session.is_proven, "the server's ping was acknowledged"
+    writing.result()
+    unproven.carry()
+    assert b"".join(stream.read_chunks(timeout_s=0) or []) == BANNER
+
+
+@pytest.mark.parametrize("lost", ["question", "answer", "proof"])
+def test_a_lost_packet_costs_an_unproven_peer_a_time_out_and_no_more(unproven: Wire, clock: Clock, lost: str) -> None:
+    client, server = unproven.client, unproven.server
+    unproven.is_cut = lost == "question"
+    stream = client.session.open_stream()
+    unproven._carry_one(client, server)
+    unproven.is_cut = lost == "answer"
+    unproven._carry_one(server, client)
+    unproven.is_cut = lost == "proof"
+    unproven._carry_one(client, server)
+    unproven.is_cut = False
+    unproven.pass_time(700)
+    assert server.session.is_proven
+    server.opened[0].write(memoryview(BANNER))
+    unproven.pass_time(100)
+    assert b"".join(stream.read_chunks(timeout_s=0) or []) == BANNER
+
+
+def test_what_there_was_no_credit_for_goes_out_with_the_proof(unproven: Wire) -> None:
+    stream = unproven.client.session.open_stream()
+    unproven._carry_one(unproven.client, unproven.server)
+    unproven.server.opened[0].close_write()
+    unproven.carry()
+    assert stream.read_chunks(timeout_s=0) == [], "the end has come, and no time has passed"
+
+
+def test_what_came_from_one_address_is_not_paid_back_to_another(unproven: Wire, clock: Clock) -> None:
+    unproven.client.session.open_stream().write(memoryview(b"a long question" * 10))
+    packets = [memoryview(bytearray(packet)) for packet, _ in unproven.client.udp.sent]
+    server = unproven.server
+    server.session.receive(packets, clock.now)
+    del server.udp.sent[:]
+    again = memoryview(bytearray(packets[0]))
+    assert server.session.receive([again], clock.now, ELSEWHERE), "what it sent first is the client, wherever it is"
+    for _ in range(50):
+        clock.now += 100
+        server.session.update(clock.now)
+    assert {to for _, to in server.udp.sent} <= {ELSEWHERE}
+    assert server.sent_bytes <= len(again)
+
+
+# -- everything at once --------------------------------------------------------------------------------------
+
+
+def test_many_threads_and_a_close_in_the_middle_leave_nothing_behind() -> None:
+    plant = make_plant(small_params(snd_wnd=256, rcv_wnd=256))
+    with Wire(plant, monotonic_ms) as wire, wire.carrying():
+        random = Random(1)
+
+        def use(seed: int) -> None:
+            with suppress(SessionClosed, StreamReset, StreamClosed):
+                for _ in range(50):
+                    stream = wire.client.session.open_stream()
+                    stream.write(memoryview(noise(random.randrange(1, 30_000), seed)))
+                    stream.close_write()
+                    stream.close()
+
+        threads = [in_background(use, seed) for seed in range(5)]
+        wait_until(lambda: len(wire.server.opened) > 20)
+        for stream in list(wire.server.opened):
+            stream.close()
+        wire.client.session.close()
+        for thread in threads:
+            thread.result()
+        assert not wire.client.session.writers
+        assert wire.client.session.stream_count == 0
+    assert plant.pool.usage().in_use_bytes == 0
+    assert wire.client.session.conversation.flush_wanted is Flush.NOTHING

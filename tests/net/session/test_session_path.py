@@ -1,0 +1,355 @@
+"""A session's path: it follows a peer who moves, takes another way that answers, and knows which silence is the end."""
+
+import errno
+import threading
+from collections.abc import Callable
+from typing import Any, cast
+
+import pytest
+
+from kcptun_lite.core.wire import FEC_HEADER, FEC_PARITY, KCP_ACK, KCP_SEGMENT, KCP_WASK, KCP_WINS
+from kcptun_lite.errors import DeadLink, StreamReset
+from kcptun_lite.net.session.path_probe import Scout
+from kcptun_lite.net.session.session import DEAD_AFTER, DENIED_AFTER, PROBE_PERIOD, SILENCE
+from tests.net.fakes import (
+    CLIENT,
+    ELSEWHERE,
+    PATIENCE_S,
+    SERVER,
+    Clock,
+    FakeUdp,
+    Wire,
+    noise,
+    read_all,
+    segment,
+    wait_until,
+)
+
+# -- where the peer is ---------------------------------------------------------------------------------------
+
+
+def test_new_data_moves_the_session_and_a_replay_does_not(wire: Wire, clock: Clock) -> None:
+    stream = wire.client.session.open_stream()
+    wire.carry()
+    server = wire.server.session
+    replay = [memoryview(packet) for packet, _ in wire.client.udp.sent]
+    assert not server.receive(replay, clock.now, ELSEWHERE)
+    assert server.remote == CLIENT
+    stream.write(memoryview(b"from the train"))
+    fresh = [memoryview(packet) for packet, _ in wire.client.udp.sent[len(replay) :]]
+    assert server.receive(fresh, clock.now, ELSEWHERE)
+    assert server.remote == ELSEWHERE
+    wire.server.opened[0].write(memoryview(b"answer"))
+    assert wire.server.udp.sent[-1][1] == ELSEWHERE
+
+
+def test_a_forged_packet_without_anything_new_does_not_move_the_session(wire: Wire, clock: Clock) -> None:
+    wire.client.session.open_stream()
+    wire.carry()
+    server = wire.server.session
+    una, next_sn, _ = server.conversation.progress()
+    for cmd in (KCP_ACK, KCP_WASK, KCP_WINS):
+        assert not server.receive([segment(cmd=cmd, una=una)], clock.now, ELSEWHERE)
+    assert not server.receive([segment(sn=next_sn + 1000, una=una, data=b"beyond the window")], clock.now, ELSEWHERE)
+    assert server.remote == CLIENT
+
+
+def test_a_new_path_takes_what_is_in_flight_along(wire: Wire, clock: Clock) -> None:
+    stream = wire.client.session.open_stream()
+    wire.carry()
+    wire.is_cut = True
+    stream.write(memoryview(b"lost on the old path"))
+    wire.carry()
+    old, fresh = wire.client.udp, FakeUdp(ELSEWHERE)
+    receiver = threading.Thread(target=lambda: None)
+    wire.client.session.change_path(fresh, SERVER, receiver)  # type: ignore[arg-type]
+    assert old.is_closed and wire.client.session.local_address == ELSEWHERE
+    packets = [memoryview(packet) for packet, _ in fresh.sent]
+    wire.server.session.receive(packets, clock.now, ELSEWHERE)
+    assert read_all(wire.server) == b"lost on the old path"
+    wire.client.session.join()
+
+
+def test_a_path_given_to_a_session_that_is_over_is_closed_again(wire: Wire) -> None:
+    wire.client.session.close()
+    fresh = FakeUdp(ELSEWHERE)
+    wire.client.session.change_path(fresh, SERVER, threading.Thread(target=lambda: None))  # type: ignore[arg-type]
+    assert fresh.is_closed and not fresh.sent
+    wire.client.session.join()
+
+
+# -- another way ---------------------------------------------------------------------------------------------
+
+
+class Way:
+    """A scout whose receiver is a thread that does what the test says."""
+
+    def __init__(self, work: Callable[[], object] = lambda: None) -> None:
+        self.udp = FakeUdp(ELSEWHERE)
+        self.may_work = threading.Event()
+        self.receiver = threading.Thread(target=lambda: (self.may_work.wait(), work()), name="scout")
+
+    @property
+    def scout(self) -> Scout:
+        return Scout(cast(Any, self.udp), ("10.0.0.8", 29900), self.receiver)
+
+    def end(self) -> None:
+        self.may_work.set()
+        self.receiver.join()
+
+
+def known_answer(wire: Wire) -> memoryview:
+    """What a server says that knows the session."""
+    return segment(cmd=KCP_WINS, una=wire.client.session.conversation.progress()[0])
+
+
+@pytest.fixture
+def silent(wire: Wire) -> Wire:
+    """A client in the middle of things whose server has fallen silent."""
+    stream = wire.client.session.open_stream()
+    wire.carry()
+    wire.is_cut = True
+    stream.write(memoryview(b"anybody there?"))
+    wire.pass_time(SILENCE)
+    return wire
+
+
+def test_a_scout_takes_all_that_is_sent_along(silent: Wire) -> None:
+    way = Way()
+    way.may_work.set()
+    before = len(silent.client.udp.sent)
+    silent.client.session.send_scout(way.scout)
+    assert [packet for packet, _ in way.udp.sent] == [packet for packet, _ in silent.client.udp.sent[before:]]
+    assert way.udp.sent and {address for _, address in way.udp.sent} == {("10.0.0.8", 29900)}
+    silent.client.session.close()
+    assert way.udp.is_closed
+
+
+def test_an_answer_there_moves_the_session(silent: Wire, clock: Clock) -> None:
+    session, old = silent.client.session, silent.client.udp
+    way = Way()
+    way.may_work.set()
+    session.send_scout(way.scout)
+    session.receive_through(cast(Any, way.udp), [known_answer(silent)], clock.now)
+    assert session.local_address == ELSEWHERE and session.remote == ("10.0.0.8", 29900)
+    assert old.is_closed and not way.udp.is_closed
+    session.close()
+    assert way.udp.is_closed
+
+
+def test_an_answer_on_the_old_way_dismisses_the_scout(silent: Wire, clock: Clock) -> None:
+    session = silent.client.session
+    way = Way()
+    way.may_work.set()
+    session.send_scout(way.scout)
+    session.receive_through(cast(Any, silent.client.udp), [known_answer(silent)], clock.now)
+    assert way.udp.is_closed and session.remote == SERVER
+    assert not way.receiver.is_alive()
+
+
+def test_a_stranger_there_moves_nothing_and_is_believed_only_after_a_while(silent: Wire, clock: Clock) -> None:
+    session = silent.client.session
+    way = Way()
+    way.may_work.set()
+    session.send_scout(way.scout)
+    for _ in range(5):
+        session.receive_through(cast(Any, way.udp), [segment(cmd=KCP_WINS, una=0)], clock.now)
+    assert session.remote == SERVER and not session.is_closed
+    clock.now += DENIED_AFTER
+    session.receive_through(cast(Any, way.udp), [segment(cmd=KCP_WINS, una=0)], clock.now)
+    assert isinstance(silent.client.closed[0], DeadLink) and way.udp.is_closed
+
+
+def test_a_second_scout_takes_the_place_of_the_first(silent: Wire) -> None:
+    first, second = Way(), Way()
+    first.may_work.set()
+    second.may_work.set()
+    silent.client.session.send_scout(first.scout)
+    silent.client.session.send_scout(second.scout)
+    assert first.udp.is_closed and not second.udp.is_closed
+
+
+def test_a_scout_for_a_session_that_is_over_comes_home(silent: Wire) -> None:
+    way = Way()
+    way.may_work.set()
+    silent.client.session.close()
+    silent.client.session.send_scout(way.scout)
+    assert way.udp.is_closed and not way.receiver.is_alive()
+
+
+def test_both_ways_may_answer_at_the_same_moment(silent: Wire, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each way's thread would dismiss the other way, and wait for its thread to end."""
+    session = silent.client.session
+    on_its_way = threading.Event()
+    change_path = session.change_path
+
+    def change_path_late(*path: Any) -> None:
+        on_its_way.set()
+        wait_until(lambda: new.udp.is_closed or not old.receiver.is_alive(), "the old way's thread has had its turn")
+        change_path(*path)
+
+    monkeypatch.setattr(session, "change_path", change_path_late)
+    new = Way(lambda: session.receive_through(cast(Any, new.udp), [known_answer(silent)], clock.now))
+    old = Way(lambda: session.receive_through(cast(Any, silent.client.udp), [known_answer(silent)], clock.now))
+    session.receiver = old.receiver
+    old.receiver.start()
+    session.send_scout(new.scout)
+    new.may_work.set()
+    on_its_way.wait(PATIENCE_S)
+    old.may_work.set()
+    for way in (new, old):
+        way.receiver.join(PATIENCE_S)
+        assert not way.receiver.is_alive(), "they wait for each other"
+    assert session.local_address == ELSEWHERE and not new.udp.is_closed
+
+
+# -- silence -------------------------------------------------------------------------------------------------
+
+
+def test_silence_is_trouble_every_second_and_every_second_a_question(wire: Wire, clock: Clock) -> None:
+    stream = wire.client.session.open_stream()
+    wire.carry()
+    wire.is_cut = True
+    stream.write(memoryview(b"anybody there?"))
+    wire.pass_time(SILENCE - 10)
+    assert wire.client.troubles == 0
+    wire.pass_time(10)
+    assert wire.client.troubles == 1
+    before = len(wire.client.udp.sent)
+    wire.pass_time(5 * PROBE_PERIOD)
+    assert wire.client.troubles == 6
+    fresh = wire.client.udp.sent[before:]
+    questions = [packet for packet, _ in fresh if KCP_SEGMENT.unpack_from(packet)[1] == KCP_WASK]
+    assert len(questions) == 5
+    wire.is_cut = False
+    wire.pass_time(1000)
+    assert wire.client.troubles <= 7, "one answer is enough"
+    wire.pass_time(10_000)
+    assert wire.client.troubles <= 7
+
+
+@pytest.mark.parametrize("is_client", [True, False])
+@pytest.mark.parametrize("rto", [100, 400, 1500])  # ms
+@pytest.mark.parametrize("seconds", [13, 37, 55])
+def test_after_an_outage_data_flows_with_the_first_answer(
+    wire: Wire, clock: Clock, is_client: bool, rto: int, seconds: int
+) -> None:
+    stream = wire.client.session.open_stream()
+    wire.carry()
+    source, target = (stream, wire.server.opened[0]) if is_client else (wire.server.opened[0], stream)
+    source.write(memoryview(b"1"))
+    wire.pass_time(100)
+    assert target.read_chunks(timeout_s=0) == [b"1"]
+    source._owner.conversation.kcp.rtt.rto = rto
+    wire.is_cut = True
+    source.write(memoryview(noise(20_000)))
+    wire.pass_time(seconds * 1000)
+    wire.is_cut = False
+    wire.pass_time(PROBE_PERIOD + rto + 20)  # the timers have backed off to several times that
+    assert b"".join(target.read_chunks(timeout_s=0) or []) == noise(20_000)
+
+
+def test_what_says_nothing_of_the_conversation_has_nothing_sent_again(wire: Wire, clock: Clock) -> None:
+    stream = wire.client.session.open_stream()
+    wire.carry()
+    wire.is_cut = True
+    stream.write(memoryview(noise(20_000)))
+    wire.pass_time(5000)
+    before = len(wire.client.udp.sent)
+    for packet in (memoryview(FEC_HEADER.pack(12, FEC_PARITY, 0) + bytes(40)), segment(conv=99)):
+        wire.client.session.receive([packet], clock.now)
+    assert len(wire.client.udp.sent) == before
+
+
+def test_a_path_that_was_changed_has_everything_once(wire: Wire, clock: Clock) -> None:
+    session = wire.client.session
+    stream = session.open_stream()
+    wire.carry()
+    session.conversation.kcp.rtt.rto = 300
+    wire.is_cut = True
+    stream.write(memoryview(noise(20_000)))
+    wire.pass_time(SILENCE)
+    way = Way()
+    way.may_work.set()
+    session.change_path(*way.scout)
+    sent = len(way.udp.sent)
+    clock.now += 100
+    session.receive([segment(cmd=KCP_WINS, una=session.conversation.kcp.window.snd_una)], clock.now)
+    assert len(way.udp.sent) <= sent + 1
+
+
+def test_who_is_being_denied_elsewhere_waits_for_the_verdict(wire: Wire, clock: Clock) -> None:
+    session = wire.client.session
+    stream = session.open_stream()
+    wire.carry()
+    wire.is_cut = True
+    stream.write(memoryview(b"anybody there?"))
+    wire.pass_time(SILENCE)
+    assert wire.client.troubles == 1
+    way = Way()
+    way.may_work.set()
+    session.send_scout(way.scout)
+    session.receive_through(cast(Any, way.udp), [segment(cmd=KCP_WINS, una=0)], clock.now)
+    wire.pass_time(2 * DENIED_AFTER - PROBE_PERIOD)
+    assert wire.client.troubles == 1, "another scout would begin again"
+    wire.pass_time(2 * PROBE_PERIOD)
+    assert wire.client.troubles > 1, "that way has died as well"
+    session.close()
+
+
+def test_an_idle_session_is_no_trouble(wire: Wire, clock: Clock) -> None:
+    wire.client.session.open_stream()
+    wire.carry()
+    wire.is_cut = True
+    wire.pass_time(8000)  # below the keep-alive's period
+    assert wire.client.troubles == 0
+
+
+def test_a_kernel_that_knows_no_way_is_trouble_at_once_and_then_every_second(wire: Wire, clock: Clock) -> None:
+    wire.client.session.open_stream()
+    wire.carry()
+    wire.client.udp.last_error = OSError(errno.ENETUNREACH, "no way")
+    wire.pass_time(10)
+    assert wire.client.troubles == 1
+    wire.pass_time(3000)
+    assert 3 <= wire.client.troubles <= 5
+    wire.client.udp.last_error = OSError(errno.ECONNREFUSED, "closed port")
+    before = wire.client.troubles
+    wire.pass_time(3000)
+    assert wire.client.troubles == before
+
+
+def test_a_peer_that_stays_silent_ends_the_session(wire: Wire, clock: Clock) -> None:
+    stream = wire.client.session.open_stream()
+    wire.carry()
+    wire.is_cut = True
+    stream.write(memoryview(b"anybody there?"))
+    wire.pass_time(DEAD_AFTER - 1000, step=100)
+    assert not wire.client.session.is_closed
+    wire.pass_time(1000, step=100)
+    assert isinstance(wire.client.closed[0], DeadLink)
+    with pytest.raises(StreamReset):
+        stream.read_chunks()
+
+
+def test_a_reborn_peer_ends_the_session_but_only_after_a_while(wire: Wire, clock: Clock) -> None:
+    stream = wire.client.session.open_stream()
+    wire.carry()
+    session = wire.client.session
+    stream.write(memoryview(b"to one who has forgotten us"))
+    forgetful = [segment(cmd=KCP_WINS, una=0)]
+    session.receive(forgetful, clock.now)
+    session.receive(forgetful, clock.now + 50)
+    assert not session.is_closed, "packets out of order may look like that"
+    session.receive(forgetful, clock.now + 1000)
+    assert isinstance(wire.client.closed[0], DeadLink)
+
+
+def test_an_answer_in_between_clears_the_suspicion(wire: Wire, clock: Clock) -> None:
+    wire.client.session.open_stream()
+    wire.carry()
+    session = wire.client.session
+    session.receive([segment(cmd=KCP_WINS, una=0)], clock.now)
+    session.receive([segment(cmd=KCP_WINS, una=session.conversation.progress()[0])], clock.now + 100)
+    session.receive([segment(cmd=KCP_WINS, una=0)], clock.now + 1000)
+    assert not session.is_closed

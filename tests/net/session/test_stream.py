@@ -1,0 +1,322 @@
+"""A stream: waiting, being woken, and taking turns."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from kcptun_lite.core.wire import SMUX_HEADER, SMUX_UPD, SMUX_UPDATE
+from kcptun_lite.errors import StreamClosed, StreamReset
+from kcptun_lite.net.session import session as session_room
+from kcptun_lite.net.session.stream import Stream
+from kcptun_lite.net.session.update_thread import monotonic_ms
+from tests.net.fakes import (
+    Clock,
+    Wire,
+    in_background,
+    is_waiting,
+    make_plant,
+    noise,
+    segment,
+    small_params,
+    wait_until,
+    wait_until_waiting,
+    write_and_finish,
+)
+
+
+@pytest.fixture
+def wire(monkeypatch: pytest.MonkeyPatch) -> Iterator[Wire]:
+    clock = Clock()
+    monkeypatch.setattr(session_room, "monotonic_ms", clock)
+    with Wire(make_plant(small_params(snd_wnd=8)), clock) as wire:
+        yield wire
+
+
+def read_everything(stream: Stream) -> bytes:
+    received = b""
+    while chunks := stream.read_chunks():
+        received += b"".join(chunks)
+    return received
+
+
+def test_reading_waits_for_bytes(wire: Wire) -> None:
+    stream = wire.client.session.open_stream()
+    wire.carry()
+    reader = in_background(stream.read_chunks)
+    wait_until_waiting(stream, to_write=False)
+    wire.server.opened[0].write(memoryview(b"at last"))
+    wire.carry()
+    assert reader.result() == [b"at last"]
+
+
+def test_reading_with_a_limit_of_time_gives_none(wire: Wire) -> None:
+    assert wire.client.session.open_stream().read_chunks(timeout_s=0) is None
+
+
+def test_the_peers_end_comes_behind_its_bytes_and_stays(wire: Wire) -> None:
+    stream = wire.client.session.open_stream()
+    wire.carry()
+    wire.server.opened[0].write(memoryview(b"last words"))
+    wire.server.opened[0].close_write()
+    wire.carry()
+    assert stream.read_chunks() == [b"last words"]
+    assert stream.read_chunks() == stream.read_chunks() == []
+    stream.write(memoryview(b"our direction is still there"))
+    wire.carry()
+    assert wire.server.opened[0].read_chunks() == [b"our direction is still there"]
+
+
+def test_nothing_is_written_behind_our_end(wire: Wire) -> None:
+    stream = wire.client.session.open_stream()
+    stream.close_write()
+    stream.close_write()
+    assert stream.write(memoryview(b"x")) is False
+    wire.carry()
+    assert wire.server.opened[0].read_chunks() == []
+
+
+def test_a_closed_stream_is_closed_for_all_purposes(wire: Wire) -> None:
+    stream = wire.client.session.open_stream()
+    stream.close()
+    stream.close()
+    stream.close_write()
+    with pytest.raises(StreamClosed):
+        stream.read_chunks()
+    with pytest.raises(StreamClosed):
+        stream.write(memoryview(b"x"))
+    assert wire.client.session.stream_count == 0
+
+
+@pytest.mark.parametrize("to_write", [True, False], ids=["writer", "reader"])
+def test_closing_wakes_the_thread_that_waits(wire: Wire, to_write: bool) -> None:
+    stream = wire.client.session.open_stream()
+    waiting = in_background(lambda: stream.write(memoryview(bytes(1 << 20))) if to_write else stream.read_chunks())
+    wait_until_waiting(stream, to_write=to_write)
+    stream.close()
+    with pytest.raises(StreamClosed):
+        waiting.result()
+    assert not wire.client.session.writers
+
+
+def test_a_stream_may_be_closed_when_its_session_is_over(wire: Wire) -> None:
+    stream = wire.client.session.open_stream()
+    wire.client.session.close()
+    stream.close_write()
+    with pytest.raises(StreamReset, match="closed"):
+        stream.write(memoryview(b"x"))
+    stream.close()
+
+
+def test_a_write_that_waited_arrives_whole(wire: Wire) -> None:
+    stream = wire.client.session.open_stream()
+    data = noise(100_000)
+    writer = in_background(write_and_finish, stream, data)
+    wait_until_waiting(stream, to_write=True)
+    received = b""
+    while len(received) < len(data):
+        wire.pass_time(10)
+        if wire.server.opened:
+            received += b"".join(wire.server.opened[0].read_chunks(timeout_s=0) or [])
+    writer.result()
+    assert received == data
+
+
+def test_a_buffer_may_be_used_again_when_write_has_returned(wire: Wire) -> None:
+    stream = wire.client.session.open_stream()
+    buffer = bytearray(b"first")
+    stream.write(memoryview(buffer))
+    buffer[:] = b"other"
+    wire.carry()
+    assert wire.server.opened[0].read_chunks() == [b"first"]
+
+
+# -- sinks ---------------------------------------------------------------------------------------------------
+
+
+class Sink:
+    """Reads all there is, and remembers it."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self.calls = 0
+        self.chunks: list[bytes] = []
+        self.failure: Exception | None = None
+        self.to_do: Callable[[], object] = lambda: None
+
+    def __call__(self) -> None:
+        self.calls += 1
+        self.to_do()
+        try:
+            while chunks := self.stream.read_ready():
+                self.chunks += chunks
+        except StreamReset as exc:
+            self.failure = exc
+
+
+def test_a_sink_takes_what_was_there_and_what_comes(wire: Wire) -> None:
+    stream = wire.client.session.open_stream()
+    stream.write(memoryview(b"before"))
+    wire.carry()
+    sink = Sink(wire.server.opened[0])
+    sink.stream.attach(sink)
+    assert sink.chunks == [b"before"]
+    stream.write(memoryview(b"behind"))
+    wire.carry()
+    assert sink.chunks == [b"before", b"behind"] and sink.calls == 2
+
+
+def test_a_sink_is_called_by_one_at_a_time(wire: Wire) -> None:
+    stream = wire.client.session.open_stream()
+    wire.carry()
+    sink = Sink(wire.server.opened[0])
+    sink.stream.attach(sink)
+
+    def bring_more() -> None:
+        sink.to_do = lambda: None
+        stream.write(memoryview(b"second"))
+        wire.carry()
+
+    sink.to_do = bring_more
+    stream.write(memoryview(b"first "))
+    wire.carry()
+    assert b"".join(sink.chunks) == b"first second" and sink.calls == 2
+
+
+def test_the_death_of_the_session_calls_the_sinks(wire: Wire) -> None:
+    streams = [wire.client.session.open_stream() for _ in range(3)]
+    sinks = [Sink(stream) for stream in streams]
+    for sink in sinks:
+        sink.stream.attach(sink)
+    wire.client.session.close()
+    assert all("closed" in str(sink.failure) and sink.calls == 2 for sink in sinks)
+
+
+def test_who_closes_a_stream_waits_until_its_reader_has_left(wire: Wire) -> None:
+    stream = wire.client.session.open_stream()
+    stream.attach(lambda: None)  # a sink that has some thread do it
+    stream.close()
+    assert stream.wait_until_over(0) is False
+    waiting = in_background(stream.wait_until_over, None)
+    wait_until_waiting(stream, to_write=True)
+    stream.release()
+    assert waiting.result() is True
+
+
+def test_what_one_reader_unblocks_for_others_is_left_to_the_update_thread() -> None:
+    clock = Clock()
+    with Wire(make_plant(small_params(snd_wnd=64, smux_buffer=1000)), clock) as wire:
+        full, other = wire.client.session.open_stream(), wire.client.session.open_stream()
+        wire.carry()
+        by_sid = {stream.sid: stream for stream in wire.server.opened}
+        sink = Sink(by_sid[other.sid])
+        sink.stream.attach(sink)
+        full.write(memoryview(bytes(1500)))
+        wire.carry()
+        other.write(memoryview(b"behind it"))
+        wire.carry()
+        assert not sink.chunks
+        taken = by_sid[full.sid].read_chunks() or []
+        assert sum(map(len, taken)) and not sink.chunks
+        wire.server.session.update(clock.now)
+        assert sink.chunks == [b"behind it"]
+
+
+# -- taking turns --------------------------------------------------------------------------------------------
+
+
+def test_writers_stand_in_line_and_a_quiet_one_gets_its_turn(wire: Wire) -> None:
+    session = wire.client.session
+    bulk = [session.open_stream() for _ in range(3)]
+    quiet = session.open_stream()
+    data = bytes(150_000)
+    writers = [in_background(stream.write, memoryview(data)) for stream in bulk]
+    wait_until_waiting(*bulk, to_write=True)
+    line = list(session.writers)
+    assert sorted(stream.sid for stream in line) == [stream.sid for stream in bulk]
+    request = in_background(lambda: quiet.write(memoryview(b"short")))
+    wait_until_waiting(quiet, to_write=True)
+    assert list(session.writers) == [*line, quiet], "behind those who came first, before their next turns"
+    while quiet in session.writers:
+        wire.pass_time(10)
+        for stream in wire.server.opened:
+            stream.read_chunks(timeout_s=0)
+    assert all(writer.is_alive() for writer in writers), "the bulk goes on"
+    request.result()
+    session.close()
+    for writer in writers:
+        with pytest.raises(StreamReset):
+            writer.result()
+
+
+def test_equal_writers_are_served_equally() -> None:
+    params = small_params(snd_wnd=8, rcv_wnd=64)
+    with Wire(make_plant(params), monotonic_ms) as wire, wire.carrying():
+        streams = [wire.client.session.open_stream() for _ in range(4)]
+        wait_until(lambda: len(wire.server.opened) == 4)
+        chunk = memoryview(bytes(4096))
+        written = dict.fromkeys(streams, 0)
+
+        def write_for_ever(stream: Stream) -> None:
+            while True:
+                stream.write(chunk)
+                written[stream] += 1
+
+        def read_for_ever(stream: Stream) -> None:
+            while stream.read_chunks():
+                pass
+
+        readers = [in_background(read_for_ever, stream) for stream in wire.server.opened]
+        writers = [in_background(write_for_ever, stream) for stream in streams]
+        wait_until(lambda: sum(written.values()) > 400)
+        counts = list(written.values())
+        wire.client.session.close()
+        wire.server.session.close()
+        for thread in writers + readers:
+            with pytest.raises(StreamReset):
+                thread.result()
+    assert min(counts) > max(counts) / 3, counts
+
+
+def version2(**changes: int) -> Wire:
+    return Wire(make_plant(small_params(snd_wnd=64, rcv_wnd=256, smux_version=2, **changes)), monotonic_ms)
+
+
+def test_a_slow_reader_stops_only_its_own_stream_under_version_2() -> None:
+    with version2(stream_buffer=65_536) as wire, wire.carrying():
+        slow, fast = wire.client.session.open_stream(), wire.client.session.open_stream()
+        stuck = in_background(lambda: slow.write(memoryview(bytes(1 << 20))))
+        wait_until(lambda: is_waiting(slow, to_write=True) and slow not in wire.client.session.writers)
+        data = noise(500_000)
+        writer = in_background(write_and_finish, fast, data)
+        wait_until(lambda: len(wire.server.opened) == 2)
+        by_sid = {stream.sid: stream for stream in wire.server.opened}
+        assert read_everything(by_sid[fast.sid]) == data
+        writer.result()
+        assert stuck.is_alive()
+        wire.client.session.close()
+        with pytest.raises(StreamReset):
+            stuck.result()
+
+
+def test_a_window_that_shrinks_while_its_writer_is_in_line_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(session_room, "monotonic_ms", clock)
+    with Wire(make_plant(small_params(snd_wnd=8, smux_version=2)), clock) as wire:
+        session = wire.client.session
+        shut, free = session.open_stream(), session.open_stream()
+        wire.carry()
+        first = in_background(lambda: shut.write(memoryview(bytes(100_000))))
+        wait_until(lambda: list(session.writers) == [shut] and is_waiting(shut, to_write=True))
+        second = in_background(lambda: free.write(memoryview(b"short")))
+        wait_until(lambda: list(session.writers) == [shut, free] and is_waiting(free, to_write=True))
+        # The peer tells a window that is smaller than what is on its way to it, as one does whose --streambuf is
+        # below the 256 KiB we begin with; and acknowledges all, so that the session has room.
+        update = SMUX_HEADER.pack(2, SMUX_UPD, 8, shut.sid) + SMUX_UPDATE.pack(0, 1)
+        una, sn, _ = session.conversation.progress()
+        in_flight = len(session.conversation.kcp.window.segments)
+        session.receive([segment(sn=sn, una=una + in_flight, data=update)], clock.now)
+        second.result()
+        assert first.is_alive() and shut not in session.writers
+        session.close()
+        with pytest.raises(StreamReset):
+            first.result()
