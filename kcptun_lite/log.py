@@ -98,7 +98,7 @@ def stream(text: str) -> None:
 
 
 def limited(key: str, text: str, level: Level = Level.WARNING) -> None:
-    """A line that strangers can provoke: one per second and key, the next one telling how many were left out."""
+    """A line that unknown sources can provoke: one per second and key, the next one telling how many were left out."""
     if not is_shown(level):
         return
     now_s = monotonic()

@@ -2,9 +2,9 @@
 
 In      ends (`KcpEnd`, `ConversationEnd`) with data to write, links with faults, seeds
 Out     what arrived, when in simulated ms, and what each link did to the packets
-Knows   Kcp, Conversation and their trays. Not: encryption, sockets, threads, the real clock
+Knows   Kcp, Conversation and their batches. Not: encryption, sockets, threads, the real clock
 
-A packet's buffer is poisoned once its receiver has returned, as a tray is overwritten by the next packets.
+A packet's buffer is poisoned once its receiver has returned, as a batch is overwritten by the next packets.
 """
 
 import json
@@ -215,7 +215,7 @@ class KcpEnd:
     """One Kcp with a reader and a writer: no FEC, no streams."""
 
     def __init__(self, params: KcpParams, *, first_sn: int = 0, max_packets: int = 64) -> None:
-        """`max_packets` is the size of the tray for one flush."""
+        """`max_packets` is the size of the batch for one flush."""
         self.counters = Counters()
         self.kcp = Kcp(CONV, params, self.counters, headroom=CRYPT_HEADROOM, tailroom=0, first_sn=first_sn)
         self.received = bytearray()
@@ -325,7 +325,7 @@ class ConversationEnd:
         self.on_data: Callable[[int], None] = lambda sid: None
         self._backlog: dict[int, deque[bytes]] = {}
         self._ending: set[int] = set()
-        self._batch = PacketBatch(memoryview(bytearray(self.conversation.tray_bytes)))
+        self._batch = PacketBatch(memoryview(bytearray(self.conversation.batch_bytes)))
 
     def open_stream(self) -> int:
         sid = self.conversation.open_stream()

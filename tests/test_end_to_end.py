@@ -1,4 +1,4 @@
-"""Our client and our server as processes: what users do with them, and what strangers do to them."""
+"""Our client and our server as processes: what users do with them, and what unknown sources do to them."""
 
 import hashlib
 import signal
@@ -139,10 +139,10 @@ def test_what_the_debian_program_does_not_know(options: Options) -> None:
 
 
 def test_unix_sockets_at_both_ends(tmp_path: Path) -> None:
-    door, goal = str(tmp_path / "door"), str(tmp_path / "goal")
+    peer_socket, goal = str(tmp_path / "socket"), str(tmp_path / "goal")
     with Target(exchange_handler, goal) as target:
-        with our_tunnel(target, client_options={"localaddr": door}):
-            exchange(connect(door), up=MIB, down=MIB, seed=1)
+        with our_tunnel(target, client_options={"localaddr": peer_socket}):
+            exchange(connect(peer_socket), up=MIB, down=MIB, seed=1)
 
 
 def test_ipv6_all_the_way() -> None:
@@ -227,18 +227,18 @@ def test_a_target_that_is_not_there_closes_the_connection() -> None:
             assert sock.recv(1) == b""
 
 
-# -- strangers ---------------------------------------------------------------------------------------------
+# -- unknown sources ---------------------------------------------------------------------------------------------
 
 
 def test_a_client_with_another_key_gets_nowhere_and_disturbs_nobody() -> None:
     with Target(echo_handler) as target, our_tunnel(target) as tunnel:
         options = {**FAST, "key": "another", "remoteaddr": tunnel.server_address}
-        stranger, door = start_client("ours", options)
-        with stopped_at_the_end(stranger), connect(door, timeout=1) as sock:
+        unknown, peer_socket = start_client("ours", options)
+        with stopped_at_the_end(unknown), connect(peer_socket, timeout=1) as sock:
             sock.sendall(b"let me in")
             for number in range(50):
                 ask_echo(tunnel.address, b"we go on %d" % number)
-            wait_until(lambda: tunnel.server.counters()["InCsumErrors"] > 0, "the stranger's packets are counted")
+            wait_until(lambda: tunnel.server.counters()["InCsumErrors"] > 0, "the unknown source's packets are counted")
             with pytest.raises(TimeoutError):
                 sock.recv(1)
         assert tunnel.server.counters()["MaxConn"] == 1
@@ -261,13 +261,13 @@ def test_garbage_costs_only_counters(crypt: str) -> None:
             exchange(connect(tunnel.address), up=1, down=1, seed=0)
             server_port = int(tunnel.server_address.rpartition(":")[2])
             addresses = ("127.0.0.1", server_port), ("127.0.0.1", tunnel.client.udp_port())
-            stranger = threading.Thread(target=pester, args=addresses)
-            stranger.start()
+            unknown = threading.Thread(target=pester, args=addresses)
+            unknown.start()
             try:
                 exchange(connect(tunnel.address), up=4 * MIB, down=4 * MIB, seed=1)
             finally:
                 over.set()
-                stranger.join()
+                unknown.join()
             for program in (tunnel.client, tunnel.server):
                 counters = program.counters()
                 assert counters["InCsumErrors"] > 100

@@ -110,15 +110,15 @@ def test_after_a_server_restart_new_connections_work_at_once_and_old_ones_are_re
     with Target(echo_handler) as target:
         options = {**FAST, "target": target.address}
         server, address = start_server(kind, options)
-        client, door = start_client("ours", {**FAST, "remoteaddr": address})
-        with running(client), connect(door) as old:
+        client, peer_socket = start_client("ours", {**FAST, "remoteaddr": address})
+        with running(client), connect(peer_socket) as old:
             old.sendall(b"hello")
             assert receive_exactly(old, 5) == b"hello"
             server.stop(signal.SIGKILL)
             server, _ = start_server(kind, {**options, "listen": address})
             with running(server):
                 back = monotonic()
-                wait_until(lambda: answers(door), "a new connection works", BACK_WITHIN)
+                wait_until(lambda: answers(peer_socket), "a new connection works", BACK_WITHIN)
                 old.settimeout(BACK_WITHIN)
                 with pytest.raises(ConnectionResetError):
                     old.recv(1)
@@ -129,7 +129,7 @@ def test_a_new_address_of_the_client_cuts_no_stream() -> None:
     with Target(exchange_handler) as target:
         server, address = start_server("ours", {**FAST, "target": target.address})
         with running(server), Nat(address) as nat:
-            client, door = start_client("ours", {**FAST, "remoteaddr": nat.address})
+            client, peer_socket = start_client("ours", {**FAST, "remoteaddr": nat.address})
             with running(client):
                 moved = 0
 
@@ -139,7 +139,7 @@ def test_a_new_address_of_the_client_cuts_no_stream() -> None:
                         nat.rebind()
                     moved += count
 
-                exchange(connect(door), up=4 << 20, down=4 << 20, seed=3, progress=progress)
+                exchange(connect(peer_socket), up=4 << 20, down=4 << 20, seed=3, progress=progress)
                 assert any("moved from" in line for line in server.log)
                 assert server.counters()["PassiveOpens"] == 1
 
@@ -148,8 +148,8 @@ def test_replayed_packets_move_no_session() -> None:
     with Target(echo_handler) as target:
         server, address = start_server("ours", {**FAST, "target": target.address})
         with running(server), Nat(address) as nat:
-            client, door = start_client("ours", {**FAST, "remoteaddr": nat.address})
-            with running(client), connect(door) as sock, _udp() as thief:
+            client, peer_socket = start_client("ours", {**FAST, "remoteaddr": nat.address})
+            with running(client), connect(peer_socket) as sock, _udp() as thief:
                 host, _, port = address.rpartition(":")
                 for number in range(20):
                     sock.sendall(b"%04d" % number)
@@ -163,8 +163,8 @@ def test_an_outage_loses_no_stream() -> None:
     with Target(echo_handler) as target:
         server, address = start_server("ours", {**FAST, "target": target.address})
         with running(server), Nat(address) as nat:
-            client, door = start_client("ours", {**FAST, "remoteaddr": nat.address})
-            with running(client), connect(door) as sock:
+            client, peer_socket = start_client("ours", {**FAST, "remoteaddr": nat.address})
+            with running(client), connect(peer_socket) as sock:
                 sock.sendall(b"before")
                 assert receive_exactly(sock, 6) == b"before"
                 nat.is_cut = True
@@ -179,8 +179,8 @@ def test_a_dead_server_is_passed_over_for_the_next_one() -> None:
         server, address = start_server("ours", {**FAST, "target": target.address})
         dead = f"127.0.0.1:{silent.getsockname()[1]}"
         with running(server):
-            client, door = start_client("ours", {**FAST, "remoteaddr": f"{dead},{address}"})
-            with running(client), connect(door) as sock:
+            client, peer_socket = start_client("ours", {**FAST, "remoteaddr": f"{dead},{address}"})
+            with running(client), connect(peer_socket) as sock:
                 sock.sendall(b"hello")
                 assert receive_exactly(sock, 5) == b"hello"
 

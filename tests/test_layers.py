@@ -1,4 +1,4 @@
-"""The plan of the house: who may import whom, what may not be imported at all, and the card at every door."""
+"""The plan of the house: who may import whom, what may not be imported at all, and the card at every socket."""
 
 import ast
 from collections.abc import Iterator
@@ -8,69 +8,20 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "kcptun_lite"
 
-# A module imports only from modules of a lower level.
-LEVELS = {
-    "": 0,
-    "errors": 0,
-    "core.wire": 0,
-    "core.counters": 0,
-    "core.pacing": 0,
-    "log": 1,
-    "core.budget": 1,
-    "core.guests": 0,
-    "core.strided": 1,
-    "core.rows": 2,
-    "core.buffers": 3,
-    "core.reed_solomon": 2,
-    "core.group_parity": 3,
-    "core.pbkdf2": 2,
-    "core.cryptodome": 2,
-    "core.gcm": 3,
-    "core.ciphers": 4,
-    "core.qpp": 3,
-    "core.recovery": 3,
-    "core.snappy": 3,
-    "core.smux": 3,
-    "core.datagrams": 4,
-    "core.queue": 3,
-    "core.reception": 3,
-    "core.fec": 4,
-    "core.crypt": 5,
-    "core.kcp": 5,
-    "core.conversation": 6,
-    "net.address": 7,
-    "net.sockopt": 7,
-    "net.ticker": 7,
-    "net.udp": 8,
-    "net.doors": 9,
-    "net.stream": 8,
-    "net.scout": 9,
-    "net.session": 10,
-    "net.suspects": 10,
-    "net.endpoint": 11,
-    "net.relay": 11,
-    "net.route": 10,
-    "net.dialer": 12,
-    "net.listener": 12,
-    "app.config": 13,
-    "app.diagnosis": 13,
-    "app.evidence": 14,
-    "app.signals": 13,
-    "app.stats": 13,
-    "app.status": 13,
-    "app.memory": 14,
-    "app.tunnel": 15,
-    "app.keeper": 15,
-    "app.check": 16,
-    "app.client": 16,
-    "app.server": 16,
-    "app.worker": 17,
-    "app.values": 18,
-    "app.options": 19,
-    "app.parsing": 20,
-    "app.cli": 21,
-    "__main__": 22,
-}
+# The floors, lowest first. A module imports from its own package and from floors below, not from its neighbours.
+FLOORS: tuple[set[str], ...] = (
+    {"", "errors", "core.wire", "core.counters", "core.lazy_imports"},
+    {"log", "core.budget"},
+    {"core.batch"},
+    {"core.kcp", "core.fec", "core.crypt", "core.mux"},
+    {"core.conversation"},
+    {"net.udp"},
+    {"net.session"},
+    {"net.tcp", "net.ends"},
+    {"app"},
+    {"__main__"},
+)
+FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 
 # OpenWrt's python3-light lacks some of these, and all cost memory.
 NOWHERE = {"asyncio", "ctypes", "decimal", "logging", "multiprocessing", "ssl", "urllib"}
@@ -80,7 +31,7 @@ NOT_IN_CORE = {"os", "random", "secrets", "select", "selectors", "signal", "sock
 LATE = {"Crypto", "cramjam", "cryptography", "hashlib", "numpy"}
 
 PATHS = sorted(PACKAGE.rglob("*.py"))
-ROOMS = [path for path in PATHS if path.name not in ("__init__.py", "errors.py")]
+MODULES = [path for path in PATHS if path.name not in ("__init__.py", "errors.py")]
 
 
 def module_name(path: Path) -> str:
@@ -114,17 +65,43 @@ def roots(path: Path, *, only_early: bool = False) -> set[str]:
     return {name.partition(".")[0] for name in imports(path, only_early=only_early)}
 
 
+def package_of(name: str) -> str:
+    """The name on a floor that holds a module: itself, or its package."""
+    while name not in FLOOR_OF and "." in name:
+        name = name.rpartition(".")[0]
+    return name
+
+
+def is_ours(imported: str) -> bool:
+    return imported == "kcptun_lite" or imported.startswith("kcptun_lite.")
+
+
+def own_imports(path: Path) -> set[str]:
+    """Modules of the package that a file imports."""
+    names = {module_name(other) for other in PATHS}
+    found = {name.removeprefix("kcptun_lite").removeprefix(".") for name in imports(path) if is_ours(name)}
+    return found & names
+
+
 @pytest.mark.parametrize("path", PATHS, ids=module_name)
 def test_imports_go_down(path: Path) -> None:
     name = module_name(path)
     if path.name == "__init__.py":
         assert not list(imports(path)), f"{name} holds more than a docstring and the version"
         return
-    assert name in LEVELS, f"{name} has no level yet"
-    for imported in imports(path):
-        below = imported.removeprefix("kcptun_lite").removeprefix(".")
-        if imported.startswith("kcptun_lite") and below in LEVELS:
-            assert LEVELS[below] < LEVELS[name], f"{name} (level {LEVELS[name]}) imports {below} ({LEVELS[below]})"
+    package = package_of(name)
+    assert package in FLOOR_OF, f"{name} is on no floor"
+    for below in own_imports(path):
+        if package_of(below) != package:
+            floors = FLOOR_OF[package_of(below)], FLOOR_OF[package]
+            assert floors[0] < floors[1], f"{name} imports {below}, which is not below it"
+
+
+def test_there_is_no_circle_in_a_package() -> None:
+    left = {module_name(path): own_imports(path) for path in PATHS}
+    while free := {name for name, below in left.items() if not below & set(left)}:
+        left = {name: below for name, below in left.items() if name not in free}
+    assert not left
 
 
 @pytest.mark.parametrize("path", PATHS, ids=module_name)
@@ -135,8 +112,8 @@ def test_forbidden_imports_are_absent(path: Path) -> None:
         assert not roots(path) & NOT_IN_CORE
 
 
-@pytest.mark.parametrize("path", ROOMS, ids=module_name)
-def test_every_room_has_its_card(path: Path) -> None:
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_every_module_has_its_card(path: Path) -> None:
     card = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     first, *rest = card.splitlines()
     assert first.endswith("."), "the first line is one sentence"

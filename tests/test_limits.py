@@ -33,7 +33,7 @@ def test_without_descriptors_connections_wait_or_fail_and_all_is_well_when_there
         program.wait_for_log("[Tt]oo many open files")
         ask(first)
         resource.prlimit(program.pid, resource.RLIMIT_NOFILE, limits)
-        if end == "client":  # they have waited at the door
+        if end == "client":  # they have waited at the socket
             for sock in socks:
                 ask(sock)
         ask(stack.enter_context(connect(tunnel.address)))

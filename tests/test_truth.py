@@ -114,7 +114,7 @@ def test_a_target_does_not_take_what_has_come_for_all_when_its_server_dies(numbe
             assert recorder.ends == ["reset"]
 
 
-def test_connections_that_are_gone_before_they_are_served_shut_no_door() -> None:
+def test_connections_that_are_gone_before_they_are_served_shut_no_peer_socket() -> None:
     with (
         Target(lambda sock: sock.sendall(sock.recv(1))) as target,
         Tunnel("ours", "ours", target.address, FAST) as tunnel,

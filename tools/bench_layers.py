@@ -4,8 +4,8 @@ In      a cipher, with and without error correction and compression, a share of 
 Out     us per packet that the room handled, ms per MB of payload; a table, JSON
 Knows   the rooms' interfaces and their order. Not: sockets, threads, the clock on the wall
 
-Two ends pass trays to each other. What a room took for a tray is read from the thread's processor clock; of all
-trays the lower quartile counts, so that caches that others have emptied and clocks they have slowed do not.
+Two ends pass batches to each other. What a room took for a batch is read from the thread's processor clock; of all
+batches the lower quartile counts, so that caches that others have emptied and clocks they have slowed do not.
 
     python tools/bench_layers.py                    # aes, four settings
     python tools/bench_layers.py --crypt all        # seal and open of every cipher
@@ -27,19 +27,19 @@ from time import thread_time
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from kcptun_lite.core.batch.buffers import BATCH_BYTES, BULK_FACTOR, RELAY_BYTES, BufferPool, PacketBatch
+from kcptun_lite.core.batch.rows import PacketList
 from kcptun_lite.core.conversation import KEEPALIVE_TIMEOUT
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.crypt.crypt import METHODS, PacketCrypt, derive_key, make_crypt
 from kcptun_lite.core.fec.fec import FecDecoder, FecEncoder
 from kcptun_lite.core.kcp.kcp import Kcp, KcpParams
-from kcptun_lite.core.batch.rows import PacketTrain
 from kcptun_lite.core.mux.smux import SmuxSession
 from kcptun_lite.core.mux.snappy import SnappyDecoder, SnappyEncoder
 from kcptun_lite.core.wire import FEC_HEADER_SIZE
 
 WINDOW = 2048  # segments
 SHARDS = (10, 3)
-FULL_TRAY = 32  # data packets; what a tray with fewer costs says little about bulk
+FULL_BATCH = 32  # data packets; what a batch with fewer costs says little about bulk
 SETTINGS = {"FEC, snappy": (True, True), "snappy": (False, True), "FEC": (True, False), "neither": (False, False)}
 MB = 10**6  # bytes
 
@@ -56,10 +56,10 @@ class Cost:
 
 @dataclass
 class Stopwatch:
-    """Processor time by room, tray by tray."""
+    """Processor time by room, batch by batch."""
 
     _laps: dict[str, float] = field(default_factory=dict)
-    _trays: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    _batches: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     _last: float = 0.0
 
     def start(self) -> None:
@@ -71,18 +71,21 @@ class Stopwatch:
         self._laps[room] = self._laps.get(room, 0.0) + now - self._last
         self._last = thread_time()
 
-    def end_tray(self, packets: dict[str, int], data: int, payload: float) -> None:
-        """A tray has passed all rooms: packets per room (else `data`), `payload` bytes."""
-        if data >= FULL_TRAY:
+    def end_batch(self, packets: dict[str, int], data: int, payload: float) -> None:
+        """A batch has passed all rooms: packets per room (else `data`), `payload` bytes."""
+        if data >= FULL_BATCH:
             for room, seconds in self._laps.items():
-                self._trays.setdefault(room, []).append((seconds / packets.get(room, data), seconds / payload))
+                self._batches.setdefault(room, []).append((seconds / packets.get(room, data), seconds / payload))
         self._laps.clear()
 
     def costs(self) -> dict[str, Cost]:
         """The lower quartile of each room."""
         return {
-            room: Cost(quartile([tray[0] for tray in trays]) * 1e6, quartile([tray[1] for tray in trays]) * 1e3 * MB)
-            for room, trays in self._trays.items()
+            room: Cost(
+                quartile([timing[0] for timing in timings]) * 1e6,
+                quartile([timing[1] for timing in timings]) * 1e3 * MB,
+            )
+            for room, timings in self._batches.items()
         }
 
 
@@ -133,7 +136,7 @@ class End:
             self.kcp.send(chunk)
 
     def send(self, batch: PacketBatch, now: int, watch: Stopwatch) -> int:
-        """A tray of sealed packets; returns the number of those with data."""
+        """A batch of sealed packets; returns the number of those with data."""
         slots = batch.capacity // self.slot
         data, parity = SHARDS
         self.kcp.flush(batch, now, (slots - parity) * data // (data + parity) if self.fec_encoder else slots)
@@ -147,8 +150,8 @@ class End:
         return count
 
     def receive(self, sent: PacketBatch, now: int, loss: Random, share: float, watch: Stopwatch) -> None:
-        """A tray from the other end, as it comes into ours, up to KCP."""
-        batch = self.tray
+        """A batch from the other end, as it comes into ours, up to KCP."""
+        batch = self.timing
         batch.clear()
         for packet in sent.views():
             batch.begin_grid(len(packet))
@@ -163,7 +166,7 @@ class End:
                 batch.drop(index)
         watch.start()
         packets = batch.packets()
-        for stretch in packets.stretches() if isinstance(packets, PacketTrain) else (packets,):
+        for stretch in packets.stretches() if isinstance(packets, PacketList) else (packets,):
             datagrams, recovered = self.fec_decoder.receive(stretch)
             watch.lap("fec decode")
             self.kcp.receive(datagrams, now)
@@ -189,11 +192,11 @@ class End:
 
     sids: Sequence[int] = ()
     "of the streams that are read"
-    tray: PacketBatch
+    timing: PacketBatch
     "where packets arrive"
 
 
-def measure(method: str, *, fec: bool, compress: bool, loss: float, tray: int, trays: int) -> dict[str, Cost]:
+def measure(method: str, *, fec: bool, compress: bool, loss: float, timing: int, timings: int) -> dict[str, Cost]:
     """The rooms' costs, in the order data passes them."""
     pool = BufferPool(nullcontext())
     key = derive_key("a key")
@@ -203,12 +206,12 @@ def measure(method: str, *, fec: bool, compress: bool, loss: float, tray: int, t
     ]
     a, b = ends
     b.sids = [sid := a.smux.open_stream()]
-    data = memoryview(Random(1).randbytes(tray // 2))
-    batch, answer = PacketBatch(pool.take(tray)), PacketBatch(pool.take(tray))
-    a.tray, b.tray = PacketBatch(pool.take(2 * tray)), PacketBatch(pool.take(2 * tray))
+    data = memoryview(Random(1).randbytes(timing // 2))
+    batch, answer = PacketBatch(pool.take(timing)), PacketBatch(pool.take(timing))
+    a.timing, b.timing = PacketBatch(pool.take(2 * timing)), PacketBatch(pool.take(2 * timing))
     random = Random(2)
     watch, untimed = Stopwatch(), Stopwatch()
-    for now in range(1, trays + 1):
+    for now in range(1, timings + 1):
         watch.start()
         a.fill(sid, data, watch)
         count = a.send(batch, now, watch)
@@ -220,7 +223,7 @@ def measure(method: str, *, fec: bool, compress: bool, loss: float, tray: int, t
         a.receive(answer, now, random, 0.0, untimed)
         a.deliver(untimed)
         watch.lap("answer")
-        watch.end_tray(dict.fromkeys(("seal", "open", "fec decode"), total), count, count * a.kcp.mss)
+        watch.end_batch(dict.fromkeys(("seal", "open", "fec decode"), total), count, count * a.kcp.mss)
         batch.clear()
         answer.clear()
     return watch.costs()
@@ -253,8 +256,8 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--crypt", default="aes", choices=[*METHODS, "all"], metavar="NAME", help="cipher, or all (aes)")
     add("--loss", type=float, default=0.0, metavar="SHARE", help="of the packets that do not arrive (0)")
-    add("--trays", type=int, default=600, metavar="N", help="trays in a setting (600)")
-    add("--tray", type=int, default=BULK_FACTOR * BATCH_BYTES // 1024, metavar="KIB", help="size of a tray (512)")
+    add("--batches", type=int, default=600, metavar="N", help="batches in a setting (600)")
+    add("--batch", type=int, default=BULK_FACTOR * BATCH_BYTES // 1024, metavar="KIB", help="size of a batch (512)")
     add("--json", type=Path, metavar="FILE", help="write everything measured")
     return parser.parse_args()
 
@@ -270,8 +273,8 @@ def main() -> None:
                 fec=True,
                 compress=False,
                 loss=options.loss,
-                tray=options.tray * 1024,
-                trays=max(20, options.trays // 10),
+                timing=options.timing * 1024,
+                timings=max(20, options.timings // 10),
             )
             results[method] = {"FEC": costs}
         print_ciphers({method: found["FEC"] for method, found in results.items()})
@@ -282,8 +285,8 @@ def main() -> None:
                 fec=fec,
                 compress=compress,
                 loss=options.loss,
-                tray=options.tray * 1024,
-                trays=options.trays,
+                timing=options.timing * 1024,
+                timings=options.timings,
             )
             for name, (fec, compress) in SETTINGS.items()
         }

@@ -159,7 +159,7 @@ def reset(sock: socket.socket) -> None:
 
 
 class Streams:
-    """Applications at the client's door, and the target behind the server."""
+    """Applications at the client's socket, and the target behind the server."""
 
     def __init__(self, tally: Tally, seed: int) -> None:
         self._tally = tally
@@ -167,7 +167,7 @@ class Streams:
         self._over = threading.Event()
         self._threads: list[threading.Thread] = []
         self.address = ""
-        "the client's door"
+        "the client's socket"
 
     def start(self) -> None:
         for number in range(STREAMS):

@@ -121,10 +121,10 @@ def report(what: str, meter: Meter, server: Program, seconds: float) -> None:
 
 def greet(address: str) -> float:
     """Seconds from a new client's first connection to the first byte from the target."""
-    client, door = start_client("ours", {**OPTIONS, "remoteaddr": address})
+    client, peer_socket = start_client("ours", {**OPTIONS, "remoteaddr": address})
     try:
         start = monotonic()
-        with connect(door) as sock:
+        with connect(peer_socket) as sock:
             assert sock.recv(1)
         return monotonic() - start
     finally:
@@ -152,8 +152,8 @@ def measure(direction: str, rate: int, seconds: float) -> None:
         client = None
         try:
             with proxy:
-                client, door = start_client("ours", {**OPTIONS, "remoteaddr": proxy.address})
-                with connect(door) as sock:
+                client, peer_socket = start_client("ours", {**OPTIONS, "remoteaddr": proxy.address})
+                with connect(peer_socket) as sock:
                     Thread(target=at_client, args=(sock,), daemon=True).start()
                     meter.throughput(2)
                     report("in peace", meter, server, seconds)

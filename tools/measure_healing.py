@@ -44,8 +44,8 @@ OUTAGE = 20.0  # s that the link is cut
 class Pulse:
     """A stream that asks for an echo every 50 ms, and how long it has been without one."""
 
-    def __init__(self, door: str) -> None:
-        self._sock = connect(door, timeout=PATIENCE)
+    def __init__(self, peer_socket: str) -> None:
+        self._sock = connect(peer_socket, timeout=PATIENCE)
         self._over = threading.Event()
         self.is_lost = False
         self.beats = 0
@@ -75,8 +75,8 @@ class Pulse:
             self.is_lost = True
 
 
-def connection_works(door: str) -> bool:
-    with suppress(OSError), connect(door, timeout=1.0) as sock:
+def connection_works(peer_socket: str) -> bool:
+    with suppress(OSError), connect(peer_socket, timeout=1.0) as sock:
         sock.sendall(b"hello")
         return receive_exactly(sock, 5) == b"hello"
     return False
@@ -90,11 +90,11 @@ def seconds_until(condition: Callable[[], bool], since: float) -> float | None:
     return None
 
 
-def told(pulse: Pulse, door: str, since: float) -> tuple[str, str]:
+def told(pulse: Pulse, peer_socket: str, since: float) -> tuple[str, str]:
     """What became of the open stream, and when a new connection works."""
     beats = pulse.beats
     found: list[float | None] = []
-    fresh = threading.Thread(target=lambda: found.append(seconds_until(lambda: connection_works(door), since)))
+    fresh = threading.Thread(target=lambda: found.append(seconds_until(lambda: connection_works(peer_socket), since)))
     fresh.start()
     back = seconds_until(lambda: pulse.is_lost or pulse.beats > beats + 1, since)
     fresh.join()
@@ -109,10 +109,10 @@ class Scene:
         self._server_kind, self._target = server, target
         self.server, self.address = start_server(server, {**OPTIONS, "target": target})
         self.proxy = stack.enter_context(LossyProxy(self.address, Link()))
-        self.client, self.door = start_client(client, {**OPTIONS, "remoteaddr": self.proxy.address})
+        self.client, self.peer_socket = start_client(client, {**OPTIONS, "remoteaddr": self.proxy.address})
         stack.callback(self.client.stop, signal.SIGKILL)
         stack.callback(lambda: self.server.stop(signal.SIGKILL))
-        self.pulse = stack.enter_context(Pulse(self.door))
+        self.pulse = stack.enter_context(Pulse(self.peer_socket))
         sleep(1)
 
     def restart_server(self) -> None:
@@ -139,7 +139,7 @@ def measure_events(client: str, server: str) -> None:
             with ExitStack() as stack:
                 scene = Scene(client, server, target.address, stack)
                 event(scene)
-                stream, fresh = told(scene.pulse, scene.door, monotonic())
+                stream, fresh = told(scene.pulse, scene.peer_socket, monotonic())
                 print(f"| {client} / {server} | {name} | {stream} | {fresh} |", flush=True)
 
 
@@ -157,18 +157,18 @@ def measure_failover() -> None:
             addresses.append(address)
         dead = f"127.0.0.1:{silent.getsockname()[1]}"
         for name, list_of_servers in (("first server dead from the start", [dead, *addresses]), ("", addresses)):
-            client, door = start_client("ours", {**OPTIONS, "remoteaddr": ",".join(list_of_servers)})
+            client, peer_socket = start_client("ours", {**OPTIONS, "remoteaddr": ",".join(list_of_servers)})
             stack.callback(client.stop, signal.SIGKILL)
             if name:
                 start = monotonic()
-                with connect(door, timeout=PATIENCE) as sock:
+                with connect(peer_socket, timeout=PATIENCE) as sock:
                     sock.sendall(b"x")
                     receive_exactly(sock, 1)
                 print(f"| ours / ours | {name} | goes on after {monotonic() - start:.1f} | |", flush=True)
                 continue
-            pulse = stack.enter_context(Pulse(door))
+            pulse = stack.enter_context(Pulse(peer_socket))
             servers[0].stop(signal.SIGKILL)
-            stream, fresh = told(pulse, door, monotonic())
+            stream, fresh = told(pulse, peer_socket, monotonic())
             print(f"| ours / ours | the server in use dies, another one is there | {stream} | {fresh} |", flush=True)
 
 

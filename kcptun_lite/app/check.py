@@ -13,17 +13,17 @@ from threading import Event, Lock
 from kcptun_lite.app.config import ClientConfig, Endpoint
 from kcptun_lite.app.diagnosis import diagnose
 from kcptun_lite.app.evidence import gather
-from kcptun_lite.app.tunnel import make_pads, make_plant
+from kcptun_lite.app.tunnel import make_context, make_pads
 from kcptun_lite.core.batch.buffers import BufferPool
 from kcptun_lite.core.crypt.crypt import fitting_methods
 from kcptun_lite.core.crypt.qpp import QppStream
 from kcptun_lite.errors import SessionError, StreamError, TransportError
-from kcptun_lite.net.udp.address import format_host, resolve
 from kcptun_lite.net.ends.dialer import Dialer
 from kcptun_lite.net.ends.route import Route, Server
 from kcptun_lite.net.session.session import Session
 from kcptun_lite.net.session.stream import Stream
 from kcptun_lite.net.session.update_thread import UpdateThread, monotonic_ms
+from kcptun_lite.net.udp.address import format_host, resolve
 from kcptun_lite.net.udp.udp_socket import UdpOptions
 
 IDLE = 2000  # ms, and four round trips; a server that cannot reach its target has closed the stream by then
@@ -68,7 +68,7 @@ class Check:
     def __init__(self, config: ClientConfig) -> None:
         self._config = config
         self._ticker = UpdateThread()
-        self._plant = make_plant(config, BufferPool(Lock(), gogc=config.gogc), self._ticker)
+        self._context = make_context(config, BufferPool(Lock(), gogc=config.gogc), self._ticker)
         self._pads = make_pads(config)
         self._reason: SessionError | None = None
 
@@ -95,7 +95,7 @@ class Check:
         route = Route(
             [Server(remote.host, remote.port_min, remote.port_max)], UdpOptions(config.sockbuf, config.dscp), Event()
         )
-        session = Dialer(self._plant, route).dial(lambda session: None, self._note_end)
+        session = Dialer(self._context, route).dial(lambda session: None, self._note_end)
         try:
             stream = session.open_stream()
             if self._pads:
@@ -118,8 +118,8 @@ class Check:
             chunks = _read(stream)
             now = monotonic_ms()
             evidence = gather(session, crypt, now, self._reason)
-            if sample := self._plant.suspects.take():
-                evidence = evidence._replace(fitting=fitting_methods(self._plant.key, sample.packet))
+            if sample := self._context.failed_packets.take():
+                evidence = evidence._replace(fitting=fitting_methods(self._context.key, sample.packet))
             rtt = session.conversation.kcp.rtt.srtt
             if answered_at is None and evidence.decrypted:
                 answered_at = now

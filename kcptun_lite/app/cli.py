@@ -42,7 +42,7 @@ WORKER_ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
 }
 
-# glibc: blocks below this come from the heap, which keeps as much free at its end. Otherwise each joined tray and each
+# glibc: blocks below this come from the heap, which keeps as much free at its end. Otherwise each joined batch and each
 # compressed chunk may be a mapping of its own with its page faults: 1 MiB saves 10 % of the CPU time, and costs 0.3 MiB
 # idle and up to 1 MiB under load. So --gogc scales it, as it does the pool.
 HEAP_THRESHOLD = 1_048_576  # bytes

@@ -13,16 +13,16 @@ from kcptun_lite import log
 from kcptun_lite.app.config import ClientConfig
 from kcptun_lite.app.diagnosis import diagnose
 from kcptun_lite.app.evidence import gather
-from kcptun_lite.app.path_manager import Keeper
+from kcptun_lite.app.path_manager import PathManager
 from kcptun_lite.app.tunnel import Tunnel
 from kcptun_lite.core.crypt.crypt import fitting_methods
 from kcptun_lite.errors import KcptunError, SessionError, TransportError
 from kcptun_lite.net.ends.dialer import Dialer
-from kcptun_lite.net.tcp.relay import listen, tune
 from kcptun_lite.net.ends.route import Route, Server
 from kcptun_lite.net.session.session import Session
 from kcptun_lite.net.session.stream import Stream
 from kcptun_lite.net.session.update_thread import monotonic_ms
+from kcptun_lite.net.tcp.relay import listen, tune
 from kcptun_lite.net.udp.udp_socket import UdpOptions
 
 REDIAL_PAUSE = 1.0  # s between attempts to make a session's socket (as kcptun)
@@ -37,8 +37,8 @@ class Client(Tunnel):
         super().__init__(config)
         servers = [Server(remote.host, remote.port_min, remote.port_max) for remote in config.remoteaddr]
         route = Route(servers, UdpOptions(config.sockbuf, config.dscp), self.stop_event)
-        self._dialer = Dialer(self.plant, route)
-        self._keeper = Keeper(route, self._dialer, self._sessions)
+        self._dialer = Dialer(self.context, route)
+        self._path_manager = PathManager(route, self._dialer, self._sessions)
         self._slots: list[Session | None] = [None] * config.conn
         self._expired: list[Session] = []
         self._accepted = 0
@@ -48,7 +48,7 @@ class Client(Tunnel):
 
     def _start(self) -> None:
         self.log_start(_socket_name(self._listening))
-        self._keeper.start()
+        self._path_manager.start()
         self._acceptor.start()
 
     def _stop_accepting(self) -> None:
@@ -59,10 +59,10 @@ class Client(Tunnel):
         if self._acceptor.ident is not None:
             self._acceptor.join()
         self._listening.close()
-        self._keeper.stop()
+        self._path_manager.stop()
 
     def _redial(self) -> None:
-        self._keeper.redial_all()
+        self._path_manager.redial_all()
 
     def _sessions(self) -> list[Session]:
         return [session for session in self._slots if session] + self._expired
@@ -130,7 +130,7 @@ class Client(Tunnel):
         has_complained = False
         while not self.is_stopping:
             try:
-                return self._dialer.dial(self._keeper.report, self.session_closed)
+                return self._dialer.dial(self._path_manager.report, self.session_closed)
             except TransportError as exc:
                 if not has_complained:
                     log.warning(f"re-connecting: {exc}; trying again every {REDIAL_PAUSE:g} s")
@@ -160,8 +160,8 @@ class Client(Tunnel):
 
     def _look_at_sessions(self, now: int) -> None:
         """Say what is wrong with the sessions, if something is."""
-        sample = self.plant.suspects.take()
-        fitting = fitting_methods(self.plant.key, sample.packet) if sample else None
+        sample = self.context.failed_packets.take()
+        fitting = fitting_methods(self.context.key, sample.packet) if sample else None
         findings = []
         is_understood = False
         for session in self._sessions():

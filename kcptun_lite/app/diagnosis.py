@@ -1,6 +1,6 @@
 """From what was seen to one sentence that says what is wrong, and which option to change.
 
-In      `Evidence` of one session of a client; what a server found out about a stranger's packet
+In      `Evidence` of one session of a client; what a server found out about an unknown source's packet
 Out     a sentence, or None while nothing is wrong; whether it is time to say it again
 Knows   which mismatch looks like what (docs/compatibility.md). Not: sockets, the clock, the log
 Cost    a few comparisons per session and second
@@ -19,8 +19,8 @@ QUICK = 900  # ms; enough where the network itself says no
 SILENCE = 10_000  # ms without an answer from a server that used to give one
 CUT_IN_A_ROW = 3  # streams that ended without a byte, on a session that has carried data before
 REPEAT_AFTER = 60_000  # ms before the same sentence is said again
-STRANGERS_EVERY = 10_000  # ms between sentences about packets that no method fits: anybody can provoke them
-REMEMBERED = 64  # sentences; strangers must not fill the memory
+UNKNOWN_EVERY = 10_000  # ms between sentences about packets that no method fits: anybody can provoke them
+REMEMBERED = 64  # sentences; unknown sources must not fill the memory
 
 REFUSED = "Connection refused"
 "`Evidence.error` when an ICMP message said that nobody listens"
@@ -47,7 +47,7 @@ class Evidence(NamedTuple):
     "ms that something sent has gone unanswered"
     error: str = ""
     "why the system would not send, or REFUSED"
-    reborn: bool = False
+    restarted: bool = False
     "the server acknowledges from zero again: its session is a new one"
     failure: str = ""
     "what in the server's stream makes no sense"
@@ -70,7 +70,7 @@ RULES = (
     Rule("stream", lambda e: bool(e.failure), "server {server}: {failure}"),
     Rule(
         "dropped",
-        lambda e: e.reborn and not e.understood,
+        lambda e: e.restarted and not e.understood,
         "server {server} acknowledges packets, but drops the session: --nocomp or --smuxver differ",
     ),
     Rule(
@@ -127,7 +127,7 @@ def diagnose(evidence: Evidence) -> Finding | None:
     return None
 
 
-def describe_stranger(client: str, fitting: Sequence[str], crypt: str) -> str:
+def describe_unknown_source(client: str, fitting: Sequence[str], crypt: str) -> str:
     """What a server says about an address whose packets fail their check. `fitting`: of `crypt.fitting_methods`."""
     if not fitting:
         return f"client {client} uses another --key, or is not kcptun"

@@ -7,8 +7,8 @@ Knows   where each fact is kept. Not: what it means (app/diagnosis)
 
 from kcptun_lite.app.diagnosis import REFUSED, Evidence
 from kcptun_lite.errors import RemoteProtocolError, SessionError
-from kcptun_lite.net.udp.address import format_address
 from kcptun_lite.net.session.session import Session
+from kcptun_lite.net.udp.address import format_address
 
 
 def gather(session: Session, crypt: str, now: int, reason: SessionError | None = None) -> Evidence:
@@ -26,7 +26,7 @@ def gather(session: Session, crypt: str, now: int, reason: SessionError | None =
         understood=counters.bytes_received > 0,
         silence=0 if kcp.unanswered_since is None else now - kcp.unanswered_since,
         error=_text(session.send_error),
-        reborn=kcp.is_peer_reborn(now),
+        restarted=kcp.has_peer_restarted(now),
         failure=str(cause) if isinstance(cause, RemoteProtocolError) else "",
         cut_streams=session.cut_streams,
         delivered=session.has_delivered,

@@ -10,8 +10,8 @@ import gc
 import sys
 
 from kcptun_lite.app.config import ClientConfig, ServerConfig
-from kcptun_lite.core.budget import HEADROOM, SEGMENT_BYTES, SEGMENT_COST
 from kcptun_lite.core.batch.buffers import BATCH_BYTES, BULK_FACTOR, RELAY_BYTES
+from kcptun_lite.core.budget import HEADROOM, SEGMENT_BYTES, SEGMENT_COST
 from kcptun_lite.core.conversation import EXPANDED_BYTES, RECEIVE_LEAST, SEND_LEAST, ConversationParams
 from kcptun_lite.core.fec.fec import HELD_BYTES_MAX
 from kcptun_lite.core.kcp.kcp import QUEUE_TARGET, READ_SEGMENTS
@@ -20,12 +20,12 @@ from kcptun_lite.errors import ConfigError
 from kcptun_lite.net.session.stream import READ_LIMIT
 
 THRIFTY_GOGC = 50  # percent; who sets so little, or a limit, has a small device
-TRAYS = 3  # of one session at once: receiving, sending, key stream
+BATCHES = 3  # of one session at once: receiving, sending, key stream
 MIB = 2**20
 
 
 def bulk_factor(config: ClientConfig | ServerConfig) -> int:
-    """How many times the smallest trays are: large ones are faster, small ones for small devices."""
+    """How many times the smallest batches are: large ones are faster, small ones for small devices."""
     is_small = config.memlimit > 0 or (config.gogc is not None and config.gogc <= THRIFTY_GOGC)
     return 1 if is_small else BULK_FACTOR
 
@@ -36,12 +36,12 @@ def most_of_session(params: ConversationParams) -> int:
     sending = QUEUE_TARGET + RELAY_BYTES + kcp.snd_wnd * (kcp.mtu + SEGMENT_COST)
     unread = 2 * kcp.rcv_wnd * SEGMENT_BYTES  # in order, and as many beyond a gap
     read = params.smux_buffer + READ_SEGMENTS * (EXPANDED_BYTES if params.compress else SEGMENT_BYTES)
-    return TRAYS * params.tray_bytes + sending + unread + read + HELD_BYTES_MAX
+    return BATCHES * params.batch_bytes + sending + unread + read + HELD_BYTES_MAX
 
 
 def least_limit(params: ConversationParams, sessions: int) -> int:
     """The smallest `--memlimit` with which this many sessions get on."""
-    session = TRAYS * params.tray_bytes + SEND_LEAST + RECEIVE_LEAST + 2 * SNAPPY_CHUNK_MAX
+    session = BATCHES * params.batch_bytes + SEND_LEAST + RECEIVE_LEAST + 2 * SNAPPY_CHUNK_MAX
     return HEADROOM + RELAY_BYTES + sessions * session
 
 
@@ -60,7 +60,7 @@ def check_limit(config: ClientConfig | ServerConfig, params: ConversationParams)
 def describe(config: ClientConfig | ServerConfig, params: ConversationParams) -> str:
     """The line of the start-up log about memory."""
     factor = bulk_factor(config)
-    session = most_of_session(params) + (factor - 1) * (TRAYS * BATCH_BYTES + RELAY_BYTES)
+    session = most_of_session(params) + (factor - 1) * (BATCHES * BATCH_BYTES + RELAY_BYTES)
     sessions = config.conn if isinstance(config, ClientConfig) else config.maxsessions
     worst = sessions * session + config.maxstreams * (factor * RELAY_BYTES + READ_LIMIT)
     options = (

@@ -13,17 +13,17 @@ from threading import Thread
 from kcptun_lite import log
 from kcptun_lite.core.batch.buffers import Address
 from kcptun_lite.errors import TransportError
-from kcptun_lite.net.udp.address import format_address
 from kcptun_lite.net.ends.dialer import Dialer
 from kcptun_lite.net.ends.route import Route
 from kcptun_lite.net.session.session import Session
 from kcptun_lite.net.session.update_thread import monotonic_ms
+from kcptun_lite.net.udp.address import format_address
 
 FIRST_PAUSE = 500  # ms between the first and the second try for a session
 LAST_PAUSE = 15_000  # ms; each pause is twice the one before, up to this
 
 
-class Keeper:
+class PathManager:
     """The thread that moves sessions; `report` and `redial_all` may be called from any thread."""
 
     def __init__(self, route: Route, dialer: Dialer, sessions: Callable[[], list[Session]]) -> None:
@@ -33,7 +33,7 @@ class Keeper:
         self._troubled: SimpleQueue[tuple[Session, bool] | None] = SimpleQueue()
         self._tries: dict[Session, tuple[int, int, Address]] = {}
         "ms of the next try, the pause after it, and where the last one went"
-        self._thread = Thread(target=self._run, name="keeper")
+        self._thread = Thread(target=self._run, name="path manager")
 
     def start(self) -> None:
         self._thread.start()
@@ -80,7 +80,7 @@ class Keeper:
                 text = f"going on from a new socket to {format_address(remote)}"
             else:
                 text = f"no answer from {format_address(remote)}, trying another way"
-                remote = self._dialer.scout(session)
+                remote = self._dialer.path_probe(session)
         except TransportError as exc:
             log.limited("redial", f"no way to the server: {exc}")
         else:

@@ -10,16 +10,16 @@ from collections.abc import Iterable
 
 from kcptun_lite import log
 from kcptun_lite.app.config import ServerConfig
-from kcptun_lite.app.diagnosis import STRANGERS_EVERY, describe_adaptation, describe_refusal, describe_stranger
+from kcptun_lite.app.diagnosis import UNKNOWN_EVERY, describe_adaptation, describe_refusal, describe_unknown_source
 from kcptun_lite.app.tunnel import Tunnel
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.crypt.crypt import fitting_methods
 from kcptun_lite.errors import RemoteProtocolError, SessionError, TransportError
-from kcptun_lite.net.udp.address import format_address, format_host
 from kcptun_lite.net.ends.listener import Listener, hint
-from kcptun_lite.net.tcp.relay import connect
 from kcptun_lite.net.session.session import Session
 from kcptun_lite.net.session.stream import Stream
+from kcptun_lite.net.tcp.relay import connect
+from kcptun_lite.net.udp.address import format_address, format_host
 from kcptun_lite.net.udp.udp_socket import UdpOptions, UdpSocket
 
 KEYLESS = {"none", "null"}
@@ -43,7 +43,7 @@ class Server(Tunnel):
             udp = UdpSocket.listen(config.listen.host, port, UdpOptions(config.sockbuf, config.dscp))
             self._listeners.append(
                 Listener(
-                    self.plant,
+                    self.context,
                     udp,
                     max_sessions=config.maxsessions,
                     on_stream=self._on_stream,
@@ -59,30 +59,30 @@ class Server(Tunnel):
         super()._every_second(now)
         for listener in self._listeners:
             listener.drop_half_open(now)
-        self._look_at_strangers(now)
+        self._look_at_unknown_sources(now)
         self._look_at_adaptations()
 
-    def _look_at_strangers(self, now: int) -> None:
+    def _look_at_unknown_sources(self, now: int) -> None:
         """Say what is wrong with packets that fail their check, if a sample of them has come in."""
-        sample = self.plant.suspects.take()
+        sample = self.context.failed_packets.take()
         if sample is None or any(session.remote == sample.source for session in self._sessions()):
             return  # a client we understand may send noise: kcptun of 2017 does (WIRE.md 4.13)
         host = format_host(sample.source)
-        fitting = fitting_methods(self.plant.key, sample.packet)
-        sentence = describe_stranger(host, fitting, self.config.crypt)
+        fitting = fitting_methods(self.context.key, sample.packet)
+        sentence = describe_unknown_source(host, fitting, self.config.crypt)
         if fitting:
             self.diagnosed(sentence, sentence)
             if not KEYLESS.issuperset(fitting):
-                hint(self.plant, sample)
+                hint(self.context, sample)
         elif self._spoken.is_due(sentence, now):
-            self.diagnosed(sentence, "strangers", STRANGERS_EVERY)
+            self.diagnosed(sentence, "unknown sources", UNKNOWN_EVERY)
 
     def _look_at_adaptations(self) -> None:
         """Say once per session what it has in common with its client and not with our options."""
         sessions = self._sessions()
         self._adapted.intersection_update(sessions)
         for session in sessions:
-            differences = session.conversation.differences(self.plant.params)
+            differences = session.conversation.differences(self.context.params)
             if differences and session not in self._adapted and not self.config.strict:
                 self._adapted.add(session)
                 log.info(describe_adaptation(format_host(session.remote), differences))

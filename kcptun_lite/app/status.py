@@ -13,8 +13,8 @@ from typing import Any
 
 from kcptun_lite import __version__, log
 from kcptun_lite.core.counters import Counters
-from kcptun_lite.net.udp.address import format_address
 from kcptun_lite.net.session.session import Session
+from kcptun_lite.net.udp.address import format_address
 
 PERIOD = 5000  # ms between two writes
 

@@ -1,4 +1,4 @@
-"""What the client and the server have in common: the plant, the relays, the life from start to stop.
+"""What the client and the server have in common: the shared context, the relays, the life from start to stop.
 
 In      a configuration
 Out     a running program; sums of counters
@@ -15,20 +15,20 @@ from kcptun_lite.app.config import ClientConfig, ServerConfig, describe
 from kcptun_lite.app.diagnosis import REPEAT_AFTER, Spoken
 from kcptun_lite.app.stats import SnmpLog, snmp_line
 from kcptun_lite.app.status import StatusFile
-from kcptun_lite.core.budget import Budget
 from kcptun_lite.core.batch.buffers import BufferPool
+from kcptun_lite.core.budget import Budget
 from kcptun_lite.core.conversation import ConversationParams
 from kcptun_lite.core.counters import Counters, total
 from kcptun_lite.core.crypt.crypt import METHODS, derive_key
-from kcptun_lite.core.kcp.kcp import KcpParams
 from kcptun_lite.core.crypt.qpp import QppPads, QppStream
+from kcptun_lite.core.kcp.kcp import KcpParams
 from kcptun_lite.errors import SessionClosed, SessionError
-from kcptun_lite.net.ends.endpoint import Plant
-from kcptun_lite.net.tcp.relay import Opener, Relay
+from kcptun_lite.net.ends.endpoint import SessionContext
+from kcptun_lite.net.ends.failed_packets import FailedPackets
 from kcptun_lite.net.session.session import Session
 from kcptun_lite.net.session.stream import Stream
-from kcptun_lite.net.ends.failed_packets import Suspects
 from kcptun_lite.net.session.update_thread import UpdateThread, monotonic_ms
+from kcptun_lite.net.tcp.relay import Opener, Relay
 
 HOUSEKEEPING = 1.0  # s between looks at expiry, statistics, idle buffers
 MEMORY_PAUSE = 0.05  # s between looks whether --memlimit leaves room for a stream
@@ -44,7 +44,7 @@ class Tunnel(ABC):
             Lock(), gogc=config.gogc, budget=Budget(Lock(), config.memlimit), factor=memory.bulk_factor(config)
         )
         self.ticker = UpdateThread()
-        self.plant = make_plant(config, self.pool, self.ticker)
+        self.context = make_context(config, self.pool, self.ticker)
         self.pads = make_pads(config)
         self.retired = Counters()
         "what closed sessions have counted"
@@ -65,7 +65,7 @@ class Tunnel(ABC):
         self._is_quiet = True
         "no buffer was wanted for a second"
         self._memory_waits = 0
-        memory.check_limit(config, self.plant.params)
+        memory.check_limit(config, self.context.params)
         self._spoken = Spoken()
 
     # -- for the two programs ------------------------------------------------------------------
@@ -184,7 +184,7 @@ class Tunnel(ABC):
         self._memory_waits = waits
 
     def _shut_down(self) -> None:
-        """Stop from the outside in: doors, relays, sessions, update thread."""
+        """Stop from the outside in: peer sockets, relays, sessions, update thread."""
         self.stop_event.set()
         self._stop_accepting()
         with self._lock:
@@ -206,7 +206,7 @@ class Tunnel(ABC):
     def log_start(self, listening: str) -> None:
         for line in describe(self.config, listening):
             log.info(line)
-        log.info(memory.describe(self.config, self.plant.params))
+        log.info(memory.describe(self.config, self.context.params))
 
     # -- what differs --------------------------------------------------------------------------
 
@@ -230,10 +230,16 @@ class Tunnel(ABC):
         return ()
 
 
-def make_plant(config: ClientConfig | ServerConfig, pool: BufferPool, ticker: UpdateThread) -> Plant:
+def make_context(config: ClientConfig | ServerConfig, pool: BufferPool, ticker: UpdateThread) -> SessionContext:
     """What the sessions of a program share, from its configuration."""
-    return Plant(
-        _params(config), config.crypt, derive_key(config.key), pool, ticker, config.ratelimit, suspects=Suspects()
+    return SessionContext(
+        _params(config),
+        config.crypt,
+        derive_key(config.key),
+        pool,
+        ticker,
+        config.ratelimit,
+        failed_packets=FailedPackets(),
     )
 
 

@@ -3,7 +3,7 @@
 In      what each conversation and the pool hold, and what they would like to hold besides
 Out     what they may
 Knows   bytes. Not: what they are of
-Cost    1 us per question, two questions per tray
+Cost    1 us per question, two questions per batch
 
 Nobody has a fixed share, and nobody can take it all: a queue may be as long as what is still free when it asks
 (the dynamic threshold of shared switch buffers: Choudhury and Hahne, IEEE/ACM ToN 6, 1998). One queue that is stuck
@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager
 from kcptun_lite.core.wire import MTU_MAX
 
 UNLIMITED = 1 << 62  # bytes
-HEADROOM = 512 * 1024  # bytes of a limit that queues leave to trays, which are taken without asking
+HEADROOM = 512 * 1024  # bytes of a limit that queues leave to batches, which are taken without asking
 SEGMENT_COST = 200  # bytes that Python needs to hold a segment, besides its payload
 SEGMENT_BYTES = MTU_MAX + SEGMENT_COST  # the longest segment
 SESSION_COST = 32 * 1024  # bytes of the objects and codecs of a session at rest, measured
@@ -42,7 +42,7 @@ class Budget:
 
     @property
     def free(self) -> int:
-        """Bytes that may still be held, trays aside; less than 0 is possible."""
+        """Bytes that may still be held, batches aside; less than 0 is possible."""
         return self.limit - HEADROOM - self.used
 
     def update(self, change: int, queue: int = 0, wanted: int = 0, least: int = 0) -> tuple[int, int]:

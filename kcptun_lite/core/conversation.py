@@ -1,25 +1,25 @@
 """One end of one conversation: smux, snappy, KCP and FEC, put together; all layers but encryption.
 
 In      opened packets, stream data from above, `now`
-Out     packets in a tray, still to be sealed; stream data and events upwards
+Out     packets in a batch, still to be sealed; stream data and events upwards
 Knows   the order of the layers, and when one must wait for another. Not: keys, sockets, threads
 Wire    WIRE.md section 1
-Cost    the sum of its rooms
+Cost    the sum of its layers
 """
 
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import NamedTuple
 
-from kcptun_lite.core.budget import SEGMENT_BYTES, SEGMENT_COST, Budget, Share
 from kcptun_lite.core.batch.buffers import BATCH_BYTES, PacketBatch
+from kcptun_lite.core.batch.rows import PacketList
+from kcptun_lite.core.batch.strided import PACKET_ALIGNMENT
+from kcptun_lite.core.budget import SEGMENT_BYTES, SEGMENT_COST, Budget, Share
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.fec.fec import HELD_BYTES_MAX, FecDecoder, FecEncoder
 from kcptun_lite.core.kcp.kcp import QUEUE_TARGET, READ_SEGMENTS, Flush, Kcp, KcpParams
-from kcptun_lite.core.batch.rows import PacketTrain
 from kcptun_lite.core.mux.smux import Event, SmuxSession
 from kcptun_lite.core.mux.snappy import SnappyDecoder, SnappyEncoder
-from kcptun_lite.core.batch.strided import PACKET_ALIGNMENT
 from kcptun_lite.core.wire import (
     FEC_HEADER_SIZE,
     KCP_HEADER_SIZE,
@@ -69,8 +69,8 @@ class ConversationParams(NamedTuple):
         return self.data_shards > 0 and self.parity_shards > 0
 
     @property
-    def tray_bytes(self) -> int:
-        """The size of tray a conversation needs: a group's parity must fit beside its data."""
+    def batch_bytes(self) -> int:
+        """The size of batch a conversation needs: a group's parity must fit beside its data."""
         slot = -(-self.kcp.mtu // PACKET_ALIGNMENT) * PACKET_ALIGNMENT
         return max(BATCH_BYTES, (self.parity_shards + 16) * slot)
 
@@ -122,7 +122,7 @@ class Conversation:
         self._smux: SmuxSession | None = None
         self.smux_version = 0
         "1 or 2; 0 until an adapting end has heard the peer's first bytes"
-        self._trusts_peer = True
+        self._is_peer_validated = True
         self._has_answered = False
         self._is_settled = not params.adapts
         self._delivered: dict[int, int] = {}
@@ -148,7 +148,7 @@ class Conversation:
         Raises: StreamClosed, StreamReset.
         """
         room = min(self.kcp.send_room * self.kcp.mss, len(data))
-        if room <= 0 or not self._trusts_peer:
+        if room <= 0 or not self._is_peer_validated:
             return 0
         allowance = self.share.update(self.held_bytes, self._sending_bytes(), room, SEND_LEAST)
         if not allowance:
@@ -212,13 +212,13 @@ class Conversation:
 
     # -- packets -------------------------------------------------------------------------------
 
-    def distrust(self) -> None:
+    def await_validation(self) -> None:
         """Say as little as can be, and no stream data at all, until `trust`: the peer may not be where it seems."""
-        self._trusts_peer, self.kcp.is_terse = False, True
+        self._is_peer_validated, self.kcp.is_terse = False, True
 
-    def trust(self, now: int) -> None:
+    def validate_peer(self, now: int) -> None:
         """The peer has acknowledged something: talk freely, and once more say what it was not sent."""
-        self._trusts_peer, self.kcp.is_terse = True, False
+        self._is_peer_validated, self.kcp.is_terse = True, False
         self.kcp.window.expire(now)
 
     def receive_packets(self, packets: Sequence[memoryview], now: int) -> None:
@@ -230,7 +230,7 @@ class Conversation:
         kcp = self.kcp
         if self.share.is_limited:  # each packet may be kept twice: as a shard and as a segment
             self._account(sum(map(len, packets)) * 2 + len(packets) * SEGMENT_COST)
-        for stretch in packets.stretches() if isinstance(packets, PacketTrain) else (packets,):
+        for stretch in packets.stretches() if isinstance(packets, PacketList) else (packets,):
             datagrams, recovered = self._decoder.receive(stretch)
             kcp.receive(datagrams, now)
             if recovered:
@@ -241,7 +241,7 @@ class Conversation:
         self._account()
 
     def packets_to_send(self, batch: PacketBatch, now: int) -> bool:
-        """Put packets into the tray, still to be sealed; True if the tray was full: send it and call again."""
+        """Put packets into the batch, still to be sealed; True if the batch was full: send it and call again."""
         self._now = now
         slots = (batch.capacity - batch.end) // self._slot
         encoder = self._encoder
@@ -255,8 +255,8 @@ class Conversation:
         return more
 
     @property
-    def tray_bytes(self) -> int:
-        return self.params.tray_bytes
+    def batch_bytes(self) -> int:
+        return self.params.batch_bytes
 
     @property
     def flush_wanted(self) -> Flush:
@@ -285,11 +285,11 @@ class Conversation:
         self._streams.ping()
         self._push_frames()
 
-    def is_peer_reborn(self, now: int) -> bool:
-        """Whether the peer knows nothing of this conversation any more; a client that is reborn has a new one."""
-        return self._is_client and self.kcp.is_peer_reborn(now)
+    def has_peer_restarted(self, now: int) -> bool:
+        """Whether the peer knows nothing of this conversation any more; a client that is restarted has a new one."""
+        return self._is_client and self.kcp.has_peer_restarted(now)
 
-    def is_denied_by(self, packets: Sequence[memoryview]) -> bool:
+    def is_reset_by(self, packets: Sequence[memoryview]) -> bool:
         """Whether all packets are of a peer that acknowledges from zero what was acknowledged before."""
         return all(self.kcp.is_from_zero(packet) for packet in map(datagram_of, packets) if packet)
 

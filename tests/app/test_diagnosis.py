@@ -15,7 +15,7 @@ from kcptun_lite.app.diagnosis import (
     Spoken,
     describe_adaptation,
     describe_refusal,
-    describe_stranger,
+    describe_unknown_source,
     diagnose,
 )
 
@@ -57,10 +57,10 @@ TABLE = [
         f"what comes back from {HOST} cannot be decrypted: --key or --crypt differ, or it is not kcptun",
     ),
     ("stream", ANSWERED._replace(failure=SMUX), f"server {HOST}: {SMUX}"),
-    ("stream", WORKING._replace(failure=SMUX, reborn=True), f"server {HOST}: {SMUX}"),
+    ("stream", WORKING._replace(failure=SMUX, restarted=True), f"server {HOST}: {SMUX}"),
     (
         "dropped",
-        ANSWERED._replace(reborn=True),
+        ANSWERED._replace(restarted=True),
         f"server {HOST} acknowledges packets, but drops the session: --nocomp or --smuxver differ",
     ),
     (
@@ -102,7 +102,7 @@ def test_every_rule_is_in_the_table() -> None:
         ANSWERED._replace(age=60_000),  # a target that says nothing
         WORKING,
         WORKING._replace(received=9, fitting=["salsa20"]),  # noise beside a session that works
-        WORKING._replace(reborn=True),  # a restart, which the session itself tells
+        WORKING._replace(restarted=True),  # a restart, which the session itself tells
         WORKING._replace(silence=SILENCE - 1),
         WORKING._replace(error=REFUSED, silence=QUICK - 1),
         WORKING._replace(cut_streams=CUT_IN_A_ROW - 1),
@@ -113,10 +113,12 @@ def test_what_may_be_in_order_is_left_alone(evidence: Evidence) -> None:
 
 
 def test_what_a_server_says() -> None:
-    assert describe_stranger("203.0.113.7", ["salsa20"], "aes") == (
+    assert describe_unknown_source("203.0.113.7", ["salsa20"], "aes") == (
         "client 203.0.113.7 uses --crypt salsa20, this server aes"
     )
-    assert describe_stranger("203.0.113.7", [], "aes") == "client 203.0.113.7 uses another --key, or is not kcptun"
+    assert (
+        describe_unknown_source("203.0.113.7", [], "aes") == "client 203.0.113.7 uses another --key, or is not kcptun"
+    )
     assert describe_adaptation("203.0.113.7", ["--smuxver 2", "--nocomp"]) == (
         "client 203.0.113.7 uses --smuxver 2, --nocomp, unlike this server, which adapts to it"
     )

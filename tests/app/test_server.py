@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from kcptun_lite.net.ends.listener import UNPROVEN_TIME
-from kcptun_lite.net.tcp.relay import listen
+from kcptun_lite.net.ends.listener import UNVALIDATED_TIME
 from kcptun_lite.net.session.update_thread import monotonic_ms
+from kcptun_lite.net.tcp.relay import listen
 from tests.app.tunnels import Target, connect, make_client, make_server, running, udp_address
-from tests.net.fakes import PATIENCE_S, Peer, segment, wait_until
 from tests.net.ends.test_listener import SYN
+from tests.net.fakes import PATIENCE_S, Peer, segment, wait_until
 
 
 @pytest.fixture
@@ -74,23 +74,23 @@ def test_a_target_that_is_not_there_resets_the_application() -> None:
 
 
 def test_half_open_sessions_are_dropped_by_the_housekeeping(target: Target) -> None:
-    with running(server := make_server(target.address)), Peer() as stranger:
-        stranger.send(sealed(segment(conv=7, data=SYN)), server._listeners[0].address)
+    with running(server := make_server(target.address)), Peer() as unknown:
+        unknown.send(sealed(segment(conv=7, data=SYN)), server._listeners[0].address)
         wait_until(lambda: len(server._sessions()) == 1)
         target.accept().close()
         server._every_second(monotonic_ms())
         assert len(server._sessions()) == 1
-        server._every_second(monotonic_ms() + UNPROVEN_TIME)
+        server._every_second(monotonic_ms() + UNVALIDATED_TIME)
         assert not server._sessions()
         counters = server.counters()
         assert (counters.passive_opens, counters.current_established, counters.max_connections) == (1, 0, 1)
 
 
-def test_packets_of_strangers_are_counted_with_the_port(target: Target) -> None:
-    with running(server := make_server(target.address)), Peer() as stranger:
+def test_packets_of_unknown_sources_are_counted_with_the_port(target: Target) -> None:
+    with running(server := make_server(target.address)), Peer() as unknown:
         address = server._listeners[0].address
-        stranger.send(memoryview(bytes(range(100))), address)
-        stranger.send(sealed(segment(conv=7, sn=5)), address)
+        unknown.send(memoryview(bytes(range(100))), address)
+        unknown.send(sealed(segment(conv=7, sn=5)), address)
         wait_until(lambda: server.counters().kcp_in_errors == 1)
         assert server.counters().in_checksum_errors == 1
         assert not server._sessions()

@@ -249,7 +249,7 @@ def test_a_garbage_stream_is_the_peers_error_and_nothing_else(seed: int) -> None
     random = Random(seed)
     settings = params(compress=random.random() < 0.5, smux_version=random.choice((1, 2)), adapts=random.random() < 0.5)
     conversation = Conversation(CONV, settings, Counters(), is_client=False, headroom=0, tailroom=0, now=0)
-    batch = PacketBatch(memoryview(bytearray(conversation.tray_bytes)))
+    batch = PacketBatch(memoryview(bytearray(conversation.batch_bytes)))
     try:
         for sn in range(200):
             start = random.choice((b"", b"\xff\x06\x00\x00sNaPpY", b"\x01\x02", b"\x02\x04\x08\x00")) if sn < 2 else b""
@@ -286,11 +286,11 @@ def test_garbage_packets_cost_counters(seed: int) -> None:
     assert pair.a.counters.kcp_in_errors + pair.a.counters.in_errors + pair.a.counters.fec_errors > 0
 
 
-# Trays
+# Batches
 
 
 @pytest.mark.parametrize("fec", [(0, 0), (1, 1), (10, 3), (20, 20), (3, 60), (128, 128)])
-def test_a_tray_holds_data_and_its_parity(fec: tuple[int, int]) -> None:
+def test_a_batch_holds_data_and_its_parity(fec: tuple[int, int]) -> None:
     settings = params(data_shards=fec[0], parity_shards=fec[1], kcp=KcpParams(snd_wnd=1024, mtu=1500), compress=False)
     end = ConversationEnd(settings, is_client=True)
     conversation = end.conversation
@@ -298,7 +298,7 @@ def test_a_tray_holds_data_and_its_parity(fec: tuple[int, int]) -> None:
     sid = conversation.open_stream()
     while conversation.send_stream_data(sid, memoryview(bytes(30_000))):
         pass
-    batch = PacketBatch(memoryview(bytearray(conversation.tray_bytes)))
+    batch = PacketBatch(memoryview(bytearray(conversation.batch_bytes)))
     more, data = True, 0
     while more:
         more = conversation.packets_to_send(batch, 0)

@@ -68,11 +68,11 @@ def _crypt() -> list[bytes]:
     for index, method in enumerate(FUZZ_METHODS):
         ours = make_crypt(method, KEY, bytes, BufferPool(nullcontext()))
         body = noise(100, seed=index)
-        tray = PacketBatch(memoryview(bytearray(256)))
-        tray.arena[ours.headroom : ours.headroom + len(body)] = body
-        tray.commit(ours.headroom + len(body) + ours.tailroom)
-        ours.seal(tray)
-        programs.append(bytes([index]) + record(0, bytes(tray.packet(0))) + record(1, body) + record(0, body[:20]))
+        incoming = PacketBatch(memoryview(bytearray(256)))
+        incoming.arena[ours.headroom : ours.headroom + len(body)] = body
+        incoming.commit(ours.headroom + len(body) + ours.tailroom)
+        ours.seal(incoming)
+        programs.append(bytes([index]) + record(0, bytes(incoming.packet(0))) + record(1, body) + record(0, body[:20]))
     return programs
 
 
@@ -125,11 +125,11 @@ def _opened(capture: str, direction: str) -> list[bytes]:
     packets: list[bytes] = []
     for datagram in islice((d for d in found["datagrams"] if d["dir"] == direction), 60):
         packet = bytes.fromhex(datagram["hex"])
-        tray = PacketBatch(memoryview(bytearray(BATCH_BYTES)))
-        tray.arena[: len(packet)] = packet
-        tray.commit(len(packet))
-        ours.open(tray, Counters())
-        packets += map(bytes, tray.views())
+        incoming = PacketBatch(memoryview(bytearray(BATCH_BYTES)))
+        incoming.arena[: len(packet)] = packet
+        incoming.commit(len(packet))
+        ours.open(incoming, Counters())
+        packets += map(bytes, incoming.views())
     return packets
 
 

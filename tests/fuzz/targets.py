@@ -20,25 +20,25 @@ from kcptun_lite.app import values
 from kcptun_lite.app.config import describe
 from kcptun_lite.app.parsing import Program, parse
 from kcptun_lite.core.batch.buffers import BATCH_BYTES, POISON, Address, BufferPool, PacketBatch
+from kcptun_lite.core.batch.rows import PacketList
 from kcptun_lite.core.conversation import Conversation, ConversationParams
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.crypt.crypt import METHODS, PacketCrypt, derive_key, make_crypt
 from kcptun_lite.core.fec.fec import HELD_BYTES_MAX, FecDecoder
 from kcptun_lite.core.kcp.kcp import Flush, Kcp, KcpParams
-from kcptun_lite.core.batch.rows import PacketTrain
 from kcptun_lite.core.mux.smux import SmuxSession
 from kcptun_lite.core.mux.snappy import SnappyDecoder, SnappyEncoder
 from kcptun_lite.core.wire import KCP_HEADER_SIZE, KCP_PUSH, KCP_SEGMENT, MTU_MAX, diff32, fec_type, first_segment
 from kcptun_lite.errors import ConfigError, KcptunError, RemoteProtocolError, SmuxError, SnappyError, StreamError
-from kcptun_lite.net.udp import udp_socket as door
 from kcptun_lite.net.ends.listener import Listener
 from kcptun_lite.net.session.stream import Stream
-from tests.net.fakes import FakeUdp, make_plant
+from kcptun_lite.net.udp import udp_socket as peer_socket
+from tests.net.fakes import FakeUdp, make_context
 
 _RECORD = struct.Struct("<BH")  # operation, length of the payload
 CONV = 0x11223344
 RCV_WND = 32  # segments; small, so that its end is within reach
-TRAY_PACKETS = 64  # more are dropped
+BATCH_PACKETS = 64  # more are dropped
 SMUX_BUFFER = 16_384
 STREAMS_MAX = 8
 SHARDS = ((0, 0), (10, 3), (3, 1), (2, 2), (1, 1), (20, 10), (200, 56))
@@ -60,14 +60,14 @@ def records(program: bytes) -> Iterator[tuple[int, bytes]]:
         at += length
 
 
-class Tray:
+class Arrivals:
     """Packets in a buffer that is overwritten when their receiver is done with them.
 
-    Every other tray they are close together, as packets of a flood are.
+    Every other batch they are close together, as packets of a flood are.
     """
 
     def __init__(self) -> None:
-        self._batch = PacketBatch(memoryview(bytearray(TRAY_PACKETS * 1504)))
+        self._batch = PacketBatch(memoryview(bytearray(BATCH_PACKETS * 1504)))
         self._is_grid = True
 
     def put(self, packet: bytes) -> None:
@@ -84,7 +84,7 @@ class Tray:
 
     def stretches(self) -> list[Sequence[memoryview]]:
         packets = self._batch.packets()
-        return list(packets.stretches()) if isinstance(packets, PacketTrain) else [packets]
+        return list(packets.stretches()) if isinstance(packets, PacketList) else [packets]
 
     def clear(self) -> None:
         self._batch.arena[: self._batch.end] = bytes([POISON]) * self._batch.end
@@ -96,19 +96,19 @@ class Tray:
 
 
 def fec(data: bytes) -> None:
-    """First byte: the decoder's shards. Operations: 0 a packet; else the last packet of a tray."""
+    """First byte: the decoder's shards. Operations: 0 a packet; else the last packet of a batch."""
     decoder = FecDecoder(*SHARDS[data[0] % len(SHARDS)] if data else (10, 3), Counters())
-    tray = Tray()
+    incoming = Arrivals()
     for operation, packet in records(data[1:]):
-        tray.put(packet[:MTU_MAX])
+        incoming.put(packet[:MTU_MAX])
         if not operation:
             continue
-        for packets in tray.stretches():
+        for packets in incoming.stretches():
             datagrams, recovered = decoder.receive(packets)
             assert len(datagrams) <= len(packets)
             assert sum(map(len, datagrams)) <= sum(map(len, packets))
             assert all(len(datagram) < MTU_MAX for datagram in recovered)
-        tray.clear()
+        incoming.clear()
         groups = [group for group in decoder._groups.values() if group is not None]
         kept = [shard for group in groups for shard in group.shards.values()]
         assert all(isinstance(shard, bytes) for shard in kept), "a view outlives its packet"
@@ -124,17 +124,17 @@ def kcp(data: bytes) -> None:
     params = KcpParams(rcv_wnd=RCV_WND, snd_wnd=RCV_WND)
     end = Kcp(_first_conv(data), params, Counters(), headroom=0, tailroom=0)
     batch = PacketBatch(memoryview(bytearray(BATCH_BYTES)))
-    tray = Tray()
+    incoming = Arrivals()
     now = sent = 0
     for operation, payload in records(data):
         if operation in (0, 1):
-            tray.put(payload[:MTU_MAX])
+            incoming.put(payload[:MTU_MAX])
             if operation == 0 and payload[-1:] < b"\x40":
-                continue  # more will come in the same tray
-            for packets in tray.stretches():
+                continue  # more will come in the same batch
+            for packets in incoming.stretches():
                 end.receive(packets, now, recovered=operation == 1)
             end.received.detach()
-            tray.clear()
+            incoming.clear()
         elif operation == 2:
             now += int.from_bytes(payload[:2], "little")
             for _ in range(100):
@@ -161,7 +161,7 @@ def kcp(data: bytes) -> None:
         assert end.received.count <= RCV_WND and len(end.received._early) <= RCV_WND
         assert end.received.early_bytes == sum(map(len, end.received._early.values()))
         assert 0 < end.rtt.rto <= 60_000
-        end.is_peer_reborn(now)
+        end.has_peer_restarted(now)
 
 
 def _first_conv(program: bytes) -> int:
@@ -210,11 +210,11 @@ def _crypt(method: str) -> PacketCrypt:
 
 def _sealed(ours: PacketCrypt, body: bytes) -> bytes:
     size = ours.headroom + len(body) + ours.tailroom
-    tray = PacketBatch(memoryview(bytearray(-(-size // 16) * 16)))
-    tray.arena[ours.headroom : ours.headroom + len(body)] = body
-    tray.commit(size)
-    ours.seal(tray)
-    return bytes(tray.packet(0))
+    incoming = PacketBatch(memoryview(bytearray(-(-size // 16) * 16)))
+    incoming.arena[ours.headroom : ours.headroom + len(body)] = body
+    incoming.commit(size)
+    ours.seal(incoming)
+    return bytes(incoming.packet(0))
 
 
 def gro(data: bytes) -> None:
@@ -223,14 +223,14 @@ def gro(data: bytes) -> None:
         return
     start, total = (int.from_bytes(data[at : at + 2], "little") for at in (0, 2))
     batch = PacketBatch(memoryview(bytearray(BATCH_BYTES)))
-    batch.end = min(start, BATCH_BYTES - door.GRO_ROOM) // 16 * 16
+    batch.end = min(start, BATCH_BYTES - peer_socket.GRO_ROOM) // 16 * 16
     level, kind = (data[4:6] + b"\x11\x68")[:2]
-    size = door._segment_size([(level, kind, data[6:])]) or total
+    size = peer_socket._segment_size([(level, kind, data[6:])]) or total
     if not total or not 0 < size <= MTU_MAX:
         return
     content = bytes(index * 7 & 0xFF for index in range(total))
     batch.arena[batch.end : batch.end + total] = content
-    door._lay_run(batch, size, total)
+    peer_socket._lay_run(batch, size, total)
     packets = [bytes(packet) for packet in batch.views()]
     assert batch.end <= batch.capacity and all(at % 16 == 0 for at in batch.starts)
     assert content.startswith(b"".join(packets)), "the packets are those that came, in order"
@@ -333,7 +333,7 @@ def _check_smux(end: SmuxSession) -> None:
 
 def conversation(data: bytes) -> None:
     """First byte: settings. Operations: 0 a packet; 1 bytes in order; 2 the same, compressed; 3 time and a flush;
-    4 take; 5 open; 6 send; 7 a packet that shares a tray with the next one."""
+    4 take; 5 open; 6 send; 7 a packet that shares a batch with the next one."""
     first = data[0] if data else 0
     fec_on, compress, version, adapts, is_client = (bool(first & bit) for bit in (1, 2, 4, 8, 16))
     params = ConversationParams(
@@ -349,28 +349,28 @@ def conversation(data: bytes) -> None:
     )
     conv = _first_conv(data[1:])
     end = Conversation(conv, params, Counters(), is_client=is_client, headroom=0, tailroom=0, now=0)
-    batch = PacketBatch(memoryview(bytearray(end.tray_bytes)))
+    batch = PacketBatch(memoryview(bytearray(end.batch_bytes)))
     peer = SnappyEncoder()
-    tray = Tray()
+    incoming = Arrivals()
     now = sn = 0
     for operation, payload in records(data[1:]):
         try:
             if operation in (0, 7):
-                tray.put(payload[:MTU_MAX])
+                incoming.put(payload[:MTU_MAX])
             if operation in (1, 2):
                 ordered = peer.encode([payload]) if operation == 2 else payload
                 for at in range(0, len(ordered), 1400):
                     piece = ordered[at : at + 1400]
-                    tray.put(KCP_SEGMENT.pack(conv, KCP_PUSH, 0, 64, now, sn, 0, len(piece)) + piece)
+                    incoming.put(KCP_SEGMENT.pack(conv, KCP_PUSH, 0, 64, now, sn, 0, len(piece)) + piece)
                     sn += 1
             if operation in (0, 1, 2):
                 before = end.progress()
-                is_news = any([end.bring_news([view]) for view in tray.views()])
-                is_bare = not any(map(fec_type, tray.views()))
-                is_late = any(diff32(ts, end.kcp.peer_ts) < 0 for view in tray.views() for ts in _timestamps(view))
-                end.receive_packets(tray.views(), now)
+                is_news = any([end.bring_news([view]) for view in incoming.views()])
+                is_bare = not any(map(fec_type, incoming.views()))
+                is_late = any(diff32(ts, end.kcp.peer_ts) < 0 for view in incoming.views() for ts in _timestamps(view))
+                end.receive_packets(incoming.views(), now)
                 assert is_news or is_late or not is_bare or end.progress() == before
-                tray.clear()
+                incoming.clear()
             elif operation == 3:
                 now += int.from_bytes(payload[:2], "little")
                 end.tick(now)
@@ -414,12 +414,12 @@ MAX_SESSIONS = 8
 
 
 def listener(data: bytes) -> None:
-    """Operations 0 to 3: an opened packet from that address; +4: the last one of its tray; 8: time."""
-    plant = make_plant()
+    """Operations 0 to 3: an opened packet from that address; +4: the last one of its batch; 8: time."""
+    context = make_context()
     udp = FakeUdp()
     streams: list[Stream] = []
     room = Listener(
-        plant,
+        context,
         cast(Any, udp),
         max_sessions=MAX_SESSIONS,
         on_stream=lambda session, stream: streams.append(stream),

@@ -6,9 +6,9 @@ import pytest
 
 from kcptun_lite.net.session import session as session_room
 from kcptun_lite.net.udp.udp_socket import UdpOptions, UdpSocket
-from tests.net.udp.datagrams import FAST, Opener
+from tests.net.fakes import Clock, Wire, make_context
 from tests.net.locks import locks_in_order
-from tests.net.fakes import Clock, Wire, make_plant
+from tests.net.udp.datagrams import FAST, Opener
 
 __all__ = ["clock", "locks_in_order", "open_udp", "wire"]
 
@@ -23,7 +23,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def wire(clock: Clock) -> Iterator[Wire]:
-    with Wire(make_plant(), clock) as wire:
+    with Wire(make_context(), clock) as wire:
         yield wire
 
 

@@ -22,10 +22,10 @@ from kcptun_lite.core.conversation import ConversationParams
 from kcptun_lite.core.kcp.kcp import Flush, KcpParams
 from kcptun_lite.core.wire import KCP_PUSH, KCP_SEGMENT
 from kcptun_lite.errors import SessionError, TransportError
-from kcptun_lite.net.ends.endpoint import Plant
+from kcptun_lite.net.ends.endpoint import SessionContext
+from kcptun_lite.net.ends.failed_packets import FailedPackets
 from kcptun_lite.net.session.session import Session
 from kcptun_lite.net.session.stream import Stream
-from kcptun_lite.net.ends.failed_packets import Suspects
 from kcptun_lite.net.session.update_thread import UpdateThread
 
 PATIENCE_S = 10.0  # how long a condition may take on a busy machine; nothing waits that long when all is well
@@ -50,16 +50,16 @@ def noise(size: int, seed: int = 1) -> bytes:
 # -- one end -----------------------------------------------------------------------------------------------
 
 
-def make_plant(params: ConversationParams | None = None, *, crypt: str = "null", rate: int = 0) -> Plant:
+def make_context(params: ConversationParams | None = None, *, crypt: str = "null", rate: int = 0) -> SessionContext:
     """What sessions share; bare KCP in clear with small windows unless told otherwise. Its ticker is not started."""
-    return Plant(
+    return SessionContext(
         params=params or small_params(),
         crypt=crypt,
         key=bytes(32),
         pool=BufferPool(Lock(), poison=True),
         ticker=UpdateThread(),
         rate=rate,
-        suspects=Suspects(),
+        failed_packets=FailedPackets(),
     )
 
 
@@ -127,14 +127,14 @@ class Peer:
 class End:
     """A session with a `FakeUdp`, and notes of what it tells its owner."""
 
-    def __init__(self, plant: Plant, now: int, *, is_client: bool, is_proven: bool = True) -> None:
+    def __init__(self, context: SessionContext, now: int, *, is_client: bool, is_validated: bool = True) -> None:
         self.udp = FakeUdp(CLIENT if is_client else SERVER)
         self.opened: list[Stream] = []
         self.troubles = 0
         self.closed: list[SessionError] = []
-        self.session = plant.make_session(
+        self.session = context.make_session(
             CONV,
-            plant.params,
+            context.params,
             cast(Any, self.udp),
             SERVER if is_client else CLIENT,
             is_client=is_client,
@@ -143,9 +143,9 @@ class End:
             on_trouble=self._note_trouble,
             on_closed=lambda session, reason: self.closed.append(reason),
         )
-        if is_proven and not is_client:
-            self.session.is_proven = True
-            self.session.conversation.trust(now)
+        if is_validated and not is_client:
+            self.session.is_validated = True
+            self.session.conversation.validate_peer(now)
 
     def _note_trouble(self, session: Session) -> None:
         self.troubles += 1
@@ -171,9 +171,9 @@ class Clock:
 class Wire:
     """A client, a server, and what lies between them: carried by hand (`carry`) or by a thread (`carrying`)."""
 
-    def __init__(self, plant: Plant, clock: Callable[[], int], *, is_proven: bool = True) -> None:
-        self.client = End(plant, clock(), is_client=True)
-        self.server = End(plant, clock(), is_client=False, is_proven=is_proven)
+    def __init__(self, context: SessionContext, clock: Callable[[], int], *, is_validated: bool = True) -> None:
+        self.client = End(context, clock(), is_client=True)
+        self.server = End(context, clock(), is_client=False, is_validated=is_validated)
         self.is_cut = False
         "what is sent meanwhile is lost"
         self._clock = clock

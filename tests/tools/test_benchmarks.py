@@ -2,8 +2,8 @@
 
 import pytest
 
-from tools.bench_link import goodput_table, grouped, percentile, table
 from tools.bench_layers import Stopwatch, quartile
+from tools.bench_link import goodput_table, grouped, percentile, table
 
 
 @pytest.mark.parametrize(
@@ -20,14 +20,14 @@ def test_quartile() -> None:
         quartile([])
 
 
-def test_stopwatch_counts_full_trays_by_what_each_room_handled() -> None:
+def test_stopwatch_counts_full_batches_by_what_each_room_handled() -> None:
     watch = Stopwatch()
     for data, took in ((64, 64e-6), (1, 1.0)):
         watch.start()
         watch.lap("seal")
         watch.lap("kcp")
         watch._laps.update(seal=took, kcp=took)  # in place of the clock's
-        watch.end_tray({"seal": 2 * data}, data, payload=data * 1000)
+        watch.end_batch({"seal": 2 * data}, data, payload=data * 1000)
     costs = watch.costs()
     assert costs["kcp"].us_per_packet == pytest.approx(1.0)
     assert costs["seal"].us_per_packet == pytest.approx(0.5)

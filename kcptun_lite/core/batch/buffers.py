@@ -1,4 +1,4 @@
-"""Buffers from the system and back to it: the pool, and the tray that packets travel on.
+"""Buffers from the system and back to it: the pool, and the batch that packets travel on.
 
 In      sizes
 Out     `BufferPool.take` a page-aligned buffer, `PacketBatch` packets side by side in one buffer
@@ -14,17 +14,17 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from mmap import MAP_ANONYMOUS, MAP_PRIVATE, PAGESIZE, mmap
 from typing import NamedTuple
 
-from kcptun_lite.core.budget import HEADROOM, UNLIMITED, Budget
-from kcptun_lite.core.batch.rows import PacketTrain
+from kcptun_lite.core.batch.rows import PacketList
 from kcptun_lite.core.batch.strided import MANY, PACKET_ALIGNMENT
+from kcptun_lite.core.budget import HEADROOM, UNLIMITED, Budget
 
-BATCH_BYTES = 128 * 1024  # the smallest tray: about 94 packets of 1350 bytes, two GSO sends
+BATCH_BYTES = 128 * 1024  # the smallest batch: about 94 packets of 1350 bytes, two GSO sends
 RELAY_BYTES = 64 * 1024  # the smallest relay buffer: two smux frames of 32 KiB, 50 KCP segments
-# Where memory is no concern trays are four times as large: locks, wake-ups and system calls come once per tray.
+# Where memory is no concern batches are four times as large: locks, wake-ups and system calls come once per batch.
 # Bulk over loopback, medians of three: twice the size 512 Mbit/s and 23 ms of CPU per MB beside 426 and 28 with the
 # smallest; four times 661 and 19 beside 646 and 19 with twice, and 570 and 21 beside 483 and 25 downwards.
 BULK_FACTOR = 4
-POOL_FLOOR_BYTES = 256 * 1024  # idle bytes kept while there is traffic: a tray and relay buffers of one session
+POOL_FLOOR_BYTES = 256 * 1024  # idle bytes kept while there is traffic: a batch and relay buffers of one session
 SOME_OF_ALLOWANCE = 32  # `take_some` gives one reader this part of what all may have, if that is less than it wants
 POISON = 0xDD  # what a given-back buffer is filled with in tests
 
@@ -58,9 +58,9 @@ class BufferPool:
     ) -> None:
         """`gogc` None keeps every idle buffer, as GOGC=off keeps garbage, unless the budget is used up.
 
-        `factor`: how many times the smallest trays and relay buffers are.
+        `factor`: how many times the smallest batches and relay buffers are.
         """
-        self.tray_bytes = factor * BATCH_BYTES
+        self.batch_bytes = factor * BATCH_BYTES
         self.relay_bytes = factor * RELAY_BYTES
         self.budget = budget or Budget(nullcontext())
         self._lock = lock
@@ -154,7 +154,7 @@ class PacketBatch:
     """Packets side by side in one arena, each at a multiple of 16; one owner at any time.
 
     The order of the lists is the order on the wire; the order in the arena is the order of reservation.
-    Rooms with a loop over many packets write `arena[end:]` themselves and then `commit`.
+    Layers with a loop over many packets write `arena[end:]` themselves and then `commit`.
 
     As long as no packet needs more room than `begin_grid` was told, all have that much, so that many of them can be
     read or written at once (core/batch/strided). It is bulk traffic that looks so.
@@ -167,7 +167,7 @@ class PacketBatch:
         self.capacity = len(arena)
         self.starts: list[int] = []
         self.lengths: list[int] = []
-        "0 marks a dropped packet; later rooms skip it"
+        "0 marks a dropped packet; later layers skip it"
         self.addresses: list[Address] = []
         "where each packet came from; empty on the way out"
         self.end = 0
@@ -224,7 +224,7 @@ class PacketBatch:
         """The packets that were not dropped, in wire order; if they are many, views are made only when needed."""
         if 0 in self.lengths:
             return self._select([index for index, length in enumerate(self.lengths) if length])
-        return PacketTrain(self.arena, self.starts, self.lengths) if len(self) >= MANY else self.views()
+        return PacketList(self.arena, self.starts, self.lengths) if len(self) >= MANY else self.views()
 
     def by_source(self) -> Iterator[tuple[Address, Sequence[memoryview]]]:
         """`packets`, by the address they came from."""
@@ -244,7 +244,7 @@ class PacketBatch:
         if len(indexes) < MANY:
             return [self.packet(index) for index in indexes]
         starts, lengths = self.starts, self.lengths
-        return PacketTrain(self.arena, [starts[index] for index in indexes], [lengths[index] for index in indexes])
+        return PacketList(self.arena, [starts[index] for index in indexes], [lengths[index] for index in indexes])
 
     def clear(self) -> None:
         self.starts.clear()
@@ -276,8 +276,8 @@ def borrow_some(pool: BufferPool, size: int) -> Iterator[memoryview | None]:
 
 @contextmanager
 def borrow_batch(pool: BufferPool) -> Iterator[PacketBatch]:
-    """A tray for the length of a block; the only way to one, so that none is forgotten."""
-    with borrow(pool, pool.tray_bytes) as arena:
+    """A batch for the length of a block; the only way to one, so that none is forgotten."""
+    with borrow(pool, pool.batch_bytes) as arena:
         yield PacketBatch(arena)
 
 

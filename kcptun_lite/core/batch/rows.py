@@ -49,7 +49,7 @@ class PacketRow(Sequence[memoryview]):
         return gather(self._arena, at, size, self._start, self._stride, self._places)
 
 
-class PacketTrain(Sequence[memoryview]):
+class PacketList(Sequence[memoryview]):
     """Packets of any lengths, in the order in which they have come."""
 
     __slots__ = ("_arena", "_lengths", "_starts")
@@ -66,10 +66,10 @@ class PacketTrain(Sequence[memoryview]):
     @overload
     def __getitem__(self, index: int) -> memoryview: ...
     @overload
-    def __getitem__(self, index: slice) -> "PacketTrain": ...
-    def __getitem__(self, index: int | slice) -> "memoryview | PacketTrain":
+    def __getitem__(self, index: slice) -> "PacketList": ...
+    def __getitem__(self, index: int | slice) -> "memoryview | PacketList":
         if isinstance(index, slice):
-            return PacketTrain(self._arena, self._starts[index], self._lengths[index])
+            return PacketList(self._arena, self._starts[index], self._lengths[index])
         start = self._starts[index]
         return self._arena[start : start + self._lengths[index]]
 

@@ -16,7 +16,7 @@ PACKET_ALIGNMENT = 16  # bytes; the largest cipher block, so that one running ci
 MANY = 8  # fields from which a call of numpy (about 2 us) is cheaper than the loop
 
 
-def spread(buffer: memoryview, start: int, stride: int, size: int, data: Buffer) -> None:
+def scatter(buffer: memoryview, start: int, stride: int, size: int, data: Buffer) -> None:
     """Lay out `data`, fields of `size` bytes side by side, `stride` bytes apart from `start` on."""
     count = len(data) // size
     np = loaded_numpy() if count >= MANY else None

@@ -44,7 +44,7 @@ class Lanes(Protocol):
     "keeps 32 bits of every lane; needed after every +, << and >>"
     keys: list[Word]
 
-    def spread(self, value: int) -> Word: ...
+    def scatter(self, value: int) -> Word: ...
     def load(self, column: memoryview) -> Word: ...
     def store(self, word: Word, column: memoryview) -> None: ...
     def lookup(self, word: Word) -> Word: ...
@@ -86,10 +86,10 @@ class IntLanes:
         self._tables = cipher.tables
         self._byte_tables = cipher.byte_tables
         self._ones = int.from_bytes(b"\1\0\0\0\0\0\0\0" * count, "little")
-        self.mask = self.spread(MASK32)
-        self.keys = [self.spread(key) for key in cipher.keys]
+        self.mask = self.scatter(MASK32)
+        self.keys = [self.scatter(key) for key in cipher.keys]
 
-    def spread(self, value: int) -> int:
+    def scatter(self, value: int) -> int:
         return self._ones * value
 
     def load(self, column: memoryview) -> int:
@@ -134,10 +134,10 @@ class NumpyLanes:
         self._np = np
         self._wire = np.dtype(np.uint32).newbyteorder(cipher.byteorder)
         self._tables = [np.array(table, np.uint32) for table in cipher.tables]
-        self.mask = self.spread(MASK32)
-        self.keys = [self.spread(key) for key in cipher.keys]
+        self.mask = self.scatter(MASK32)
+        self.keys = [self.scatter(key) for key in cipher.keys]
 
-    def spread(self, value: int) -> Word:
+    def scatter(self, value: int) -> Word:
         return self._np.uint32(value)
 
     def load(self, column: memoryview) -> Word:
@@ -174,7 +174,7 @@ class LaneCfb:
         row_words = max(-(-length // (4 * block_words)) for _, length in packets) * block_words
         row = 4 * row_words
         lanes = self._cipher.int_lanes(self._cipher, len(packets))
-        feedback = [lanes.spread(word) for word in self._iv]
+        feedback = [lanes.scatter(word) for word in self._iv]
         with borrow(self._pool, row * len(packets)) as scratch:
             for i, (start, length) in enumerate(packets):
                 scratch[i * row : i * row + length] = arena[start : start + length]

@@ -5,8 +5,8 @@ Out     the same batch: nonce, checksum or tag written and all encrypted; or bod
 Knows   every method of --crypt, its key and its header. Not: FEC, KCP, whose packet it is
 Wire    WIRE.md 2; kcp-go crypt.go, kcptun std/crypt.go
 Cost    per packet of 1350 bytes in a batch of 64, seal / open, of that 0.7 for nonce and CRC-32:
-        aes 2.8 / 1.0 us, xor 1.1, none 0.7, aes-128-gcm 1.2 (core/crypt/gcm.py), salsa20 12, blowfish 11 / 7, cast5 15 / 12,
-        3des 120; tea, xtea, sm4, twofish: core/crypt/ciphers.py
+        aes 2.8 / 1.0 us, xor 1.1, none 0.7, aes-128-gcm 1.2 (gcm.py), salsa20 12, blowfish 11 / 7, cast5 15 / 12,
+        3des 120; tea, xtea, sm4, twofish: ciphers.py
 
 Running ciphers. A packet is CFB from a constant IV, and its first 16 bytes are a random nonce that the receiver
 decrypts and throws away. CFB deciphers a block from itself and the block before it, so only the first block, which
@@ -27,11 +27,11 @@ from struct import Struct
 from typing import Any, NamedTuple, Protocol
 
 from kcptun_lite.core.batch.buffers import BATCH_BYTES, BufferPool, PacketBatch, RandomBytes, borrow
+from kcptun_lite.core.batch.strided import find_grid, gather, join_numbers, scatter, split_numbers
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.crypt.cryptodome import load
 from kcptun_lite.core.crypt.gcm import Gcm, PlainGcm, make_gcm
 from kcptun_lite.core.crypt.pbkdf2 import pbkdf2_sha1
-from kcptun_lite.core.batch.strided import find_grid, gather, join_numbers, split_numbers, spread
 from kcptun_lite.core.wire import (
     CFB_IV,
     CRYPT_CRC_SIZE,
@@ -171,8 +171,8 @@ class CheckedCrypt:
         arena, crc32 = batch.arena, self._crc32
         nonces = self._random_bytes(CRYPT_NONCE_SIZE * len(batch))
         if stride := batch.stride:
-            spread(arena, 0, stride, CRYPT_NONCE_SIZE, nonces)
-            spread(arena, CRYPT_NONCE_SIZE, stride, CRYPT_CRC_SIZE, join_numbers(map(crc32, _grid_bodies(batch))))
+            scatter(arena, 0, stride, CRYPT_NONCE_SIZE, nonces)
+            scatter(arena, CRYPT_NONCE_SIZE, stride, CRYPT_CRC_SIZE, join_numbers(map(crc32, _grid_bodies(batch))))
             self._cipher.encrypt(batch)
             return
         at = 0
@@ -387,7 +387,7 @@ def _native(name: str) -> Callable[[bytes, BufferPool], PacketCipher]:
 
 def _lanes(name: str) -> Callable[[bytes, BufferPool], PacketCipher]:
     def make(key: bytes, pool: BufferPool) -> PacketCipher:
-        from kcptun_lite.core.crypt import ciphers# 0.1 MiB that hardly anybody needs
+        from kcptun_lite.core.crypt import ciphers  # 0.1 MiB that hardly anybody needs
 
         return ciphers.LaneCfb(getattr(ciphers, name)(key), pool)
 

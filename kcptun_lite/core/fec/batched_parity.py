@@ -20,8 +20,8 @@ from functools import lru_cache
 from itertools import combinations
 from typing import TYPE_CHECKING, NamedTuple
 
-from kcptun_lite.core.lazy_imports import loaded_numpy
 from kcptun_lite.core.fec.reed_solomon import POLYNOMIAL, parity_rows
+from kcptun_lite.core.lazy_imports import loaded_numpy
 
 if TYPE_CHECKING:
     import numpy as np
@@ -71,7 +71,7 @@ def _schedule(data_shards: int, parity_shards: int) -> Schedule:
     return share_pairs(wanted, data_shards)
 
 
-class GroupParity:
+class BatchedParity:
     """The parity of whole groups of one code. Raises: RuntimeError where numpy is not loaded."""
 
     def __init__(self, data_shards: int, parity_shards: int) -> None:

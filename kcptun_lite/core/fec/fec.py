@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from struct import error as StructError
 
 from kcptun_lite.core.batch.buffers import PacketBatch
-from kcptun_lite.core.counters import Counters
-from kcptun_lite.core.fec.batched_parity import LARGEST_CODE, LEAST_GROUPS, GroupParity
-from kcptun_lite.core.lazy_imports import loaded_numpy
-from kcptun_lite.core.fec.reed_solomon import parity_sums, reconstruct
 from kcptun_lite.core.batch.rows import PacketRow
 from kcptun_lite.core.batch.strided import split_numbers, stamp
+from kcptun_lite.core.counters import Counters
+from kcptun_lite.core.fec.batched_parity import LARGEST_CODE, LEAST_GROUPS, BatchedParity
+from kcptun_lite.core.fec.reed_solomon import parity_sums, reconstruct
+from kcptun_lite.core.lazy_imports import loaded_numpy
 from kcptun_lite.core.wire import (
     FEC_DATA,
     FEC_HEADER,
@@ -73,10 +73,10 @@ class FecEncoder:
         self._headroom = headroom
         self._tailroom = tailroom
         self._sums = parity_sums(data_shards, parity_shards)
-        self._groups: GroupParity | None = None
+        self._groups: BatchedParity | None = None
         is_worth_it = data_shards > 1 and data_shards * parity_shards <= LARGEST_CODE and not is_thrifty
         if loaded_numpy() and is_worth_it:
-            self._groups = GroupParity(data_shards, parity_shards)
+            self._groups = BatchedParity(data_shards, parity_shards)
         self._seqid = 0
         self._seqid_end = _seqid_end(data_shards, parity_shards)
         self._last_packet: int | None = None
@@ -90,7 +90,7 @@ class FecEncoder:
                 headroom, header and tailroom. Parity lies at the end of the arena, in the lists in wire order.
             now: ms; a gap of MAX_GAP before a group's last packet skips its parity.
 
-        A group whose parity finds no room in the tray goes without; seqids advance as if it had been sent.
+        A group whose parity finds no room in the batch goes without; seqids advance as if it had been sent.
         """
         starts, lengths = batch.starts[first:], batch.lengths[first:]
         del batch.starts[first:], batch.lengths[first:]

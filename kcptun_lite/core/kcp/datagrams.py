@@ -1,19 +1,19 @@
-"""Packs KCP segments into datagrams, and datagrams into a tray.
+"""Packs KCP segments into datagrams, and datagrams into a batch.
 
 In      header fields and payloads, in the order they are to travel
-Out     packets in the tray: headroom, one datagram of whole segments, tailroom
+Out     packets in the batch: headroom, one datagram of whole segments, tailroom
 Knows   the size of things. Not: why a segment is sent
 Wire    WIRE.md 4.1, 4.7
 Cost    0.8 us per segment that fills a datagram, 1.9 us for others
 """
 
 from kcptun_lite.core.batch.buffers import PacketBatch
-from kcptun_lite.core.batch.strided import spread, stamp
+from kcptun_lite.core.batch.strided import scatter, stamp
 from kcptun_lite.core.wire import KCP_ACK, KCP_HEADER_SIZE, KCP_PUSH, KCP_SEGMENT, KCP_SN_AT, MASK32
 
 
 class DatagramWriter:
-    """Packs segments into datagrams behind the headroom of a tray's packets, for one flush.
+    """Packs segments into datagrams behind the headroom of a batch's packets, for one flush.
 
     wnd and una are those of the flush's beginning in every segment (WIRE.md 4.7).
     """
@@ -45,7 +45,7 @@ class DatagramWriter:
         headroom: int,
         tailroom: int,
     ) -> None:
-        """Writes at most `max_packets` packets behind those already in the tray."""
+        """Writes at most `max_packets` packets behind those already in the batch."""
         self.segments = 0
         "written so far"
         self.wants_answer = False
@@ -70,7 +70,7 @@ class DatagramWriter:
         return self._at + KCP_HEADER_SIZE + payload_size <= self._capacity or self._packets_left > 1
 
     def write(self, cmd: int, ts: int, sn: int, payload: bytes) -> bool:
-        """Write a segment; False if the tray is full."""
+        """Write a segment; False if the batch is full."""
         length = len(payload)
         self.wants_answer = self.wants_answer or cmd != KCP_ACK
         if self._at + KCP_HEADER_SIZE + length > self._capacity:
@@ -97,7 +97,7 @@ class DatagramWriter:
     def write_full(self, sn: int, now: int, payload: memoryview) -> None:
         """Write `payload` as PUSH segments of mss bytes, each a datagram of its own, at most `packets_left`.
 
-        The short road of bulk traffic: 0.1 us per segment with numpy, 0.9 without; `write` and `close` take 1.9.
+        The short path of bulk traffic: 0.1 us per segment with numpy, 0.9 without; `write` and `close` take 1.9.
         """
         self.close()
         mss = self._capacity - KCP_HEADER_SIZE
@@ -107,7 +107,7 @@ class DatagramWriter:
         header = KCP_SEGMENT.pack(self._conv, KCP_PUSH, 0, self._wnd, now & MASK32, 0, self._una, mss)
         numbers = [number & MASK32 for number in range(sn, sn + count)]
         stamp(self._arena, first + self._headroom, stride, header, KCP_SN_AT, numbers)
-        spread(self._arena, first + self._headroom + KCP_HEADER_SIZE, stride, mss, payload)
+        scatter(self._arena, first + self._headroom + KCP_HEADER_SIZE, stride, mss, payload)
         batch.commit(packet_size, count)
         self._packets_left -= count
         self.segments += count

@@ -1,7 +1,7 @@
 """KCP, the reliable stream over datagrams: segments, acknowledgements, windows, retransmission.
 
 In      datagrams from the peer, bytes from above, `now`
-Out     bytes in order; datagrams written behind the headroom of a tray's packets
+Out     bytes in order; datagrams written behind the headroom of a batch's packets
 Knows   one conversation. Not: FEC, keys, sockets, the clock
 Wire    WIRE.md section 4 (the 2021 rules; the newest generation's triggers for acknowledgements)
 Cost    about 1.1 us per segment sent, 0.6 us per segment received in order
@@ -12,14 +12,14 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from kcptun_lite.core.batch.buffers import PacketBatch
+from kcptun_lite.core.batch.rows import PacketRow
+from kcptun_lite.core.batch.strided import split_numbers
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.kcp.datagrams import DatagramWriter
 from kcptun_lite.core.kcp.pacing import Pacer
-from kcptun_lite.core.kcp.send_queue import SendQueue
 from kcptun_lite.core.kcp.receive_window import ReceiveWindow
-from kcptun_lite.core.kcp.recovery import Cause, CongestionWindow, RebirthWatch, RttEstimator, SendWindow
-from kcptun_lite.core.batch.rows import PacketRow
-from kcptun_lite.core.batch.strided import split_numbers
+from kcptun_lite.core.kcp.recovery import Cause, CongestionWindow, RestartDetector, RttEstimator, SendWindow
+from kcptun_lite.core.kcp.send_queue import SendQueue
 from kcptun_lite.core.wire import (
     KCP_ACK,
     KCP_HEADER_SIZE,
@@ -39,7 +39,7 @@ from kcptun_lite.core.wire import (
 )
 
 # Bytes that may wait for the window besides what is in flight. Short, so that a quiet stream's request
-# does not stand behind a bulk stream's backlog; long enough to fill a tray when acknowledgements come.
+# does not stand behind a bulk stream's backlog; long enough to fill a batch when acknowledgements come.
 QUEUE_TARGET = 128 * 1024
 READ_SEGMENTS = 32  # read at once: they are copied five times on their way up, and may become 22 times as much
 HALF32 = 0x80000000
@@ -72,7 +72,7 @@ class Kcp:
     def __init__(
         self, conv: int, params: KcpParams, counters: Counters, *, headroom: int, tailroom: int, first_sn: int = 0
     ) -> None:
-        """`headroom` and `tailroom` are what other rooms add around a datagram; `first_sn` is 0 but in tests."""
+        """`headroom` and `tailroom` are what other layers add around a datagram; `first_sn` is 0 but in tests."""
         self.conv = conv
         self.mss = params.mtu - headroom - tailroom - KCP_HEADER_SIZE
         self.received = ReceiveWindow(params.rcv_wnd, first_sn)
@@ -87,7 +87,7 @@ class Kcp:
         self.peer_ts = 0  # when the segment that came last was sent, ms of the peer's clock
         self.is_terse = False  # no ACK while something of ours waits for one: that goes again, and its `una` says it
         self._first_sn = first_sn
-        self._rebirth = RebirthWatch()
+        self._restart = RestartDetector()
         self._params = params
         self._counters = counters
         self._headroom = headroom
@@ -196,7 +196,7 @@ class Kcp:
                 self.flush_wanted = max(self.flush_wanted, Flush.ACKS)
 
     def _receive_in_order(self, datagrams: Sequence[memoryview], index: int, now: int) -> int:
-        """The short road for what bulk traffic is made of: datagrams that are the next segment and no more.
+        """The short path for what bulk traffic is made of: datagrams that are the next segment and no more.
 
         Returns the index of the first datagram that is anything else. 0.7 us per segment where
         `_receive_one` takes 1.2.
@@ -227,7 +227,7 @@ class Kcp:
         return index
 
     def _receive_row(self, row: PacketRow, room: int, now: int) -> int:
-        """The shortest road, for a row in which every datagram is the next segment; returns their number or 0.
+        """The shortest path, for a row in which every datagram is the next segment; returns their number or 0.
 
         0.1 us per segment.
         """
@@ -251,7 +251,7 @@ class Kcp:
         self._counters.in_segments += count
         self.rmt_wnd = wnd
         self.unanswered_since = None
-        self._rebirth.note(is_from_zero=False, now=now)
+        self._restart.note(is_from_zero=False, now=now)
 
     def _receive_one(self, datagram: memoryview, now: int, recovered: bool) -> bool:
         unpack = KCP_SEGMENT.unpack_from
@@ -303,9 +303,9 @@ class Kcp:
         return is_good
 
     def _note_una(self, una: int, now: int) -> None:
-        # Whoever has once told a higher una never goes back to the first one, unless he has been born again.
-        self._rebirth.note(is_from_zero=self._is_zero(una), now=now)
-        if self._rebirth.wants_question(now):
+        # Whoever has once told a higher una never goes back to the first one, unless he has been restarted.
+        self._restart.note(is_from_zero=self._is_zero(una), now=now)
+        if self._restart.wants_question(now):
             self.probe()
 
     def _is_zero(self, una: int) -> bool:
@@ -318,9 +318,9 @@ class Kcp:
         conv, _, _, _, _, _, una, _ = KCP_SEGMENT.unpack_from(datagram)
         return bool(conv == self.conv) and self._is_zero(una)
 
-    def is_peer_reborn(self, now: int) -> bool:
+    def has_peer_restarted(self, now: int) -> bool:
         """Whether the peer has lost all memory of this conversation: it acknowledges from zero, and goes on to."""
-        return self._rebirth.is_certain(now, self.rtt.rto)
+        return self._restart.is_certain(now, self.rtt.rto)
 
     def _receive_out_of_order(self, offset: int, sn: int, ts: int, payload: memoryview, recovered: bool) -> None:
         if offset >= HALF32:  # an old one again: our acknowledgement was lost
@@ -357,7 +357,7 @@ class Kcp:
 
     def next_deadline(self) -> int | None:
         """ms at which a flush is due though nothing happens before; None if nothing is under way."""
-        deadlines = [at for at in (self._ack_due, self.window.next_resend, self._rebirth.ask_at) if at is not None]
+        deadlines = [at for at in (self._ack_due, self.window.next_resend, self._restart.ask_at) if at is not None]
         if self._queue.size and self._pacer.resume_at is not None:
             deadlines.append(self._pacer.resume_at)
         if self._queue.size and self._probe_wait:
@@ -419,7 +419,7 @@ class Kcp:
             self._probe_wait = min(self._probe_wait * 3 // 2, KCP_PROBE_LIMIT)
             self._probe_at = now + self._probe_wait
             self._ask = True
-        if self._rebirth.wants_question(now):
+        if self._restart.wants_question(now):
             self._ask = True
         if self._ask and not writer.write(KCP_WASK, 0, 0, b""):
             return False
@@ -468,7 +468,7 @@ class Kcp:
         counters = self._counters
         rto = self.rtt.rto
         skipped = timed_out = False
-        for segment, cause in window.due(now, self.rtt.patience, early=early):
+        for segment, cause in window.due(now, self.rtt.loss_delay, early=early):
             if not writer.write(KCP_PUSH, now, segment.sn, segment.payload):
                 return False
             window.resent(segment, cause, now, rto, self._params.nodelay)
@@ -482,7 +482,7 @@ class Kcp:
                 skipped = True
         if timed_out or skipped:
             # One more walk, so that the next deadline and the flags are exact again.
-            window.due(now, self.rtt.patience, early=False)
+            window.due(now, self.rtt.loss_delay, early=False)
         if self._congestion is not None:
             if skipped:
                 self._congestion.on_fast_retransmit(window.snd_nxt - window.snd_una, self._params.resend)

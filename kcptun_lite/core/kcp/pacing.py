@@ -1,4 +1,4 @@
-"""Rates: the user's limit, bursts spread over the round trip, and trays that are worth waiting for.
+"""Rates: the user's limit, bursts spread over the round trip, and batches that are worth waiting for.
 
 In      bytes or segments sent, packets received, `now`
 Out     how long to wait, how much may go
@@ -12,8 +12,8 @@ PACING_BURST = 32  # segments that always may go at once
 COALESCING_REST = 1  # ms
 COALESCING_RATE = 4  # packets a ms, about 40 Mbit/s; below there is nothing to gather ...
 COALESCING_START = 32  # ... nor before so many have come above that rate
-TRAY_WORTH_ITS_COST = 16  # packets
-PACED_TRAY = 32 * 1024  # bytes sent at once under a limit, so that a burst is several trays
+BATCH_WORTH_ITS_COST = 16  # packets
+PACED_BATCH = 32 * 1024  # bytes sent at once under a limit, so that a burst is several batches
 
 
 class TokenBucket:
@@ -75,7 +75,7 @@ class Coalescer:
     def wants_rest(self, received: int, now: int) -> bool:
         """Whether whoever has received so many packets at `now` should come back in COALESCING_REST ms."""
         left = max(0, self._surplus - (now - self._at) * COALESCING_RATE)
-        is_flight = received >= 2 * TRAY_WORTH_ITS_COST  # more than a rest gathers: these come by themselves
+        is_flight = received >= 2 * BATCH_WORTH_ITS_COST  # more than a rest gathers: these come by themselves
         self._surplus = 0 if is_flight else min(left + received, 2 * COALESCING_START)
         self._at = now
-        return received < TRAY_WORTH_ITS_COST and self._surplus > COALESCING_START
+        return received < BATCH_WORTH_ITS_COST and self._surplus > COALESCING_START

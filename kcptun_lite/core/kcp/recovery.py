@@ -4,7 +4,7 @@ In      segments as they are sent, acknowledgements as they come, `now`
 Out     which segments to send again and why, the RTO, how many segments may be in flight, who has lost his memory
 Knows   sequence numbers and times. Not: headers, datagrams
 Wire    WIRE.md 4.5 to 4.7 (kcp-go's rules); RFC 6298 for the RTO, RFC 5681 for the window
-Cost    an acknowledged tray walks nothing but its own segments; only holes and timeouts walk the window
+Cost    an acknowledged batch walks nothing but its own segments; only holes and timeouts walk the window
 """
 
 from collections.abc import Sequence
@@ -20,9 +20,9 @@ from kcptun_lite.core.wire import (
 
 HALF32 = 0x80000000
 HEAD = 32  # segments at the head of the window whose timeouts are believed at once, whatever else is silent
-REBORN_DATAGRAMS = 2  # that acknowledge nothing after others had acknowledged something ...
-REBORN_AFTER = 300  # ms, or two RTO ... and for so long
-REBORN_ASK_AFTER = 100  # ms from the first question to the second; each further pause is twice the one before
+RESTART_DATAGRAMS = 2  # that acknowledge nothing after others had acknowledged something ...
+RESTART_AFTER = 300  # ms, or two RTO ... and for so long
+RESTART_ASK_AFTER = 100  # ms from the first question to the second; each further pause is twice the one before
 
 
 class Cause(Enum):
@@ -155,14 +155,14 @@ class SendWindow:
         delivered = self._delivered_ts
         return delivered is None or 0 < (segment.ts - delivered) & MASK32 < HALF32
 
-    def due(self, now: int, patience: int, *, early: bool) -> list[tuple[Segment, Cause]]:
+    def due(self, now: int, loss_delay: int, *, early: bool) -> list[tuple[Segment, Cause]]:
         """Segments to send again now, in order, and why.
 
-        No timeout is believed before `patience` ms since the sending (RFC 8985 in spirit). Where nothing sent
+        No timeout is believed before `loss_delay` ms since the sending (RFC 8985 in spirit). Where nothing sent
         later has been acknowledged either, the path or the peer may only be pausing, and a whole window would go
         again for nothing: behind the head of the window, which asks, such timeouts wait half as long again.
         `early`: nothing new is going out, so one skip is enough (RFC 5827 in spirit). The caller calls
-        `resent` for each one it sends; what finds no room in the tray is simply due again.
+        `resent` for each one it sends; what finds no room in the batch is simply due again.
         """
         timed_out = self.next_resend is not None and now >= self.next_resend
         if not (timed_out or self.has_fast or (early and self.has_skipped)):
@@ -181,7 +181,7 @@ class SendWindow:
                 due.append((segment, Cause.EARLY))
             elif now >= at:
                 waited = (now - segment.ts) & MASK32
-                needed = patience * 3 // 2 if index >= HEAD and self._is_tail(segment) else patience
+                needed = loss_delay * 3 // 2 if index >= HEAD and self._is_tail(segment) else loss_delay
                 if waited >= needed:
                     due.append((segment, Cause.TIMEOUT))
                 else:
@@ -203,7 +203,7 @@ class SendWindow:
             segment.resend_at = now + wait
             segment.rto = KCP_RTO_INITIAL
             if not wait:
-                segment.ts = (now - KCP_RTO_MAX) & MASK32  # no patience with it: what it was sent on is gone
+                segment.ts = (now - KCP_RTO_MAX) & MASK32  # no loss_delay with it: what it was sent on is gone
         if self.segments:
             self.next_resend = min(segment.resend_at for segment in self.segments)
         self._delivered_ts = now & MASK32
@@ -249,7 +249,7 @@ class RttEstimator:
         self.rto = min(max(self._min_rto, rto), KCP_RTO_MAX)
 
     @property
-    def patience(self) -> int:
+    def loss_delay(self) -> int:
         """ms after its sending before which no segment is taken for lost, however short the RTO was then."""
         return min(self.rto, self.latest + max(self._interval, self.latest >> 2)) if self.latest else self.rto
 
@@ -291,7 +291,7 @@ class CongestionWindow:
         self._increment = self._mss
 
 
-class RebirthWatch:
+class RestartDetector:
     """Tells whether the peer has lost all memory of the conversation: it acknowledges from zero, and goes on to.
 
     A packet that is late or was replayed acknowledges from zero as well. So the peer is asked again and again
@@ -313,7 +313,7 @@ class RebirthWatch:
             return
         if not self._count:
             self._since = self.ask_at = now
-            self._pause = REBORN_ASK_AFTER
+            self._pause = RESTART_ASK_AFTER
         self._count += 1
 
     def wants_question(self, now: int) -> bool:
@@ -325,4 +325,4 @@ class RebirthWatch:
         return True
 
     def is_certain(self, now: int, rto: int) -> bool:
-        return self._count >= REBORN_DATAGRAMS and now - self._since >= max(REBORN_AFTER, 2 * rto)
+        return self._count >= RESTART_DATAGRAMS and now - self._since >= max(RESTART_AFTER, 2 * rto)

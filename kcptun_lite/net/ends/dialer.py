@@ -12,9 +12,9 @@ from collections.abc import Callable
 from kcptun_lite.core.batch.buffers import Address, PacketBatch
 from kcptun_lite.core.wire import first_segment
 from kcptun_lite.errors import SessionError
-from kcptun_lite.net.ends.endpoint import Plant, ReceiverThread
+from kcptun_lite.net.ends.endpoint import ReceiverThread, SessionContext
 from kcptun_lite.net.ends.route import Route
-from kcptun_lite.net.session.path_probe import Scout
+from kcptun_lite.net.session.path_probe import PathProbe
 from kcptun_lite.net.session.session import Session
 from kcptun_lite.net.session.stream import Stream
 from kcptun_lite.net.session.update_thread import monotonic_ms
@@ -24,8 +24,8 @@ from kcptun_lite.net.udp.udp_socket import UdpSocket
 class Dialer:
     """Makes sessions and gives them new paths."""
 
-    def __init__(self, plant: Plant, route: Route) -> None:
-        self._plant = plant
+    def __init__(self, context: SessionContext, route: Route) -> None:
+        self._context = context
         self._route = route
 
     def dial(
@@ -33,9 +33,9 @@ class Dialer:
     ) -> Session:
         """A new session; nothing is sent before its first stream is opened. Raises: TransportError."""
         udp, remote = self._route.open()
-        session = self._plant.make_session(
+        session = self._context.make_session(
             int.from_bytes(os.urandom(4), "little"),
-            self._plant.params,
+            self._context.params,
             udp,
             remote,
             is_client=True,
@@ -51,17 +51,17 @@ class Dialer:
 
     def redial(self, session: Session) -> None:
         """Move a session to a fresh socket, and to what the route now holds for the way. Raises: TransportError."""
-        session.change_path(*self._scout(session))
+        session.change_path(*self._path_probe(session))
 
-    def scout(self, session: Session) -> Address:
+    def path_probe(self, session: Session) -> Address:
         """Try a fresh socket beside the session's own; returns where to. Raises: TransportError."""
-        scout = self._scout(session)
-        session.send_scout(scout)
-        return scout.remote
+        path_probe = self._path_probe(session)
+        session.start_path_probe(path_probe)
+        return path_probe.remote
 
-    def _scout(self, session: Session) -> Scout:
+    def _path_probe(self, session: Session) -> PathProbe:
         udp, remote = self._route.open()
-        return Scout(udp, remote, self._receiver(session, udp, remote))
+        return PathProbe(udp, remote, self._receiver(session, udp, remote))
 
     def _receiver(self, session: Session, udp: UdpSocket, remote: Address) -> ReceiverThread:
         counters = session.counters
@@ -82,7 +82,7 @@ class Dialer:
                     source = address
                 session.receive_through(udp, packets, now)
 
-        return ReceiverThread(udp, self._plant, counters, deliver)
+        return ReceiverThread(udp, self._context, counters, deliver)
 
 
 def _refuse_stream(session: Session, stream: Stream) -> None:

@@ -1,7 +1,7 @@
 """A UDP socket at work: what all sessions of a program share, and the thread that receives for them.
 
 In      packets of a UDP socket
-Out     the same packets, opened, a tray at a time
+Out     the same packets, opened, a batch at a time
 Knows   encryption, threads, what sessions are made of. Not: streams, options
 Cost    one thread per socket
 """
@@ -13,21 +13,21 @@ from time import sleep
 from typing import NamedTuple
 
 from kcptun_lite import log
-from kcptun_lite.core.budget import SESSION_COST, Share
 from kcptun_lite.core.batch.buffers import Address, BufferPool, PacketBatch, borrow_batch
+from kcptun_lite.core.budget import SESSION_COST, Share
 from kcptun_lite.core.conversation import Conversation, ConversationParams
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.crypt.crypt import PacketCrypt, make_crypt
 from kcptun_lite.core.kcp.pacing import COALESCING_REST, Coalescer
 from kcptun_lite.errors import SessionError, TransportError
+from kcptun_lite.net.ends.failed_packets import FailedPackets, FailedPacketSampler
 from kcptun_lite.net.session.session import Session
 from kcptun_lite.net.session.stream import Stream
-from kcptun_lite.net.ends.failed_packets import Sampler, Suspects
 from kcptun_lite.net.session.update_thread import UpdateThread, monotonic_ms
 from kcptun_lite.net.udp.udp_socket import UdpSocket
 
 
-class Plant(NamedTuple):
+class SessionContext(NamedTuple):
     """What all sessions of a program share."""
 
     params: ConversationParams
@@ -38,7 +38,7 @@ class Plant(NamedTuple):
     ticker: UpdateThread
     rate: int
     "bytes a second that each session may send; 0: no limit"
-    suspects: Suspects
+    failed_packets: FailedPackets
 
     def make_crypt(self) -> PacketCrypt:
         return make_crypt(self.crypt, self.key, os.urandom, self.pool)
@@ -78,7 +78,7 @@ class Plant(NamedTuple):
             ticker=self.ticker,
             counters=counters,
             rate=self.rate,
-            is_proven=is_client,
+            is_validated=is_client,
             owns_socket=is_client,
             on_stream=on_stream,
             on_trouble=on_trouble,
@@ -87,12 +87,12 @@ class Plant(NamedTuple):
 
 
 class ReceiverThread(Thread):
-    """Receives trays of packets, opens them, and hands them on until the socket is closed."""
+    """Receives batches of packets, opens them, and hands them on until the socket is closed."""
 
     def __init__(
         self,
         udp: UdpSocket,
-        plant: Plant,
+        context: SessionContext,
         counters: Counters,
         deliver: Callable[[PacketBatch, int], None],
         receive: Callable[[PacketBatch], int] | None = None,
@@ -100,11 +100,11 @@ class ReceiverThread(Thread):
         """`receive`: if others than `udp` receive as well."""
         super().__init__(name=f"rx-{udp.address[1]}")
         self._receive = receive or udp.receive
-        self._crypt = plant.make_crypt()
-        self._pool = plant.pool
+        self._crypt = context.make_crypt()
+        self._pool = context.pool
         self._counters = counters
         self._deliver = deliver
-        self._sampler = Sampler(plant.suspects, counters, udp)
+        self._sampler = FailedPacketSampler(context.failed_packets, counters, udp)
         self._coalescer = Coalescer()
 
     def run(self) -> None:

@@ -1,9 +1,9 @@
 """A sample, now and then, of packets that fail their check, taken before decryption destroys them.
 
-In      trays of packets before and after they are opened
+In      batches of packets before and after they are opened
 Out     one raw packet that has failed, at most one per second and program
 Knows   addresses. Not: keys, who is worth a sentence
-Cost    one comparison per tray; up to 3 us more while an address is under suspicion
+Cost    one comparison per batch; up to 3 us more while an address is under suspicion
 
 A packet is decrypted in place, so whether it was worth keeping is known only when it is gone. Therefore the first
 bad packet of an address makes it a suspect, and its next one is copied. As long as nothing good has come in at all,
@@ -29,7 +29,7 @@ class Sample(NamedTuple):
     "which has received it"
 
 
-class Suspects:
+class FailedPackets:
     """Where the receiver threads leave a sample for the main thread."""
 
     def __init__(self) -> None:
@@ -50,12 +50,12 @@ class Suspects:
         return sample
 
 
-class Sampler:
-    """The eyes of one receiver thread: `before` each tray is opened, `after` one in which packets failed."""
+class FailedPacketSampler:
+    """The eyes of one receiver thread: `before` each batch is opened, `after` one in which packets failed."""
 
-    def __init__(self, suspects: Suspects, counters: Counters, udp: UdpSocket) -> None:
+    def __init__(self, failed_packets: FailedPackets, counters: Counters, udp: UdpSocket) -> None:
         """`counters` are those the packets are counted in."""
-        self._suspects = suspects
+        self._failed_packets = failed_packets
         self._counters = counters
         self._udp = udp
         self._suspect: Address | None = None
@@ -63,9 +63,9 @@ class Sampler:
         self._copy: tuple[int, Sample] | None = None
 
     def before(self, batch: PacketBatch, now: int) -> None:
-        """Keep a copy of the suspect's packet, if a sample is wanted and there is one in the tray."""
+        """Keep a copy of the suspect's packet, if a sample is wanted and there is one in the batch."""
         self._copy = None
-        if not self._suspects.wants_sample(now):
+        if not self._failed_packets.wants_sample(now):
             return
         suspect = self._suspect
         if suspect is not None and suspect in batch.addresses:
@@ -80,7 +80,7 @@ class Sampler:
     def after(self, batch: PacketBatch, now: int) -> None:
         """Hand in the copy if that packet has failed, else look for a suspect."""
         if self._copy and not batch.lengths[self._copy[0]]:
-            self._suspects.put(self._copy[1], now)
-        elif (self._suspect is None or now >= self._suspect_until) and self._suspects.wants_sample(now):
+            self._failed_packets.put(self._copy[1], now)
+        elif (self._suspect is None or now >= self._suspect_until) and self._failed_packets.wants_sample(now):
             self._suspect = batch.addresses[batch.lengths.index(0)]
             self._suspect_until = now + SUSPECT_FOR

@@ -1,18 +1,18 @@
 """The server's sessions on one UDP port: who is who, who may come in, who has moved.
 
 In      opened packets with their sources
-Out     sessions; each session's packets, once per tray
+Out     sessions; each session's packets, once per batch
 Knows   addresses and conversations. Not: streams, options
 Wire    WIRE.md 5.2, stricter: only the first segment of a conversation makes a session
-Cost    one thread per port; one look-up per tray and peer
+Cost    one thread per port; one look-up per batch and peer
 """
 
 from collections.abc import Callable, Sequence
 from threading import Lock
 
 from kcptun_lite import log
-from kcptun_lite.core.budget import SESSION_COST
 from kcptun_lite.core.batch.buffers import Address, BufferPool, PacketBatch, borrow_batch
+from kcptun_lite.core.budget import SESSION_COST
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.crypt.crypt import PacketCrypt
 from kcptun_lite.core.wire import (
@@ -28,17 +28,19 @@ from kcptun_lite.core.wire import (
     fec_type,
 )
 from kcptun_lite.errors import SessionClosed, SessionError, TransportError
-from kcptun_lite.net.udp.address import format_address
-from kcptun_lite.net.udp.peer_sockets import Doors
-from kcptun_lite.net.ends.endpoint import Plant, ReceiverThread
+from kcptun_lite.net.ends.endpoint import ReceiverThread, SessionContext
+from kcptun_lite.net.ends.failed_packets import Sample
 from kcptun_lite.net.session.session import Session
 from kcptun_lite.net.session.stream import Stream
-from kcptun_lite.net.ends.failed_packets import Sample
+from kcptun_lite.net.udp.address import format_address
+from kcptun_lite.net.udp.peer_sockets import PeerSockets
 from kcptun_lite.net.udp.udp_socket import UdpSocket
 
 HALF_OPEN_TIME = 10_000  # ms in which a new session must acknowledge something ...
-UNPROVEN_TIME = 15_000  # ms ... if it has a stream: kcptun's keep-alive takes 10 s to ask, should that have been lost
-ANSWERS = 1000  # to strangers, a second
+UNVALIDATED_TIME = (
+    15_000  # ms ... if it has a stream: kcptun's keep-alive takes 10 s to ask, should that have been lost
+)
+ANSWERS = 1000  # to unknown sources, a second
 SHARE_OF_ONE_HOST = 4  # one address may have a quarter of --maxsessions
 
 
@@ -47,7 +49,7 @@ class Listener:
 
     def __init__(
         self,
-        plant: Plant,
+        context: SessionContext,
         udp: UdpSocket,
         *,
         max_sessions: int,
@@ -57,9 +59,9 @@ class Listener:
     ) -> None:
         self.counters = Counters()
         "of the packets that belong to no session"
-        self._plant = plant
+        self._context = context
         self._udp = udp
-        self._crypt: PacketCrypt = plant.make_crypt()
+        self._crypt: PacketCrypt = context.make_crypt()
         self._max_sessions = max_sessions
         self._max_per_host = max(1, max_sessions // SHARE_OF_ONE_HOST)
         self._on_stream = on_stream
@@ -71,8 +73,8 @@ class Listener:
         self._per_host: dict[str, int] = {}
         self._answers_left = ANSWERS
         self._is_closing = False
-        self._doors = Doors(udp)
-        self._receiver = ReceiverThread(udp, plant, self.counters, self._deliver, self._doors.receive)
+        self._peer_sockets = PeerSockets(udp)
+        self._receiver = ReceiverThread(udp, context, self.counters, self._deliver, self._peer_sockets.receive)
 
     def start(self) -> None:
         self._receiver.start()
@@ -95,14 +97,14 @@ class Listener:
         if self._receiver.ident is not None:
             self._receiver.join()
         with self._lock:
-            self._doors.close()
+            self._peer_sockets.close()
 
     def drop_half_open(self, now: int) -> None:
         """Close sessions that somebody has opened and never shown to be there; called once a second."""
         self._answers_left = ANSWERS
         for session in self.sessions():
-            limit = UNPROVEN_TIME if session.stream_count else HALF_OPEN_TIME
-            if not session.is_proven and now - session.opened_at >= limit:
+            limit = UNVALIDATED_TIME if session.stream_count else HALF_OPEN_TIME
+            if not session.is_validated and now - session.opened_at >= limit:
                 session.close(SessionClosed("half-open"))
 
     # -- receiver thread -----------------------------------------------------------------------
@@ -112,7 +114,7 @@ class Listener:
         for address, packets in batch.by_source():
             is_any_use |= self._route(address, packets, now)
         if not is_any_use:
-            self._doors.let_strangers_wait()
+            self._peer_sockets.rest_unknown()
 
     def _route(self, address: Address, packets: Sequence[memoryview], now: int) -> bool:
         """Give packets of one address to the session they are of; whether that was of use."""
@@ -135,18 +137,18 @@ class Listener:
             self.counters.kcp_in_errors += 1
             strays.append(index)
             if not session and cmd in (KCP_PUSH, KCP_WASK):
-                self._answer_stranger(conv, address)
+                self._answer_unknown(conv, address)
                 return False
         if strays:
             packets = [packet for index, packet in enumerate(packets) if index not in strays]
         if not session or not packets:
             return False
         session.receive(packets, now)
-        if session.is_proven and address not in self._doors:
+        if session.is_validated and address not in self._peer_sockets:
             with self._lock:
                 if self._by_address.get(address) is session and not self._is_closing:
-                    self._doors.open(address)
-        return session.is_proven  # a recorded first packet makes a session, too
+                    self._peer_sockets.open(address)
+        return session.is_validated  # a recorded first packet makes a session, too
 
     def _receive_from_elsewhere(
         self, session: Session, address: Address, packets: Sequence[memoryview], now: int
@@ -158,7 +160,7 @@ class Listener:
         """
         before = session.remote
         conversation = session.conversation
-        if session.is_proven and not conversation.bring_news(packets):
+        if session.is_validated and not conversation.bring_news(packets):
             # Replayed; or all the client has to say is what we know, because our answers went to where it was.
             kcp = conversation.kcp
             self._answer(conversation.conv, address, wnd=kcp.received.free, una=kcp.progress()[1])
@@ -168,26 +170,26 @@ class Listener:
                 stale = self._by_address.get(address)
                 if self._by_address.get(before) is session:
                     del self._by_address[before]
-                    self._doors.shut(before)
+                    self._peer_sockets.shut(before)
                     self._count_host_locked(before, -1)
                 if not session.is_closed:  # or it could not be found when it was to be forgotten
                     self._by_address[address] = session
                     self._count_host_locked(address, 0 if stale else 1)  # whose place it takes was counted
             if stale and stale is not session:
                 stale.close(SessionClosed("its address is another client's now"))
-            if session.is_proven:  # others move as anybody likes who repeats their first packet
+            if session.is_validated:  # others move as anybody likes who repeats their first packet
                 log.info(
                     f"session {session.conversation.conv:08x} moved from {format_address(before)} "
                     f"to {format_address(address)}"
                 )
-        return session.is_proven
+        return session.is_validated
 
-    def _answer_stranger(self, conv: int, address: Address) -> None:
+    def _answer_unknown(self, conv: int, address: Address) -> None:
         """Tell whoever continues a conversation we know nothing of that it is over: we acknowledge from zero.
 
-        A client of ours takes two of these for the proof that they are (Kcp.is_peer_reborn). One of Go learns
+        A client of ours takes two of these for the proof that they are (Kcp.has_peer_restarted). One of Go learns
         nothing from them, but is not kept waiting by a session that never delivers either (WIRE.md 5.2).
-        The answer is a bare WINS, never longer than the question; ACK and WINS get none, so two strangers
+        The answer is a bare WINS, never longer than the question; ACK and WINS get none, so two unknown sources
         cannot keep each other talking.
         """
         self._answer(conv, address, wnd=KCP_WND_INITIAL, una=0)
@@ -196,7 +198,7 @@ class Listener:
         if self._answers_left:
             self._answers_left -= 1
             self.counters.out_packets += _send_wins(
-                conv, self._plant.pool, self._crypt, self._udp, address, wnd=wnd, una=una
+                conv, self._context.pool, self._crypt, self._udp, address, wnd=wnd, una=una
             )
 
     def _create(self, conv: int, address: Address, *, fec: bool, now: int) -> Session | None:
@@ -209,12 +211,12 @@ class Listener:
             which = "are open" if is_full else f"allow {self._max_per_host} from one address"
             log.limited("sessions", f"no session for {address[0]}: --maxsessions {self._max_sessions} {which}")
             return None
-        if self._plant.pool.budget.free < SESSION_COST:
+        if self._context.pool.budget.free < SESSION_COST:
             log.limited("sessions", f"no session for {address[0]}: --memlimit is used up")
             return None
-        session = self._plant.make_session(
+        session = self._context.make_session(
             conv,
-            self._plant.params.answering(fec=fec),
+            self._context.params.answering(fec=fec),
             self._udp,
             address,
             is_client=False,
@@ -236,7 +238,7 @@ class Listener:
         with self._lock:
             if self._by_address.get(session.remote) is session:
                 del self._by_address[session.remote]
-                self._doors.shut(session.remote)
+                self._peer_sockets.shut(session.remote)
                 self._count_host_locked(session.remote, -1)
             if self._by_conv.get(session.conversation.conv) is session:
                 del self._by_conv[session.conversation.conv]
@@ -254,14 +256,14 @@ def _wait_for_client(session: Session) -> None:
     """Only the client can find another way."""
 
 
-def hint(plant: Plant, stranger: Sample) -> None:
-    """Send a stranger one packet in our own encryption: one of ours finds out from it which --crypt we use.
+def hint(context: SessionContext, unknown: Sample) -> None:
+    """Send an unknown source one packet in our own encryption: one of ours finds out from it which --crypt we use.
 
-    For strangers who have our key; never longer than what came from there.
+    For unknown sources who have our key; never longer than what came from there.
     """
-    crypt = plant.make_crypt()
-    if len(stranger.packet) >= crypt.headroom + KCP_HEADER_SIZE + crypt.tailroom:
-        _send_wins(0, plant.pool, crypt, stranger.udp, stranger.source, wnd=KCP_WND_INITIAL, una=0)
+    crypt = context.make_crypt()
+    if len(unknown.packet) >= crypt.headroom + KCP_HEADER_SIZE + crypt.tailroom:
+        _send_wins(0, context.pool, crypt, unknown.udp, unknown.source, wnd=KCP_WND_INITIAL, una=0)
 
 
 def _send_wins(

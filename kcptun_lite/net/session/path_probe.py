@@ -17,7 +17,7 @@ from kcptun_lite.net.udp.udp_socket import UdpSocket
 NO_WAY = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL)
 
 
-class Scout(NamedTuple):
+class PathProbe(NamedTuple):
     """Another way to the peer, tried while the session's own is silent."""
 
     udp: UdpSocket

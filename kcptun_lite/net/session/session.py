@@ -2,8 +2,8 @@
 
 In      opened packets from a receiver thread, calls of the update thread, streams' bytes
 Out     sealed packets through a UDP socket; opened streams to whoever serves them
-Knows   the two locks (DESIGN: `_tx_lock` before `lock`), when to transmit. Not: TCP, options
-Cost    two locks and one cipher call per tray
+Knows   the two locks (`_tx_lock` before `lock`), when to transmit. Not: TCP, options
+Cost    two locks and one cipher call per batch
 """
 
 from collections import deque
@@ -17,16 +17,16 @@ from kcptun_lite.core.conversation import Conversation
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.crypt.crypt import PacketCrypt
 from kcptun_lite.core.kcp.kcp import Flush
-from kcptun_lite.core.kcp.pacing import PACED_TRAY, TokenBucket
+from kcptun_lite.core.kcp.pacing import PACED_BATCH, TokenBucket
 from kcptun_lite.core.mux.smux import StreamOpened, StreamReadable, StreamWritable
 from kcptun_lite.errors import DeadLink, KeepaliveTimeout, RemoteProtocolError, SessionClosed, SessionError
-from kcptun_lite.net.session.path_probe import Scout, is_cut_off, send_all
+from kcptun_lite.net.session.path_probe import PathProbe, is_cut_off, send_all
 from kcptun_lite.net.session.stream import Stream
 from kcptun_lite.net.session.update_thread import UpdateThread, monotonic_ms
 from kcptun_lite.net.udp.udp_socket import UdpSocket
 
 SLOW_RHYTHM = 1000  # ms between looks at the keep-alive of a session in which nothing is under way
-DOUBT = 1000  # ms without an answer after which the peer is asked whether it is there; or 2 RTO if that is more
+PROBE_TIMEOUT = 1000  # ms without an answer after which the peer is asked whether it is there; or 2 RTO if that is more
 SILENCE = 3000  # ms without an answer after which the way to the peer is in doubt; or 4 RTO if that is more
 # The receiver thread must not stay with sending: with a slow cipher timeouts bring up ever more to send, because the
 # acknowledgements lie unread, and it would never come back to read them.
@@ -34,8 +34,8 @@ BRIEFLY = 2  # ms
 DEAD_AFTER = 75_000  # ms without an answer after which the session is over
 BULK = 64 * 1024  # bytes received; when more than these just stop coming, the client speaks up
 PROBE_PERIOD = 1000  # ms between questions to a silent peer
-DENIALS = 3  # times that a peer who is reached another way must say that it knows nothing of us ...
-DENIED_AFTER = 2500  # ms ... and for so long, while the old way stays silent, until we believe it
+PROBE_RESETS = 3  # times that a peer who is reached another way must say that it knows nothing of us ...
+PROBE_RESET_AFTER = 2500  # ms ... and for so long, while the old way stays silent, until we believe it
 
 
 class Session:
@@ -52,7 +52,7 @@ class Session:
         ticker: UpdateThread,
         counters: Counters,
         rate: int,
-        is_proven: bool,
+        is_validated: bool,
         owns_socket: bool,
         on_stream: Callable[["Session", Stream], None],
         on_trouble: Callable[["Session"], None],
@@ -61,8 +61,8 @@ class Session:
         """`crypt` seals for this session alone; callbacks run without any lock held.
 
         `rate`: bytes a second sent at most, 0 for no limit.
-        `is_proven`: the peer is known to be at `remote`. Until it has acknowledged something of ours no stream
-        gets an answer, and no more bytes go out than have come from there, lest somebody have us flood a stranger.
+        `is_validated`: the peer is known to be at `remote`. Until it has acknowledged something of ours no stream
+        gets an answer, and no more bytes go out than have come from there: nobody can have us flood another host.
         `owns_socket`: nobody else uses `udp`; it is closed with the session (clients).
         `on_trouble`: the way to the peer is in doubt; called again every second while it is.
         """
@@ -74,11 +74,11 @@ class Session:
         self.opened_at = self.heard_at = monotonic_ms()
         self.receiver: Thread | None = None
         "the thread that receives for this session alone (clients)"
-        self.is_proven = is_proven
-        if not is_proven:
-            conversation.distrust()
+        self.is_validated = is_validated
+        if not is_validated:
+            conversation.await_validation()
         self._credit = 0
-        "bytes received from an unproven peer less those sent there"
+        "bytes received from an unvalidated peer less those sent there"
         self._is_holding_back = False
         self._nonsense: SessionError | None = None
         "the peer's stream makes none: the session ends as soon as the peer could be told what we speak"
@@ -102,8 +102,8 @@ class Session:
         self._closed: SessionError | None = None
         self._tx_lock = Lock()
         self._tx_wanted = False
-        self._scout: Scout | None = None
-        self._denials = self._denied_since = 0
+        self._path_probe: PathProbe | None = None
+        self._probe_resets = self._probe_reset_since = 0
         self._received_at_pause = 0
 
     def __repr__(self) -> str:
@@ -138,35 +138,35 @@ class Session:
     # -- receiver thread -----------------------------------------------------------------------
 
     def receive_through(self, udp: UdpSocket, packets: Sequence[memoryview], now: int) -> None:
-        """Take opened packets from the session's own socket or from its scout's (clients)."""
+        """Take opened packets from the session's own socket or from its path probe's (clients)."""
         with self.lock:
-            scout = self._scout
+            path_probe = self._path_probe
             is_own = udp is self._udp
         if is_own:
             self.receive(packets, now)
-            if scout and self._silence_locked(now) < DOUBT:
-                self._set_scout(None)  # the old way is not dead after all
-        elif scout and udp is scout.udp:
-            self._receive_from_scout(scout, packets, now)
+            if path_probe and self._silence_locked(now) < PROBE_TIMEOUT:
+                self._set_path_probe(None)  # the old way is not dead after all
+        elif path_probe and udp is path_probe.udp:
+            self._receive_from_path_probe(path_probe, packets, now)
 
-    def _receive_from_scout(self, scout: Scout, packets: Sequence[memoryview], now: int) -> None:
+    def _receive_from_path_probe(self, path_probe: PathProbe, packets: Sequence[memoryview], now: int) -> None:
         """The peer is reached the other way. If it knows us there, we go that way; a Go server never does.
 
         kcp-go knows clients by their address. While the old way may still come back (an outage is over for
-        both ways at once), what it says to the stranger in us counts for nothing.
+        both ways at once), what it says to the unknown source in us counts for nothing.
         """
         with self.lock:
-            if self._scout is not scout:
+            if self._path_probe is not path_probe:
                 return  # dismissed meanwhile; who dismisses it may be waiting for this thread
-            is_denied = self.conversation.is_denied_by(packets)
-            if not is_denied:
-                self._scout = None  # nobody else dismisses it now
+            is_reset = self.conversation.is_reset_by(packets)
+            if not is_reset:
+                self._path_probe = None  # nobody else dismisses it now
             else:
-                self._denials += 1
-                self._denied_since = self._denied_since or now
-            is_over = self._denials >= DENIALS and now - self._denied_since >= DENIED_AFTER
-        if not is_denied:
-            self.change_path(*scout)
+                self._probe_resets += 1
+                self._probe_reset_since = self._probe_reset_since or now
+            is_over = self._probe_resets >= PROBE_RESETS and now - self._probe_reset_since >= PROBE_RESET_AFTER
+        if not is_reset:
+            self.change_path(*path_probe)
             self.receive(packets, now)
         elif is_over:
             self.close(DeadLink("the server is reached another way only, and does not know this session there"))
@@ -175,7 +175,7 @@ class Session:
         """Take opened packets; they are free again when this returns.
 
         If `source` is given and is not where the peer was, packets that bring anything new move the
-        session there (the peer's address has changed); True if they did. Until the peer is proven to be
+        session there (the peer's address has changed); True if they did. Until the peer is validated to be
         where it was, old ones do so as well.
         """
         failure: SessionError | None = None
@@ -183,10 +183,10 @@ class Session:
         with self.lock:
             if self._closed:
                 return False
-            was_cut_off = self._silence_locked(now) >= self._doubt_locked()
+            was_cut_off = self._silence_locked(now) >= self._probe_timeout_locked()
             self.heard_at, self._send_error = now, None
             is_elsewhere = source is not None and source != self.remote
-            if not self.is_proven:
+            if not self.is_validated:
                 size = sum(map(len, packets)) + len(packets) * (self._crypt.headroom + self._crypt.tailroom)
                 self._credit = size if is_elsewhere else self._credit + size
             before = self.conversation.progress()
@@ -200,13 +200,13 @@ class Session:
             if was_cut_off and self.conversation.kcp.unanswered_since is None:
                 self.conversation.kcp.resume(now)
             after = self.conversation.progress()
-            if source is not None and is_elsewhere and (after != before or not self.is_proven):
+            if source is not None and is_elsewhere and (after != before or not self.is_validated):
                 self.remote = source
                 has_moved = True
-            if not self.is_proven and after[0] != before[0]:
-                self.is_proven = True
-                self.conversation.trust(now)
-            if self.conversation.is_peer_reborn(now):
+            if not self.is_validated and after[0] != before[0]:
+                self.is_validated = True
+                self.conversation.validate_peer(now)
+            if self.conversation.has_peer_restarted(now):
                 failure = DeadLink("the other end knows nothing of this session: it was restarted, or has dropped it")
             opened = self._dispatch_locked()
             ready, self._ready = self._ready, []
@@ -291,20 +291,26 @@ class Session:
             if silence >= DEAD_AFTER:
                 failure = DeadLink(f"no answer for {silence // 1000} s")
             # Data unanswered: ask, which any living peer answers; then have somebody look for another way.
-            is_in_doubt = is_cut_off(self._udp) or silence >= self._doubt_locked()
-            is_question_due = self.is_proven and is_in_doubt and now - self._probed_at >= PROBE_PERIOD
+            is_in_doubt = is_cut_off(self._udp) or silence >= self._probe_timeout_locked()
+            is_question_due = self.is_validated and is_in_doubt and now - self._probed_at >= PROBE_PERIOD
             if is_question_due:
                 self._probed_at = now
                 self.conversation.kcp.probe()
             received = self.counters.bytes_received
-            if self._owns_socket and now - self.heard_at >= DOUBT and received - self._received_at_pause >= BULK:
+            if (
+                self._owns_socket
+                and now - self.heard_at >= PROBE_TIMEOUT
+                and received - self._received_at_pause >= BULK
+            ):
                 # A download has stopped. If a NAT on the way has given us a new address, only we can tell the server.
                 self._received_at_pause = received
                 self.conversation.ping()
             is_silent = silence >= max(SILENCE, 4 * self.conversation.kcp.rtt.rto)
             is_trouble = is_question_due and (is_silent or is_cut_off(self._udp))
             # A server that is reached another way, and does not know us yet, is given time to say so thrice.
-            is_trouble = is_trouble and not (self._denials and now - self._denied_since < 2 * DENIED_AFTER)
+            is_trouble = is_trouble and not (
+                self._probe_resets and now - self._probe_reset_since < 2 * PROBE_RESET_AFTER
+            )
             is_flush_wanted = self.conversation.flush_wanted is not Flush.NOTHING
         if failure:
             self.close(failure)
@@ -337,23 +343,23 @@ class Session:
         since = self.conversation.kcp.unanswered_since
         return 0 if since is None else now - since
 
-    def _doubt_locked(self) -> int:
-        return max(DOUBT, 2 * self.conversation.kcp.rtt.rto)
+    def _probe_timeout_locked(self) -> int:
+        return max(PROBE_TIMEOUT, 2 * self.conversation.kcp.rtt.rto)
 
-    def send_scout(self, scout: Scout) -> None:
+    def start_path_probe(self, path_probe: PathProbe) -> None:
         """Have what is sent go through another socket as well, until one of the two ways brings an answer (clients)."""
-        scout.receiver.start()
+        path_probe.receiver.start()
         with self.lock:
             self.conversation.ping()
             self.conversation.kcp.probe()
-        self._set_scout(scout)
+        self._set_path_probe(path_probe)
         self.transmit()
 
-    def _set_scout(self, scout: Scout | None) -> None:
+    def _set_path_probe(self, path_probe: PathProbe | None) -> None:
         with self.lock:
-            dismissed = [self._scout, scout] if self._closed else [self._scout]
-            self._scout = None if self._closed else scout
-            self._denials = self._denied_since = 0
+            dismissed = [self._path_probe, path_probe] if self._closed else [self._path_probe]
+            self._path_probe = None if self._closed else path_probe
+            self._probe_resets = self._probe_reset_since = 0
         for old in dismissed:
             if old:
                 old.dismiss()
@@ -363,7 +369,7 @@ class Session:
         if receiver.ident is None:
             receiver.start()
         with self.lock:
-            old = Scout(self._udp, self.remote, self.receiver or current_thread())
+            old = PathProbe(self._udp, self.remote, self.receiver or current_thread())
             self._send_error = self._udp.last_error or self._send_error
             self._udp, self.remote, self.receiver = udp, remote, receiver
             is_over = self._closed is not None
@@ -395,12 +401,12 @@ class Session:
                 return
 
     def _transmit_held(self, until: int | None = None) -> bool:
-        """Send what there is, or what there is time for, at least a tray of it; whether that was all."""
+        """Send what there is, or what there is time for, at least a batch of it; whether that was all."""
         conversation = self.conversation
-        with borrow(self._pool, max(self._pool.tray_bytes, conversation.tray_bytes)) as arena:
+        with borrow(self._pool, max(self._pool.batch_bytes, conversation.batch_bytes)) as arena:
             batch = PacketBatch(arena)
             if self._bucket:
-                batch.capacity = min(batch.capacity, PACED_TRAY)
+                batch.capacity = min(batch.capacity, PACED_BATCH)
             more = True
             while more:
                 now = monotonic_ms()
@@ -412,7 +418,7 @@ class Session:
                     if self._closed and not conversation.flush_wanted:
                         return True
                     more = conversation.packets_to_send(batch, now)
-                    if not self.is_proven:
+                    if not self.is_validated:
                         self._hold_back_locked(batch)
                     if self.writers and conversation.kcp.send_room > 0:
                         self.writers[0].wake_writer_locked()
@@ -421,8 +427,8 @@ class Session:
                     self._crypt.seal(batch)
                     packets = batch.views()
                     sent = send_all(self._udp, packets, self.remote)
-                    if scout := self._scout:
-                        sent = max(sent, send_all(scout.udp, packets, scout.remote))
+                    if path_probe := self._path_probe:
+                        sent = max(sent, send_all(path_probe.udp, packets, path_probe.remote))
                     self.counters.out_packets += sent
                     self.counters.send_drops += len(packets) - sent
                     self.counters.out_bytes += sum(batch.lengths)
@@ -436,7 +442,7 @@ class Session:
         return True
 
     def _hold_back_locked(self, batch: PacketBatch) -> None:
-        """Drop all from the first packet on that is more than an unproven peer has sent."""
+        """Drop all from the first packet on that is more than an unvalidated peer has sent."""
         self._is_holding_back = False
         for index, length in enumerate(batch.lengths):
             if length > self._credit:
@@ -468,7 +474,7 @@ class Session:
             with self._tx_lock:  # waiting for whoever sends now, so that the last words come before the end
                 self._transmit_held()
         finally:
-            self._set_scout(None)
+            self._set_path_probe(None)
             if self._owns_socket:
                 self._udp.close()
             for stream in ready:

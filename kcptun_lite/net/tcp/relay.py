@@ -22,10 +22,10 @@ from kcptun_lite import log
 from kcptun_lite.core.batch.buffers import Address, BufferPool, borrow_some
 from kcptun_lite.core.wire import Buffer
 from kcptun_lite.errors import KcptunError, StreamReset, TransportError
-from kcptun_lite.net.udp.address import format_address, resolve
-from kcptun_lite.net.udp.sockopt import set_timeout
 from kcptun_lite.net.session.stream import Stream
 from kcptun_lite.net.session.update_thread import monotonic_ms
+from kcptun_lite.net.udp.address import format_address, resolve
+from kcptun_lite.net.udp.sockopt import set_timeout
 
 WRITE_BUFFERS = 512  # per gather write; IOV_MAX is 1024 on Linux
 READS_AT_ONCE = 8  # of 256 KiB, a whole window, that go out in the thread which has brought them

@@ -1,13 +1,13 @@
 """UDP sockets: whole batches of datagrams through few system calls.
 
 In      packets and an address; or nothing, and then what has arrived
-Out     `UdpSocket.receive` fills a tray, each packet at a multiple of 16; `send` says how many the kernel took
+Out     `UdpSocket.receive` fills a batch, each packet at a multiple of 16; `send` says how many the kernel took
 Knows   sockets, GSO and GRO. Not: what is in a packet, sessions, who is allowed to send
 Wire    WIRE.md 5.1, 5.4, 8.1 (sockbuf, dscp)
 Cost    receive 0.35 us per packet of a GRO run, 4 us alone; send 0.3 us per packet of a GSO run, 4.5 us alone
 
-Sockets are blocking and unconnected, so one serves any number of peers (net/udp/peer_sockets has more). On Linux a run of equal
-packets goes down as one buffer for the kernel to cut (UDP_SEGMENT) and comes up as one (UDP_GRO).
+Sockets are blocking and unconnected, so one serves any number of peers (peer_sockets has more). On Linux a run of
+equal packets goes down as one buffer for the kernel to cut (UDP_SEGMENT) and comes up as one (UDP_GRO).
 A network in trouble is never an exception here: packets are lost, the caller counts them, KCP sends again.
 """
 
@@ -35,7 +35,7 @@ SEND_TIMEOUT_MS = 20  # a full socket buffer holds up a sender no longer than th
 GSO_PACKETS = 64  # UDP_MAX_SEGMENTS of Linux 4.18 to 6.2; 128 since
 GSO_BYTES = 65_507  # largest payload of an IPv4 datagram
 GRO_ROOM = 65_536 + 128 * PACKET_ALIGNMENT  # bytes: the largest GRO run, 128 packets, with its gaps
-READS_MAX = 512  # in one `receive`, so that a flood of datagrams we drop cannot keep good ones in the tray
+READS_MAX = 512  # in one `receive`, so that a flood of datagrams we drop cannot keep good ones in the batch
 ASKED_READS = 16  # before each of the first ones it is asked whether there is more; after so many there is
 PLAIN_ROOM = MTU_MAX + 1  # bytes: one more than is allowed, to tell who is too long
 
@@ -204,7 +204,7 @@ class UdpSocket:
     # -- in ------------------------------------------------------------------------------------
 
     def receive(self, batch: PacketBatch, *, wait: bool = True, reads: int = READS_MAX) -> int:
-        """Wait for a datagram, then take all that have arrived while the tray has room; returns their number.
+        """Wait for a datagram, then take all that have arrived while the batch has room; returns their number.
 
         `wait` False: take what is there. `reads`: datagrams or GRO runs, at the most.
         Each packet goes to the next multiple of 16 in the arena, which must have GRO_ROOM bytes free, its source
@@ -294,7 +294,7 @@ class UdpSocket:
         return taken
 
     def _send_refused_run(self, run: Sequence[memoryview], address: Address, error: OSError) -> int:
-        """The plain road for a run that the fast one refused; if it is better, the fast one is closed for good.
+        """The plain path for a run that the fast one refused; if it is better, the fast one is closed for good.
 
         EIO: the device cannot checksum. EINVAL: some tunnels and transforms, and short paths on older kernels.
         EMSGSIZE: packets longer than this one peer's path, which is no reason to be slow for all the others.

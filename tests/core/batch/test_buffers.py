@@ -1,4 +1,4 @@
-"""The pool gives memory back, and the tray keeps its packets apart."""
+"""The pool gives memory back, and the batch keeps its packets apart."""
 
 from mmap import PAGESIZE
 from random import Random
@@ -106,7 +106,7 @@ def test_borrowed_buffers_come_home_whatever_happens() -> None:
     assert pool.usage().in_use_bytes == 0
 
 
-# Tray
+# Batch
 
 
 def make_batch(size: int = 4096) -> PacketBatch:
@@ -147,7 +147,7 @@ def test_dropped_packets_are_skipped() -> None:
     assert len(batch) == 4
 
 
-def test_a_cleared_tray_is_as_new() -> None:
+def test_a_cleared_batch_is_as_new() -> None:
     batch = make_batch()
     batch.commit(10)
     batch.addresses.append(("192.0.2.1", 1))

@@ -7,16 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kcptun_lite.core import lazy_imports as guests
+from kcptun_lite.core import lazy_imports as lazy_imports
 from kcptun_lite.core.batch import strided
 from kcptun_lite.core.batch.buffers import BufferPool, PacketBatch
+from kcptun_lite.core.batch.rows import PacketList, PacketRow
+from kcptun_lite.core.batch.strided import find_grid, gather, join_numbers, scatter, split_numbers, stamp
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.crypt.crypt import CheckedCrypt, make_crypt
 from kcptun_lite.core.fec.fec import FecDecoder, FecEncoder
-from kcptun_lite.core.lazy_imports import load_numpy
 from kcptun_lite.core.kcp.kcp import Kcp, KcpParams
-from kcptun_lite.core.batch.rows import PacketRow, PacketTrain
-from kcptun_lite.core.batch.strided import find_grid, gather, join_numbers, split_numbers, spread, stamp
+from kcptun_lite.core.lazy_imports import load_numpy
 from kcptun_lite.core.wire import KCP_HEADER_SIZE, KCP_PUSH, KCP_SEGMENT, KCP_SN_AT
 
 CONV = 0xCAFE0042
@@ -26,7 +26,7 @@ CONV = 0xCAFE0042
 def numpy_or_not(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     load_numpy()
     if not request.param:
-        monkeypatch.setattr(guests, "_has_numpy", False)
+        monkeypatch.setattr(lazy_imports, "_has_numpy", False)
 
 
 def grid_of(packets: list[bytes], room: int = 0, capacity: int = 1 << 20) -> PacketBatch:
@@ -43,7 +43,7 @@ def grid_of(packets: list[bytes], room: int = 0, capacity: int = 1 << 20) -> Pac
 def test_fields_are_laid_out_and_found_again(count: int, size: int) -> None:
     data = Random(size).randbytes(count * size)
     buffer = memoryview(bytearray(b"\xee" * (7 + count * 1312)))
-    spread(buffer, 7, 1312, size, data)
+    scatter(buffer, 7, 1312, size, data)
     assert gather(buffer, 0, size, 7, 1312, range(count)) == data
     odd = list(range(1, count, 2))
     for some in (odd, odd[::-1], [i for i in range(count) if i % 3]):
@@ -74,7 +74,7 @@ def test_stretches_are_the_packets(lengths: list[int]) -> None:
     batch = grid_of(packets)
     found = batch.packets()
     assert [bytes(packet) for packet in found] == packets
-    if isinstance(found, PacketTrain):
+    if isinstance(found, PacketList):
         stretches = list(found.stretches())
         assert [bytes(packet) for stretch in stretches for packet in stretch] == packets
         assert [bytes(packet) for packet in found[1:-1]] == packets[1:-1]
@@ -121,7 +121,7 @@ def opened(packets: list[bytes], *, as_grid: bool) -> tuple[list[bytes], Counter
     return [bytes(batch.packet(i)) for i in range(len(batch))], counters
 
 
-@pytest.mark.parametrize("size", [30, 400])  # 400 packets: more than one part of a tray when it is decrypted
+@pytest.mark.parametrize("size", [30, 400])  # 400 packets: more than one part of a batch when it is decrypted
 def test_sealing_and_opening_a_grid_is_what_it_is_packet_by_packet(size: int) -> None:
     random = Random(size)
     bodies = [random.randbytes(random.choice([1300, 1300, 1300, 24, 700])) for _ in range(size)]
@@ -141,28 +141,28 @@ FRIENDS = [("192.0.2.1", 1), ("192.0.2.2", 2)]
 def test_a_flood_between_them_hides_no_packet(seed: int) -> None:
     random = Random(seed)
     bodies: dict[tuple[str, int], list[bytes]] = {friend: [] for friend in FRIENDS}
-    tray: list[tuple[tuple[str, int], bytes]] = []
+    incoming: list[tuple[tuple[str, int], bytes]] = []
     for _ in range(random.randrange(1, 60)):
         source = random.choice([*FRIENDS, FLOOD])
         if source == FLOOD:
-            tray += [(FLOOD, random.randbytes(random.choice([1, 19, 20, 43, 44, 100, 1500]))) for _ in range(3)]
+            incoming += [(FLOOD, random.randbytes(random.choice([1, 19, 20, 43, 44, 100, 1500]))) for _ in range(3)]
         else:
             run = [random.randbytes(random.choice([100, 100, 100, 30])) for _ in range(random.randrange(1, 12))]
             bodies[source] += run
-            tray += [(source, packet) for packet in sealed(run, as_grid=True)]
+            incoming += [(source, packet) for packet in sealed(run, as_grid=True)]
     counters = Counters()
-    batch = grid_of([packet for _, packet in tray], room=random.choice([16, 1500]))
-    batch.addresses += [source for source, _ in tray]
+    batch = grid_of([packet for _, packet in incoming], room=random.choice([16, 1500]))
+    batch.addresses += [source for source, _ in incoming]
     make_crypt("aes", bytes(32), Random(5).randbytes, BufferPool(nullcontext())).open(batch, counters)
     found: dict[tuple[str, int], list[bytes]] = {friend: [] for friend in FRIENDS}
     for source, packets in batch.by_source():
-        for stretch in packets.stretches() if isinstance(packets, PacketTrain) else (packets,):
+        for stretch in packets.stretches() if isinstance(packets, PacketList) else (packets,):
             found[source] += map(bytes, stretch)  # type: ignore[index]  # two items, as all of these
             if isinstance(stretch, PacketRow):
                 assert stretch.field(5, 3) == b"".join(bytes(packet[5:8]) for packet in stretch)
     assert found == bodies
     good = sum(map(len, bodies.values()))
-    assert (counters.in_packets, counters.in_checksum_errors) == (good, len(tray) - good)
+    assert (counters.in_packets, counters.in_checksum_errors) == (good, len(incoming) - good)
 
 
 def fec_packets(datagrams: list[bytes], data: int, parity: int) -> list[bytes]:
@@ -185,17 +185,17 @@ def test_error_correction_of_grids(shards: tuple[int, int], seed: int) -> None:
         arrived.insert(random.randrange(len(arrived)), random.choice(arrived))
     in_grids, by_itself = FecDecoder(*shards, Counters()), FecDecoder(*shards, Counters())
     while arrived:
-        tray, arrived = arrived[: random.randrange(1, 80)], arrived[random.randrange(1, 80) :]
-        grid = grid_of(tray).packets()
+        incoming, arrived = arrived[: random.randrange(1, 80)], arrived[random.randrange(1, 80) :]
+        grid = grid_of(incoming).packets()
         found: list[bytes] = []
         recovered: list[bytes] = []
-        for stretch in grid.stretches() if isinstance(grid, PacketTrain) else (grid,):
+        for stretch in grid.stretches() if isinstance(grid, PacketList) else (grid,):
             straight, won_back = in_grids.receive(stretch)
             found += map(bytes, straight)
             recovered += map(bytes, won_back)
-        straight, won_back = by_itself.receive([memoryview(packet) for packet in tray])
+        straight, won_back = by_itself.receive([memoryview(packet) for packet in incoming])
         assert found == list(map(bytes, straight))
-        # Who looks at a stretch at a time may win back what comes later in the same tray.
+        # Who looks at a stretch at a time may win back what comes later in the same batch.
         assert {*found, *recovered} == {*map(bytes, straight), *map(bytes, won_back)}
         assert in_grids.held_bytes <= by_itself.held_bytes + 60 * sum(shards)
     assert in_grids._counters.fec_parity == by_itself._counters.fec_parity
@@ -227,7 +227,7 @@ def test_kcp_reads_rows_as_it_reads_datagrams(seed: int) -> None:
             datagrams.append(KCP_SEGMENT.pack(conv, KCP_PUSH, 0, i, now, number, first_sn & 0xFFFFFFFF, 50) + payload)
         sn += count - (random.random() < 0.2)
         grid = grid_of(datagrams).packets()
-        for stretch in grid.stretches() if isinstance(grid, PacketTrain) else (grid,):
+        for stretch in grid.stretches() if isinstance(grid, PacketList) else (grid,):
             ends[0].receive(stretch, now)
         ends[1].receive([memoryview(datagram) for datagram in datagrams], now)
         most = random.choice([0, 5, 100])
@@ -250,7 +250,7 @@ def test_a_row_longer_than_the_window_is_not_taken_whole() -> None:
     kcp = Kcp(CONV, KcpParams(rcv_wnd=10), Counters(), headroom=0, tailroom=0)
     datagrams = [KCP_SEGMENT.pack(CONV, KCP_PUSH, 0, 1, 0, sn, 0, 4) + bytes([sn] * 4) for sn in range(20)]
     grid = grid_of(datagrams).packets()
-    assert isinstance(grid, PacketTrain)
+    assert isinstance(grid, PacketList)
     for stretch in grid.stretches():
         kcp.receive(stretch, 0)
     assert kcp.received.count == 10

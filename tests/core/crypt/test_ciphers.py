@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from kcptun_lite.core.crypt import ciphers
 from kcptun_lite.core.batch.buffers import BufferPool, PacketBatch
+from kcptun_lite.core.crypt import ciphers
 from kcptun_lite.core.crypt.ciphers import IntLanes, LaneCfb, Lanes, NumpyLanes, WordCipher, sm4, tea, twofish, xtea
 from tests.helpers import noise
 
@@ -68,7 +68,7 @@ def test_all_lanes_give_the_same_bytes_as_one_lane(name: str, count: int) -> Non
         assert encrypt_blocks(subject, lanes, blocks) == expected
 
 
-def tray(packets: list[bytes]) -> PacketBatch:
+def make_batch(packets: list[bytes]) -> PacketBatch:
     batch = PacketBatch(memoryview(bytearray(sum(len(packet) + 15 for packet in packets))))
     for packet in packets:
         batch.arena[batch.end : batch.end + len(packet)] = packet
@@ -86,13 +86,13 @@ def test_batches_are_decrypted_alike_with_and_without_numpy(
     rng = random.Random(2)
     packets = [rng.randbytes(rng.randint(20, 1500)) for _ in range(ciphers.ENCRYPT_LANES + 10)]
     room = LaneCfb(cipher(name), POOL)
-    batch = tray(packets)
+    batch = make_batch(packets)
     room.encrypt(batch)
     sealed = [bytes(view) for view in batch.views()]
     assert all(a != b for a, b in zip(sealed, packets, strict=True))
 
     for some in (sealed, sealed[:3], sealed[:1]):  # many blocks, and fewer than numpy is called for
-        batch = tray(some)
+        batch = make_batch(some)
         room.decrypt(batch)
         assert [bytes(view[16:]) for view in batch.views()] == [packet[16:] for packet in packets[: len(some)]]
 
@@ -101,7 +101,7 @@ def test_batches_are_decrypted_alike_with_and_without_numpy(
 def test_where_the_batch_is_cut_makes_no_difference(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     packets = [noise(size, size) for size in (20, 129, 64, 333)]
     room = LaneCfb(cipher("sm4"), POOL)
-    batch = tray(packets)
+    batch = make_batch(packets)
     room.encrypt(batch)
     monkeypatch.setattr(ciphers, "DECRYPT_LANES_INT", step)
     room.decrypt(batch)
@@ -117,5 +117,5 @@ def test_scratch_memory_is_bounded_by_packets_side_by_side() -> None:
             return super().take(size)
 
     room = LaneCfb(cipher("tea"), Watched(contextlib.nullcontext()))
-    room.encrypt(tray([noise(1500)] + [noise(30)] * 500))
+    room.encrypt(make_batch([noise(1500)] + [noise(30)] * 500))
     assert max(taken) <= ciphers.ENCRYPT_LANES * 1504

@@ -1,4 +1,4 @@
-"""The crypt room: the Go vectors, the argument for running ciphers, and datagrams from strangers."""
+"""The crypt room: the Go vectors, the argument for running ciphers, and datagrams from unknown sources."""
 
 import contextlib
 import random
@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from Crypto.Cipher import AES, Blowfish
 
-from kcptun_lite.core.crypt import crypt
 from kcptun_lite.core.batch.buffers import BufferPool, PacketBatch
-from kcptun_lite.core.crypt.ciphers import CFB_IV
 from kcptun_lite.core.counters import Counters
+from kcptun_lite.core.crypt import crypt
+from kcptun_lite.core.crypt.ciphers import CFB_IV
 from kcptun_lite.core.crypt.crypt import METHODS, PacketCipher, PacketCrypt, derive_key, fitting_methods, make_crypt
 from kcptun_lite.core.crypt.cryptodome import load
 from kcptun_lite.core.wire import KCP_SEGMENT
@@ -31,8 +31,8 @@ def cipher_of(method: str, key: bytes = KEY) -> PacketCipher:
     return make(key[: METHODS[method].key_size], POOL)
 
 
-def tray(packets: list[bytes], seed: int = 7) -> PacketBatch:
-    """The packets on a tray whose gaps hold noise."""
+def make_batch(packets: list[bytes], seed: int = 7) -> PacketBatch:
+    """The packets on a batch whose gaps hold noise."""
     batch = PacketBatch(memoryview(bytearray(noise(sum(len(packet) + 15 for packet in packets) + 16, seed))))
     for packet in packets:
         batch.arena[batch.end : batch.end + len(packet)] = packet
@@ -42,7 +42,7 @@ def tray(packets: list[bytes], seed: int = 7) -> PacketBatch:
 
 def with_headers(room: PacketCrypt, bodies: list[bytes]) -> PacketBatch:
     """Bodies laid as the rooms above lay them, for `seal`."""
-    return tray([noise(room.headroom) + body + noise(room.tailroom) for body in bodies])
+    return make_batch([noise(room.headroom) + body + noise(room.tailroom) for body in bodies])
 
 
 def contents(batch: PacketBatch) -> list[bytes]:
@@ -57,7 +57,7 @@ def seal(method: str, bodies: list[bytes], seed: int = 1, key: bytes = KEY) -> l
 
 
 def opened(method: str, packets: list[bytes], counters: Counters | None = None) -> PacketBatch:
-    batch = tray(packets)
+    batch = make_batch(packets)
     make_crypt(method, KEY, noise, POOL).open(batch, counters or Counters())
     return batch
 
@@ -89,11 +89,11 @@ def test_ciphertexts_are_those_of_kcp_go(method: str) -> None:
     ciphertexts = [bytes.fromhex(text) for text in file["ciphers"][method]["ciphertexts"]]
 
     for plaintext, ciphertext in zip(plaintexts, ciphertexts, strict=True):
-        batch = tray([plaintext])  # a fresh cipher starts from the constant IV, as kcp-go does for every packet
+        batch = make_batch([plaintext])  # a fresh cipher starts from the constant IV, as kcp-go does for every packet
         cipher_of(method, key).encrypt(batch)
         assert contents(batch) == [ciphertext]
 
-    batch = tray(ciphertexts)
+    batch = make_batch(ciphertexts)
     cipher_of(method, key).decrypt(batch)
     assert [text[16:] for text in contents(batch)] == [text[16:] for text in plaintexts]
 
@@ -149,20 +149,20 @@ def test_a_running_cipher_is_read_packet_by_packet_and_the_other_way_round(metho
     packets = [noise(size, size) for size in range(20, 1501)]
     random.Random(3).shuffle(packets)
     ours = cipher_of(method)
-    for half in (packets[:700], packets[700:]):  # it runs on from tray to tray as well
-        batch = tray(half)
+    for half in (packets[:700], packets[700:]):  # it runs on from batch to batch as well
+        batch = make_batch(half)
         ours.encrypt(batch)
         for packet, sealed in zip(half, contents(batch), strict=True):
             assert packet_by_packet(method, sealed, "decrypt")[16:] == packet[16:]
 
-    theirs = tray([packet_by_packet(method, packet, "encrypt") for packet in packets])
+    theirs = make_batch([packet_by_packet(method, packet, "encrypt") for packet in packets])
     ours.decrypt(theirs)
     assert [packet[16:] for packet in contents(theirs)] == [packet[16:] for packet in packets]
 
 
 @pytest.mark.parametrize("method", ["aes", "blowfish", "tea", "sm4"])
 def test_equal_packets_never_look_alike(method: str) -> None:
-    """Neither side by side on a tray, nor on the next tray, nor under the next cipher object."""
+    """Neither side by side on a batch, nor on the next batch, nor under the next cipher object."""
     body = noise(60)
     random_bytes = random.Random(5).randbytes
     sealed = []
@@ -182,7 +182,7 @@ def test_what_the_gaps_hold_changes_no_body() -> None:
     results = []
     for seed in (1, 2):
         ours = cipher_of("aes")
-        batch = tray([noise(20) + body for body in bodies], seed)
+        batch = make_batch([noise(20) + body for body in bodies], seed)
         ours.encrypt(batch)
         results.append([packet_by_packet("aes", packet, "decrypt")[20:] for packet in contents(batch)])
     assert results == [bodies, bodies]
@@ -215,7 +215,7 @@ def test_wire_order_need_not_be_arena_order_and_dropped_packets_stay_dropped(met
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_an_empty_tray_is_fine(method: str) -> None:
+def test_an_empty_batch_is_fine(method: str) -> None:
     room = make_crypt(method, KEY, noise, POOL)
     batch = PacketBatch(memoryview(bytearray(64)))
     room.seal(batch)
@@ -229,7 +229,7 @@ def test_scratch_buffers_go_back(method: str) -> None:
     assert POOL.usage().in_use_bytes == 0
 
 
-# --- Strangers ------------------------------------------------------------------------------------------
+# --- Unknown sources ------------------------------------------------------------------------------------------
 
 
 def flips(packet: bytes) -> Iterator[bytes]:
@@ -256,10 +256,10 @@ def test_a_changed_packet_is_dropped_and_its_neighbours_are_not(method: str) -> 
 @pytest.mark.parametrize("method", METHODS)
 def test_short_and_random_datagrams_cost_only_a_counter(method: str) -> None:
     rng = random.Random(13)
-    strangers = [rng.randbytes(size) for size in (*range(1, 60), 1500, 1501, 2000, 4000)]
+    unknowns = [rng.randbytes(size) for size in (*range(1, 60), 1500, 1501, 2000, 4000)]
     good = seal(method, [noise(50)])
     counters = Counters()
-    batch = opened(method, strangers[:40] + good + strangers[40:], counters)
+    batch = opened(method, unknowns[:40] + good + unknowns[40:], counters)
     bad = counters.in_checksum_errors + counters.kcp_in_errors
     assert (counters.in_packets, bad) == ((41, 23) if method == "null" else (1, 63))
     assert contents(batch)[-1 if method != "null" else 17] == noise(50)

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kcptun_lite.core.fec.batched_parity import GroupParity, share_pairs
-from kcptun_lite.core.lazy_imports import load_numpy
+from kcptun_lite.core.fec.batched_parity import BatchedParity, share_pairs
 from kcptun_lite.core.fec.reed_solomon import PlainSums, parity_rows
+from kcptun_lite.core.lazy_imports import load_numpy
 
 
 @pytest.mark.parametrize("code", [(10, 3), (2, 1), (3, 4), (5, 5), (21, 3)])
@@ -25,7 +25,7 @@ def test_parity_is_that_of_the_tables(code: tuple[int, int], groups: int, length
         sums.add(buffer, start + group * data * stride, stride, data, length)
         sums.write(memoryview(expected), parity_start + group * parity * stride, stride)
     for _ in range(2):  # with fresh scratch, and with scratch that is used already
-        room = GroupParity(data, parity)
+        room = BatchedParity(data, parity)
         room.write(buffer, start, parity_start, stride, length, groups)
         room.write(buffer, start, parity_start, stride, length, groups)
         assert buffer == expected, "parity is wrong, or something beside it was written"

@@ -13,9 +13,9 @@ import pytest
 from Crypto.Cipher import AES
 
 from kcptun_lite.core.batch.buffers import PacketBatch
+from kcptun_lite.core.batch.strided import PACKET_ALIGNMENT
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.fec.fec import HELD_BYTES_MAX, MAX_GAP, TUNE_RUNS, AutoTune, FecDecoder, FecEncoder
-from kcptun_lite.core.batch.strided import PACKET_ALIGNMENT
 from kcptun_lite.core.wire import FEC_DATA, FEC_HEADER, FEC_HEADER_SIZE, FEC_OUT_OF_BAND, FEC_PARITY
 from kcptun_lite.errors import LocalProtocolError
 
@@ -33,14 +33,14 @@ def unhex(packets: list[str] | None) -> list[bytes]:
 
 
 class Sender:
-    """An encoder and its tray."""
+    """An encoder and its batch."""
 
     def __init__(self, data: int, parity: int, capacity: int = 1 << 19) -> None:
         self.encoder = FecEncoder(data, parity, HEADROOM, TAILROOM)
         self.batch = PacketBatch(memoryview(bytearray(capacity)))
 
     def send(self, datagrams: list[bytes], now: int = 0, *, behind: int = 0) -> list[bytes]:
-        """The packets, FEC header first, that `datagrams` become in one tray that holds `behind` others already."""
+        """The packets, FEC header first, that `datagrams` become in one batch that holds `behind` others already."""
         batch = self.batch
         batch.clear()
         batch.arena[:] = bytes([EMPTY]) * batch.capacity
@@ -61,7 +61,7 @@ class Sender:
 
 
 class Receiver:
-    """A decoder; each call's packets are poisoned afterwards, as a tray is."""
+    """A decoder; each call's packets are poisoned afterwards, as a batch is."""
 
     def __init__(self, data: int, parity: int) -> None:
         self.counters = Counters()
@@ -82,10 +82,10 @@ def some_datagrams(count: int, rng: random.Random, longest: int = 60) -> list[by
     return [rng.randbytes(rng.choice([24, longest, longest, rng.randint(0, longest)])) for _ in range(count)]
 
 
-def in_trays(packets: list[bytes], rng: random.Random, largest: int = 90) -> Iterator[list[bytes]]:
+def in_batches(packets: list[bytes], rng: random.Random, largest: int = 90) -> Iterator[list[bytes]]:
     rest = iter(packets)
-    while tray := list(islice(rest, rng.randint(1, largest))):
-        yield tray
+    while incoming := list(islice(rest, rng.randint(1, largest))):
+        yield incoming
 
 
 def seqid_of(packet: bytes) -> int:
@@ -100,18 +100,20 @@ def is_data(packet: bytes) -> bool:
 
 
 @pytest.mark.parametrize("has_numpy", [True, False])
-@pytest.mark.parametrize("tray", [1, 4, 1000])
+@pytest.mark.parametrize("at_once", [1, 4, 1000])
 @pytest.mark.parametrize("run", vectors("fec_encode")["runs"], ids=lambda run: f"{run['data']}/{run['parity']}")
-def test_packets_are_kcp_gos(run: dict[str, Any], tray: int, has_numpy: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also over the wrap of the seqid, and however the datagrams are put on trays."""
+def test_packets_are_kcp_gos(
+    run: dict[str, Any], at_once: int, has_numpy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also over the wrap of the seqid, and however the datagrams are put on batches."""
     if not has_numpy:
         monkeypatch.setitem(sys.modules, "numpy", None)
     sender = Sender(run["data"], run["parity"])
     sender.encoder._seqid = run["start_seqid"]
     sent, expected = [], []
     payloads = [bytes.fromhex(step["payload"]) for step in run["steps"]]
-    for at in range(0, len(payloads), tray):
-        sent += sender.send(payloads[at : at + tray], now=at, behind=at % 3)
+    for at in range(0, len(payloads), at_once):
+        sent += sender.send(payloads[at : at + at_once], now=at, behind=at % 3)
     for step in run["steps"]:
         expected += unhex([step["data_packet"]]) + unhex(step["parity_packets"])
     if run["data"] == 1:  # the 500 ms rule of the new generation: no packet was before the first one
@@ -127,7 +129,7 @@ def test_parity_is_skipped_after_a_gap_as_in_kcp_go(run: dict[str, Any]) -> None
         assert sent == unhex([step["data_packet"]]) + unhex(step["parity_packets"])
 
 
-def test_a_gap_before_a_tray_does_not_matter_inside_it() -> None:
+def test_a_gap_before_a_batch_does_not_matter_inside_it() -> None:
     sender = Sender(3, 1)
     assert len(sender.send([b"a", b"b"], 0)) == 2
     assert len(sender.send([b"c"], MAX_GAP)) == 1
@@ -137,7 +139,7 @@ def test_a_gap_before_a_tray_does_not_matter_inside_it() -> None:
 
 
 def test_parity_waits_for_no_room() -> None:
-    """A full tray costs its groups their parity, nothing else."""
+    """A full batch costs its groups their parity, nothing else."""
     slot = 64  # bytes: 12 + 8 + 20 + 16, aligned
     sender = Sender(2, 2, capacity=7 * slot)
     sent = sender.send([bytes(20)] * 4)
@@ -176,7 +178,7 @@ def test_impossible_codes_are_refused(data: int, parity: int) -> None:
 def test_any_loss_up_to_the_parity_is_repaired(
     data: int, parity: int, has_numpy: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Random losses in every group, random trays, order broken inside groups: every datagram arrives once."""
+    """Random losses in every group, random batches, order broken inside groups: every datagram arrives once."""
     if not has_numpy:
         monkeypatch.setitem(sys.modules, "numpy", None)
     rng = random.Random(data * 1000 + parity)
@@ -184,7 +186,7 @@ def test_any_loss_up_to_the_parity_is_repaired(
     sender.send([b""] * data)  # with d = 1 the first group has no parity
     groups = 4 if data > 50 else 30
     datagrams = some_datagrams(data * groups, rng)
-    packets = [packet for tray in in_trays(datagrams, rng, 2 * data) for packet in sender.send(tray)]
+    packets = [packet for incoming in in_batches(datagrams, rng, 2 * data) for packet in sender.send(incoming)]
     assert len(packets) == (data + parity) * groups
     arriving: list[bytes] = []
     lost_data = 0
@@ -196,9 +198,9 @@ def test_any_loss_up_to_the_parity_is_repaired(
         arriving += kept
         lost_data += data - sum(map(is_data, kept))
     direct, recovered = [], []
-    for tray in in_trays(arriving, rng, 3 * data):
-        some, more = receiver.receive(tray)
-        assert some == [packet[FEC_HEADER_SIZE:] for packet in tray if is_data(packet)]
+    for incoming in in_batches(arriving, rng, 3 * data):
+        some, more = receiver.receive(incoming)
+        assert some == [packet[FEC_HEADER_SIZE:] for packet in incoming if is_data(packet)]
         direct += some
         recovered += more
     assert set(datagrams) <= set(direct) | set(recovered)
@@ -220,7 +222,7 @@ def test_one_loss_too_many_is_not_repaired_and_not_kept_forever() -> None:
     assert receiver.counters.fec_short == 6
 
 
-def test_a_lossless_tray_is_not_copied() -> None:
+def test_a_lossless_batch_is_not_copied() -> None:
     """Views go out; only the unfinished last group is held past the call."""
     sender, receiver = Sender(10, 3), Receiver(10, 3)
     packets = [memoryview(packet) for packet in sender.send([bytes(1000)] * 54)]
@@ -271,7 +273,7 @@ def test_seqids_wrap() -> None:
     datagrams = some_datagrams(100, rng)
     arriving = [packet for packet in sender.send(datagrams) if seqid_of(packet) % 13 not in (2, 9)]
     assert {seqid_of(packet) for packet in arriving} >= {0, 13, 2**32 - 10 - 13}
-    recovered = [datagram for tray in in_trays(arriving, rng) for datagram in receiver.receive(tray)[1]]
+    recovered = [datagram for incoming in in_batches(arriving, rng) for datagram in receiver.receive(incoming)[1]]
     assert recovered == [datagram for index, datagram in enumerate(datagrams) if index % 10 in (2, 9)]
 
 
@@ -318,13 +320,13 @@ def test_garbage_never_raises_and_memory_is_bounded(data: int, parity: int) -> N
     rng = random.Random(9)
     receiver = Receiver(data, parity)
     for _ in range(300):
-        tray = []
+        incoming = []
         for _ in range(rng.randint(1, 60)):
             seqid = rng.choice([rng.getrandbits(32), rng.randrange(2000), 2**32 - 1 - rng.randrange(300)])
             kind = rng.choice([FEC_DATA, FEC_DATA, FEC_PARITY, FEC_OUT_OF_BAND, rng.getrandbits(16)])
             packet = FEC_HEADER.pack(seqid, kind, rng.getrandbits(16)) + bytes(rng.choice([0, 1, 1492, 9000]))
-            tray.append(packet[: rng.choice([len(packet), len(packet), rng.randrange(10)])])
-        receiver.receive(tray)
+            incoming.append(packet[: rng.choice([len(packet), len(packet), rng.randrange(10)])])
+        receiver.receive(incoming)
         assert 0 <= receiver.decoder.held_bytes <= HELD_BYTES_MAX
 
 
@@ -380,14 +382,14 @@ def test_decoder_follows_kcp_go(case: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("ours", [(0, 0), (150, 1)])
-@pytest.mark.parametrize("largest_tray", [1, 90])
+@pytest.mark.parametrize("largest_batch", [1, 90])
 @pytest.mark.parametrize(("data", "parity"), [(10, 3), (3, 2), (1, 1), (1, 3), (20, 10), (70, 30), (200, 56)])
-def test_the_senders_parameters_are_found(data: int, parity: int, largest_tray: int, ours: tuple[int, int]) -> None:
+def test_the_senders_parameters_are_found(data: int, parity: int, largest_batch: int, ours: tuple[int, int]) -> None:
     rng = random.Random(12)
     sender, receiver = Sender(data, parity), Receiver(*ours)
     packets = [packet for _ in range(4) for packet in sender.send(some_datagrams(data, rng))]
-    for tray in in_trays(packets, rng, largest_tray):
-        receiver.receive(tray)
+    for incoming in in_batches(packets, rng, largest_batch):
+        receiver.receive(incoming)
     assert (receiver.decoder.data_shards, receiver.decoder.parity_shards) == (data, parity)
     datagrams = some_datagrams(data, rng)
     assert receiver.receive(sender.send(datagrams)[1:])[1] == datagrams[:1]
@@ -403,8 +405,8 @@ def test_the_senders_parameters_are_found_through_loss(ours: tuple[int, int]) ->
         packets = [packet for packet in sender.send(datagrams) if rng.random() > 0.1]
         for at in range(0, len(packets) - 1, 29):
             packets[at], packets[at + 1] = packets[at + 1], packets[at]
-        for tray in in_trays(packets, rng, 20):
-            assert set(receiver.receive(tray)[1]) <= set(datagrams)
+        for incoming in in_batches(packets, rng, 20):
+            assert set(receiver.receive(incoming)[1]) <= set(datagrams)
         assert (receiver.decoder.data_shards, receiver.decoder.parity_shards) == (10, 3)
         assert receiver.counters.fec_recovered > 0
         assert receiver.counters.fec_errors == 0
@@ -463,15 +465,15 @@ def test_captures_encode_alike_and_survive_loss(name: str) -> None:
     for packets in bodies.values():
         datagrams = [packet[FEC_HEADER_SIZE:] for packet in packets if is_data(packet)]
         sender = Sender(10, 3)
-        sent = [packet for tray in in_trays(datagrams, rng) for packet in sender.send(tray)]
+        sent = [packet for incoming in in_batches(datagrams, rng) for packet in sender.send(incoming)]
         assert sent == packets
         receiver = Receiver(10, 3)
         lost = {seqid for at in range(0, len(packets), 13) for seqid in rng.sample(range(at, at + 13), 3)}
         whole = len(packets) // 13 * 13
         received = [
             datagram
-            for tray in in_trays([p for p in packets[:whole] if seqid_of(p) not in lost], rng)
-            for part in receiver.receive(tray)
+            for incoming in in_batches([p for p in packets[:whole] if seqid_of(p) not in lost], rng)
+            for part in receiver.receive(incoming)
             for datagram in part
         ]
         assert set(received) == set(datagrams[: whole // 13 * 10])

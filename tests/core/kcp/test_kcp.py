@@ -1,4 +1,4 @@
-"""One Kcp, segment by segment: what it acknowledges, what it refuses, what it sends when the tray is small."""
+"""One Kcp, segment by segment: what it acknowledges, what it refuses, what it sends when the batch is small."""
 
 from collections.abc import Iterable
 from random import Random
@@ -59,14 +59,14 @@ def read(kcp: Kcp) -> bytes:
 
 
 def flush(kcp: Kcp, now: int = 0, *, max_packets: int = 64) -> list[list[Seen]]:
-    """All that is due, as the segments of each datagram; each tray holds `max_packets`."""
+    """All that is due, as the segments of each datagram; each batch holds `max_packets`."""
     datagrams = []
     batch = PacketBatch(memoryview(bytearray(128 * 1024)))
     more = True
     while more:
         more = kcp.flush(batch, now, max_packets)
         assert len(batch) <= max_packets
-        assert len(batch) or not more, "asks for another tray, but puts nothing in it"
+        assert len(batch) or not more, "asks for another batch, but puts nothing in it"
         datagrams += [list(parse(packet)) for packet in batch.views()]
         batch.clear()
     return datagrams
@@ -461,12 +461,12 @@ def test_well_formed_nonsense_never_raises_nor_grows(
         assert deadline is None or deadline > now
 
 
-# Small trays
+# Small batches
 
 
 @pytest.mark.parametrize("max_packets", [1, 2, 3])
 @pytest.mark.parametrize("mode", ["fast", "nc=0"])
-def test_small_trays_lose_and_double_nothing(max_packets: int, mode: str) -> None:
+def test_small_batches_lose_and_double_nothing(max_packets: int, mode: str) -> None:
     """Every flush is cut after a packet or two: between ACKs, probes, repetitions and new data."""
     link = {"loss": 0.15, "delay": 20, "jitter": 10, "duplicate": 0.1}
     params = kcp_params(mode, snd_wnd=64, rcv_wnd=64, mtu=300)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kcptun_lite.core.kcp.pacing import LIMIT_BURST, TRAY_WORTH_ITS_COST, Coalescer, Pacer, TokenBucket
+from kcptun_lite.core.kcp.pacing import BATCH_WORTH_ITS_COST, LIMIT_BURST, Coalescer, Pacer, TokenBucket
 
 
 @pytest.mark.parametrize("rate", [1_000, 125_000, 10_000_000])
@@ -60,15 +60,15 @@ def test_packets_that_come_thick_one_by_one_are_let_gather() -> None:
     assert rests(packets_a_ms=9, together=1, ms=100) > 700
 
 
-def test_nobody_waits_for_what_comes_seldom_or_in_large_trays() -> None:
+def test_nobody_waits_for_what_comes_seldom_or_in_large_batches() -> None:
     assert rests(packets_a_ms=3, together=1, ms=1000) == 0
-    assert rests(packets_a_ms=90, together=TRAY_WORTH_ITS_COST, ms=1000) == 0
+    assert rests(packets_a_ms=90, together=BATCH_WORTH_ITS_COST, ms=1000) == 0
 
 
-def test_small_trays_among_large_ones_are_none_to_wait_for() -> None:
+def test_small_batches_among_large_ones_are_none_to_wait_for() -> None:
     coalescer = Coalescer()
-    trays = [1] * 5 + [50]
-    assert not any(coalescer.wants_rest(trays[i % len(trays)], i // 4) for i in range(1000))
+    batches = [1] * 5 + [50]
+    assert not any(coalescer.wants_rest(batches[i % len(batches)], i // 4) for i in range(1000))
 
 
 def test_after_a_pause_nobody_waits() -> None:

@@ -7,10 +7,10 @@ import pytest
 
 from kcptun_lite.core.kcp.recovery import (
     HEAD,
-    REBORN_AFTER,
+    RESTART_AFTER,
     Cause,
     CongestionWindow,
-    RebirthWatch,
+    RestartDetector,
     RttEstimator,
     Segment,
     SendWindow,
@@ -291,7 +291,7 @@ def test_flags_and_deadlines_never_miss_what_is_due(limit: int, nodelay: int, se
         early = random.random() < 0.5
         due = naive.due(now, early)
         assert [(segment.sn, cause) for segment, cause in window.due(now, 0, early=early)] == due
-        room = random.choice((0, 1, 100))  # a tray may be too full for all of them
+        room = random.choice((0, 1, 100))  # a batch may be too full for all of them
         for segment, cause in window.due(now, 0, early=early)[:room]:
             window.resent(segment, cause, now, rto, nodelay)
             naive.resent(segment.sn, cause, now, rto, nodelay)
@@ -378,33 +378,33 @@ def test_losses_shrink_the_congestion_window() -> None:
     assert (congestion.ssthresh, congestion.cwnd) == (2, 4)
 
 
-# Whether the peer has been born again
+# Whether the peer has been restarted
 
 
 def watched(*events: tuple[int, bool], rto: int = 100) -> bool:
     """What the watch says at the last of (ms, whether a datagram acknowledges from zero)."""
-    watch = RebirthWatch()
+    watch = RestartDetector()
     for now, is_from_zero in events:
         watch.note(is_from_zero=is_from_zero, now=now)
     return watch.is_certain(events[-1][0], rto)
 
 
 def test_who_acknowledges_from_zero_for_a_while_is_born_again() -> None:
-    assert watched((0, True), (REBORN_AFTER, True))
+    assert watched((0, True), (RESTART_AFTER, True))
     assert not watched((0, True))
-    assert not watched((0, True), (REBORN_AFTER - 1, True))
-    assert not watched((0, True), (REBORN_AFTER, True), rto=REBORN_AFTER), "an answer may still be on its way"
+    assert not watched((0, True), (RESTART_AFTER - 1, True))
+    assert not watched((0, True), (RESTART_AFTER, True), rto=RESTART_AFTER), "an answer may still be on its way"
 
 
 def test_one_good_answer_ends_the_suspicion() -> None:
-    replayed = [(at, True) for at in range(0, 10 * REBORN_AFTER, 10)]
-    answered = sorted([*replayed, *((at, False) for at in range(5, 10 * REBORN_AFTER, 200))])
+    replayed = [(at, True) for at in range(0, 10 * RESTART_AFTER, 10)]
+    answered = sorted([*replayed, *((at, False) for at in range(5, 10 * RESTART_AFTER, 200))])
     assert watched(*replayed)
     assert not watched(*answered)
 
 
 def test_the_suspect_is_asked_less_and_less_often_until_he_answers() -> None:
-    watch = RebirthWatch()
+    watch = RestartDetector()
     assert not watch.wants_question(0)
     watch.note(is_from_zero=True, now=1000)
     asked = []

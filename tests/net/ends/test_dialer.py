@@ -12,7 +12,7 @@ from kcptun_lite.net.ends.dialer import Dialer
 from kcptun_lite.net.ends.route import Route, Server
 from kcptun_lite.net.session.session import Session
 from kcptun_lite.net.udp.udp_socket import UdpOptions, UdpSocket
-from tests.net.fakes import Peer, make_plant, segment, wait_until
+from tests.net.fakes import Peer, make_context, segment, wait_until
 
 
 class Room:
@@ -20,11 +20,11 @@ class Room:
 
     def __init__(self) -> None:
         self.peer = Peer()
-        self.plant = make_plant()
-        self.plant.ticker.start()
+        self.context = make_context()
+        self.context.ticker.start()
         servers = [Server("127.0.0.1", self.peer.address[1], self.peer.address[1])]
         self.route = Route(servers, UdpOptions(), threading.Event())
-        self.dialer = Dialer(self.plant, self.route)
+        self.dialer = Dialer(self.context, self.route)
         self.closed: list[tuple[Session, SessionError]] = []
 
     def dial(self) -> Session:
@@ -35,8 +35,8 @@ class Room:
 def room() -> Iterator[Room]:
     room = Room()
     yield room
-    room.plant.ticker.stop()
-    room.plant.ticker.join()
+    room.context.ticker.stop()
+    room.context.ticker.join()
     room.peer.close()
 
 
@@ -81,10 +81,10 @@ def test_the_servers_answer_reaches_the_stream(room: Room, session: Session) -> 
 def test_a_server_may_answer_from_one_other_of_its_addresses(room: Room, session: Session) -> None:
     stream = session.open_stream()
     _, client = room.peer.receive()
-    with Peer() as other, Peer() as stranger:
+    with Peer() as other, Peer() as unknown:
         other.send(psh(session, 0, b"from elsewhere"), client)
         assert stream.read_chunks() == [b"from elsewhere"]
-        stranger.send(psh(session, 1, b"injected"), client)
+        unknown.send(psh(session, 1, b"injected"), client)
         wait_until(lambda: session.counters.in_errors == 1)
         room.peer.send(psh(session, 1, b"from the first"), client)
         assert stream.read_chunks() == [b"from the first"]
@@ -95,8 +95,8 @@ def test_a_server_may_answer_from_one_other_of_its_addresses(room: Room, session
 def test_who_answers_for_another_conversation_is_not_the_server(room: Room, session: Session) -> None:
     stream = session.open_stream()
     _, client = room.peer.receive()
-    with Peer() as stranger, Peer() as other:
-        stranger.send(segment(conv=session.conversation.conv ^ 1, data=b"x"), client)
+    with Peer() as unknown, Peer() as other:
+        unknown.send(segment(conv=session.conversation.conv ^ 1, data=b"x"), client)
         wait_until(lambda: session.counters.in_errors == 1)
         other.send(psh(session, 0, b"genuine"), client)
         assert stream.read_chunks() == [b"genuine"]

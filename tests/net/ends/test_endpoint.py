@@ -8,31 +8,31 @@ from kcptun_lite.core.batch.buffers import PacketBatch
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.net.ends.endpoint import ReceiverThread
 from kcptun_lite.net.udp.udp_socket import UdpOptions, UdpSocket
-from tests.net.fakes import Peer, make_plant, noise, wait_until
+from tests.net.fakes import Peer, make_context, noise, wait_until
 
 
 class Room:
     """A receiver thread under the method aes, and a peer who has the key."""
 
     def __init__(self) -> None:
-        self.plant = make_plant(crypt="aes")
+        self.context = make_context(crypt="aes")
         self.udp = UdpSocket.listen("127.0.0.1", 0, UdpOptions())
         self.counters = Counters()
         self.received: list[bytes] = []
-        self.on_tray: Callable[[PacketBatch], None] = lambda batch: None
+        self.on_batch: Callable[[PacketBatch], None] = lambda batch: None
         self.peer = Peer()
-        self.thread = ReceiverThread(self.udp, self.plant, self.counters, self._deliver)
+        self.thread = ReceiverThread(self.udp, self.context, self.counters, self._deliver)
         self.thread.start()
 
     def _deliver(self, batch: PacketBatch, now: int) -> None:
-        self.on_tray(batch)
+        self.on_batch(batch)
         for source, packets in batch.by_source():
             assert source == self.peer.address
             self.received += map(bytes, packets)
 
     def send(self, body: bytes) -> None:
         """A packet of our own kind."""
-        crypt = self.plant.make_crypt()
+        crypt = self.context.make_crypt()
         batch = PacketBatch(memoryview(bytearray(2048)))
         batch.arena[crypt.headroom : crypt.headroom + len(body)] = body
         batch.commit(crypt.headroom + len(body) + crypt.tailroom)
@@ -50,7 +50,7 @@ def room() -> Iterator[Room]:
     room.udp.close()
     room.thread.join()
     room.peer.close()
-    assert room.plant.pool.usage().in_use_bytes == 0
+    assert room.context.pool.usage().in_use_bytes == 0
 
 
 def test_packets_come_out_opened_and_in_order(room: Room) -> None:
@@ -69,14 +69,14 @@ def test_bad_packets_cost_a_count(room: Room) -> None:
     assert room.counters.in_checksum_errors == 5
 
 
-def test_a_bug_behind_it_costs_one_tray(room: Room) -> None:
+def test_a_bug_behind_it_costs_one_batch(room: Room) -> None:
     def fail(batch: PacketBatch) -> None:
-        room.on_tray = lambda batch: None
+        room.on_batch = lambda batch: None
         raise ZeroDivisionError("a bug")
 
-    room.on_tray = fail
+    room.on_batch = fail
     room.send(noise(40))
-    wait_until(lambda: room.on_tray is not fail)
+    wait_until(lambda: room.on_batch is not fail)
     room.send(noise(30))
     room.wait_for(noise(30))
 
@@ -93,6 +93,6 @@ def test_a_sample_of_what_fails_is_kept_for_the_diagnosis(room: Room) -> None:
     wait_until(lambda: room.counters.in_checksum_errors == 1)
     room.peer.send(memoryview(bad), room.udp.address)
     wait_until(lambda: room.counters.in_checksum_errors == 2)
-    sample = room.plant.suspects.take()
+    sample = room.context.failed_packets.take()
     assert sample is not None
     assert (sample.source, sample.packet, sample.udp) == (room.peer.address, bad, room.udp)

@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 
 from kcptun_lite.core.batch.buffers import BATCH_BYTES, Address, PacketBatch
-from kcptun_lite.core.kcp.recovery import REBORN_AFTER
+from kcptun_lite.core.kcp.recovery import RESTART_AFTER
 from kcptun_lite.core.wire import (
     FEC_DATA,
     FEC_HEADER,
@@ -23,12 +23,12 @@ from kcptun_lite.core.wire import (
     SMUX_SYN,
 )
 from kcptun_lite.errors import SessionClosed, SessionError
-from kcptun_lite.net.ends.listener import ANSWERS, HALF_OPEN_TIME, SHARE_OF_ONE_HOST, UNPROVEN_TIME, Listener
+from kcptun_lite.net.ends.listener import ANSWERS, HALF_OPEN_TIME, SHARE_OF_ONE_HOST, UNVALIDATED_TIME, Listener
 from kcptun_lite.net.session.session import Session
 from kcptun_lite.net.session.stream import Stream
 from kcptun_lite.net.session.update_thread import monotonic_ms
 from kcptun_lite.net.udp.udp_socket import UdpOptions, UdpSocket
-from tests.net.fakes import FakeUdp, make_plant, segment, small_params, wait_until
+from tests.net.fakes import FakeUdp, make_context, segment, small_params, wait_until
 
 SYN = SMUX_HEADER.pack(1, SMUX_SYN, 0, 3)
 HERE: Address = ("10.0.0.1", 1000)
@@ -36,13 +36,13 @@ THERE: Address = ("10.0.0.2", 2000)
 MAX_SESSIONS = 8
 
 
-class FakeDoors(set[Address]):
-    """Remembers for whom there are doors, and how often strangers were to wait."""
+class FakePeerSockets(set[Address]):
+    """Remembers for whom there are peer sockets, and how often unknown sources were to wait."""
 
     rests = 0
     open, shut = set.add, set.discard
 
-    def let_strangers_wait(self) -> None:
+    def rest_unknown(self) -> None:
         self.rests += 1
 
 
@@ -55,18 +55,18 @@ class Room:
         self.begun: list[Session] = []
         self.ended: list[tuple[Session, SessionError]] = []
         self.listener = Listener(
-            make_plant(small_params(**changes)),
+            make_context(small_params(**changes)),
             cast(Any, self.udp),
             max_sessions=MAX_SESSIONS,
             on_stream=lambda session, stream: self.streams.append(stream),
             on_session=self.begun.append,
             on_closed=lambda session, reason: self.ended.append((session, reason)),
         )
-        self.doors = FakeDoors()
-        self.listener._doors = cast(Any, self.doors)
+        self.peer_sockets = FakePeerSockets()
+        self.listener._peer_sockets = cast(Any, self.peer_sockets)
 
     def deliver(self, *packets: tuple[Address, memoryview]) -> None:
-        """One tray."""
+        """One batch."""
         batch = PacketBatch(memoryview(bytearray(BATCH_BYTES)))
         for address, packet in packets:
             batch.arena[batch.end : batch.end + len(packet)] = packet
@@ -93,14 +93,14 @@ def room() -> Iterator[Room]:
     for session in room.listener.sessions():
         session.close()
     assert not room.listener._by_address and not room.listener._by_conv and not room.listener._per_host
-    assert not room.doors
+    assert not room.peer_sockets
 
 
 def prove(session: Session) -> None:
     """The client acknowledges what the server has sent first, its ping."""
     una = session.conversation.kcp.window.snd_nxt
     session.receive([segment(conv=session.conversation.conv, cmd=KCP_ACK, sn=una - 1, una=una)], monotonic_ms())
-    assert session.is_proven
+    assert session.is_validated
 
 
 def headers(packets: Sequence[bytes]) -> list[tuple[int, ...]]:
@@ -114,11 +114,11 @@ def test_the_first_segment_of_a_conversation_makes_a_session(room: Room) -> None
     session = room.open(HERE, conv=7)
     assert room.listener.sessions() == [session] == room.begun
     assert [stream.sid for stream in room.streams] == [3]
-    assert session.remote == HERE and not session.is_proven
+    assert session.remote == HERE and not session.is_validated
     assert session.counters.passive_opens == 1
 
 
-def test_packets_of_one_tray_go_to_their_sessions(room: Room) -> None:
+def test_packets_of_one_batch_go_to_their_sessions(room: Room) -> None:
     first, second = room.open(HERE, conv=7), room.open(THERE, conv=8)
     data = SMUX_HEADER.pack(1, SMUX_PSH, 3, 3)
     room.deliver(
@@ -158,7 +158,7 @@ def test_a_server_that_adapts_answers_with_or_without_fec_as_it_is_asked() -> No
     fec.close()
 
 
-# -- strangers -----------------------------------------------------------------------------------------------
+# -- unknown sources -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("cmd", [KCP_PUSH, KCP_WASK])
@@ -179,12 +179,12 @@ def test_answers_and_noise_get_no_answer(room: Room, cmd: int) -> None:
     assert not room.udp.sent
 
 
-def test_a_tray_of_strange_packets_gets_one_answer(room: Room) -> None:
+def test_a_batch_of_strange_packets_gets_one_answer(room: Room) -> None:
     room.deliver(*[(HERE, segment(conv=7, sn=sn)) for sn in range(1, 50)])
     assert len(room.udp.sent) == 1
 
 
-def test_answers_to_strangers_have_a_limit_per_second(room: Room) -> None:
+def test_answers_to_unknown_sources_have_a_limit_per_second(room: Room) -> None:
     for _ in range(ANSWERS + 10):
         room.deliver((HERE, segment(conv=7, sn=5)))
     assert len(room.udp.sent) == ANSWERS
@@ -237,7 +237,7 @@ def test_replayed_packets_that_acknowledge_from_zero_end_no_session(room: Room) 
     prove(session)
     for source in (HERE, THERE) * 5:
         room.deliver((source, early))
-        time.sleep(REBORN_AFTER / 1000 / 5)
+        time.sleep(RESTART_AFTER / 1000 / 5)
     assert not session.is_closed and session.remote == HERE
 
 
@@ -285,31 +285,31 @@ def test_a_session_may_move_there_and_back(room: Room) -> None:
     assert room.listener._per_host == {HERE[0]: 1}
 
 
-def test_who_is_proven_has_a_door_of_its_own_wherever_it_is(room: Room) -> None:
+def test_who_is_validated_has_a_peer_socket_of_its_own_wherever_it_is(room: Room) -> None:
     session = room.open(HERE, conv=7)
-    assert not room.doors
+    assert not room.peer_sockets
     prove(session)
     for sn, address in enumerate((HERE, HERE, THERE, THERE, HERE, HERE), 1):
         room.deliver((address, segment(conv=7, sn=sn, data=SMUX_HEADER.pack(1, SMUX_PSH, 0, 3))))
-        assert room.doors <= {address}
-    assert room.doors == {HERE}
+        assert room.peer_sockets <= {address}
+    assert room.peer_sockets == {HERE}
     session.close()
-    assert not room.doors
+    assert not room.peer_sockets
 
 
-def test_strangers_wait_while_they_bring_nothing_of_use(room: Room) -> None:
+def test_unknown_sources_wait_while_they_bring_nothing_of_use(room: Room) -> None:
     session = room.open(HERE, conv=7)
     room.deliver((THERE, segment(conv=7, sn=0, data=SYN)))  # recorded first packets move a session as they like
     room.deliver((HERE, segment(conv=7, sn=0, data=SYN)))
-    assert room.doors.rests == 3
+    assert room.peer_sockets.rests == 3
     prove(session)
-    room.deliver()  # all of the tray have failed their check
+    room.deliver()  # all of the batch have failed their check
     room.deliver((THERE, segment(conv=9, sn=5, data=b"unknown")))
     room.deliver((THERE, segment(conv=7, sn=0, data=SYN)))  # a replay
-    assert room.doors.rests == 6
+    assert room.peer_sockets.rests == 6
     good = segment(conv=7, sn=1, data=SMUX_HEADER.pack(1, SMUX_PSH, 0, 3))
     room.deliver((THERE, segment(conv=9, sn=5, data=b"unknown")), (HERE, good))
-    assert room.doors.rests == 6
+    assert room.peer_sockets.rests == 6
 
 
 def test_who_takes_the_place_of_a_session_that_is_being_closed_counts_once(room: Room) -> None:
@@ -345,7 +345,7 @@ def test_one_host_may_have_a_part_of_them(room: Room) -> None:
     assert len(room.begun) == share + 2
 
 
-def test_a_half_open_session_is_dropped_and_a_proven_one_is_not(room: Room) -> None:
+def test_a_half_open_session_is_dropped_and_a_validated_one_is_not(room: Room) -> None:
     half, whole = room.open(HERE, conv=7), room.open(THERE, conv=8)
     prove(whole)
     room.deliver((("10.0.0.9", 9), segment(conv=9, data=SYN[:1])))  # has no stream yet
@@ -354,7 +354,7 @@ def test_a_half_open_session_is_dropped_and_a_proven_one_is_not(room: Room) -> N
     assert len(room.listener.sessions()) == 3
     room.listener.drop_half_open(silent.opened_at + HALF_OPEN_TIME)
     assert room.listener.sessions() == [half, whole]
-    room.listener.drop_half_open(half.opened_at + UNPROVEN_TIME)
+    room.listener.drop_half_open(half.opened_at + UNVALIDATED_TIME)
     assert room.listener.sessions() == [whole]
 
 
@@ -363,7 +363,7 @@ def test_a_half_open_session_is_dropped_and_a_proven_one_is_not(room: Room) -> N
 
 def listen(room: Room) -> Listener:
     return Listener(
-        make_plant(),
+        make_context(),
         UdpSocket.listen("127.0.0.1", 0, UdpOptions()),
         max_sessions=MAX_SESSIONS,
         on_stream=lambda session, stream: room.streams.append(stream),

@@ -12,14 +12,13 @@ from kcptun_lite.core.kcp.kcp import Flush
 from kcptun_lite.core.wire import FEC_HEADER
 from kcptun_lite.errors import SessionClosed, StreamClosed, StreamReset
 from kcptun_lite.net.session.update_thread import monotonic_ms
-from tests.net.locks import OrderedLock
 from tests.net.fakes import (
     CLIENT,
     ELSEWHERE,
     Clock,
     Wire,
     in_background,
-    make_plant,
+    make_context,
     noise,
     read_all,
     segment,
@@ -28,6 +27,7 @@ from tests.net.fakes import (
     wait_until_waiting,
     write_and_finish,
 )
+from tests.net.locks import OrderedLock
 
 # -- the test's own tool -------------------------------------------------------------------------------------
 
@@ -109,7 +109,7 @@ def test_a_closed_session_receives_nothing(wire: Wire) -> None:
 
 def test_packets_of_many_threads_leave_in_order() -> None:
     params = small_params(snd_wnd=1024, rcv_wnd=1024, data_shards=3, parity_shards=1)
-    with Wire(make_plant(params), monotonic_ms) as wire, wire.carrying():
+    with Wire(make_context(params), monotonic_ms) as wire, wire.carrying():
         payloads = [noise(40_000, seed=seed) for seed in range(6)]
         streams = [wire.client.session.open_stream() for _ in payloads]
         threads = [
@@ -151,8 +151,8 @@ def test_whoever_finds_another_thread_sending_leaves_a_note_and_goes_on(wire: Wi
 
 
 def test_a_session_with_a_rate_sends_a_burst_and_then_waits(clock: Clock) -> None:
-    plant = make_plant(small_params(snd_wnd=1024, rcv_wnd=1024), rate=100_000)
-    with Wire(plant, clock) as wire:
+    context = make_context(small_params(snd_wnd=1024, rcv_wnd=1024), rate=100_000)
+    with Wire(context, clock) as wire:
         stream = wire.client.session.open_stream()
         stream.write(memoryview(bytes(120_000)))
         wire.carry()
@@ -191,15 +191,15 @@ BANNER = bytes(range(256)) * 80
 
 
 @pytest.fixture(params=KINDS)
-def unproven(request: pytest.FixtureRequest, clock: Clock) -> Iterator[Wire]:
-    with Wire(make_plant(small_params(snd_wnd=512, **request.param)), clock, is_proven=False) as wire:
+def unvalidated(request: pytest.FixtureRequest, clock: Clock) -> Iterator[Wire]:
+    with Wire(make_context(small_params(snd_wnd=512, **request.param)), clock, is_validated=False) as wire:
         yield wire
 
 
-def test_an_unproven_peer_is_sent_no_byte_more_than_it_has_sent_and_no_stream_data(
-    unproven: Wire, clock: Clock
+def test_an_unvalidated_peer_is_sent_no_byte_more_than_it_has_sent_and_no_stream_data(
+    unvalidated: Wire, clock: Clock
 ) -> None:
-    client, server = unproven.client, unproven.server
+    client, server = unvalidated.client, unvalidated.server
     client.session.open_stream().write(memoryview(b"a question"))
     heard = 0
     for _ in range(100):  # it goes on asking, and hears nothing
@@ -215,54 +215,56 @@ def test_an_unproven_peer_is_sent_no_byte_more_than_it_has_sent_and_no_stream_da
         client.session.update(clock.now)
         server.session.update(clock.now)
     assert 0 < server.sent_bytes <= heard
-    assert not server.session.is_proven
+    assert not server.session.is_validated
     assert server.session.conversation.kcp.send_bytes < 100, "small frames, no stream data"
 
 
-def test_the_first_answer_is_no_longer_than_the_question_and_proves_the_peer_at_once(unproven: Wire) -> None:
-    stream = unproven.client.session.open_stream()
-    asked = unproven.client.sent_bytes
-    assert unproven._carry_one(unproven.client, unproven.server)
-    assert 0 < unproven.server.sent_bytes <= asked
-    writing = in_background(unproven.server.opened[0].write, memoryview(BANNER))  # a target that speaks first
-    wait_until_waiting(unproven.server.opened[0], to_write=True)
-    unproven.carry()  # no time passes
-    assert unproven.server.session.is_proven, "the server's ping was acknowledged"
+def test_the_first_answer_is_no_longer_than_the_question_and_proves_the_peer_at_once(unvalidated: Wire) -> None:
+    stream = unvalidated.client.session.open_stream()
+    asked = unvalidated.client.sent_bytes
+    assert unvalidated._carry_one(unvalidated.client, unvalidated.server)
+    assert 0 < unvalidated.server.sent_bytes <= asked
+    writing = in_background(unvalidated.server.opened[0].write, memoryview(BANNER))  # a target that speaks first
+    wait_until_waiting(unvalidated.server.opened[0], to_write=True)
+    unvalidated.carry()  # no time passes
+    assert unvalidated.server.session.is_validated, "the server's ping was acknowledged"
     writing.result()
-    unproven.carry()
+    unvalidated.carry()
     assert b"".join(stream.read_chunks(timeout_s=0) or []) == BANNER
 
 
 @pytest.mark.parametrize("lost", ["question", "answer", "proof"])
-def test_a_lost_packet_costs_an_unproven_peer_a_time_out_and_no_more(unproven: Wire, clock: Clock, lost: str) -> None:
-    client, server = unproven.client, unproven.server
-    unproven.is_cut = lost == "question"
+def test_a_lost_packet_costs_an_unvalidated_peer_a_time_out_and_no_more(
+    unvalidated: Wire, clock: Clock, lost: str
+) -> None:
+    client, server = unvalidated.client, unvalidated.server
+    unvalidated.is_cut = lost == "question"
     stream = client.session.open_stream()
-    unproven._carry_one(client, server)
-    unproven.is_cut = lost == "answer"
-    unproven._carry_one(server, client)
-    unproven.is_cut = lost == "proof"
-    unproven._carry_one(client, server)
-    unproven.is_cut = False
-    unproven.pass_time(700)
-    assert server.session.is_proven
+    unvalidated._carry_one(client, server)
+    unvalidated.is_cut = lost == "answer"
+    unvalidated._carry_one(server, client)
+    unvalidated.is_cut = lost == "proof"
+    unvalidated._carry_one(client, server)
+    unvalidated.is_cut = False
+    unvalidated.pass_time(700)
+    assert server.session.is_validated
     server.opened[0].write(memoryview(BANNER))
-    unproven.pass_time(100)
+    unvalidated.pass_time(100)
     assert b"".join(stream.read_chunks(timeout_s=0) or []) == BANNER
 
 
-def test_what_there_was_no_credit_for_goes_out_with_the_proof(unproven: Wire) -> None:
-    stream = unproven.client.session.open_stream()
-    unproven._carry_one(unproven.client, unproven.server)
-    unproven.server.opened[0].close_write()
-    unproven.carry()
+def test_what_there_was_no_credit_for_goes_out_with_the_proof(unvalidated: Wire) -> None:
+    stream = unvalidated.client.session.open_stream()
+    unvalidated._carry_one(unvalidated.client, unvalidated.server)
+    unvalidated.server.opened[0].close_write()
+    unvalidated.carry()
     assert stream.read_chunks(timeout_s=0) == [], "the end has come, and no time has passed"
 
 
-def test_what_came_from_one_address_is_not_paid_back_to_another(unproven: Wire, clock: Clock) -> None:
-    unproven.client.session.open_stream().write(memoryview(b"a long question" * 10))
-    packets = [memoryview(bytearray(packet)) for packet, _ in unproven.client.udp.sent]
-    server = unproven.server
+def test_what_came_from_one_address_is_not_paid_back_to_another(unvalidated: Wire, clock: Clock) -> None:
+    unvalidated.client.session.open_stream().write(memoryview(b"a long question" * 10))
+    packets = [memoryview(bytearray(packet)) for packet, _ in unvalidated.client.udp.sent]
+    server = unvalidated.server
     server.session.receive(packets, clock.now)
     del server.udp.sent[:]
     again = memoryview(bytearray(packets[0]))
@@ -278,8 +280,8 @@ def test_what_came_from_one_address_is_not_paid_back_to_another(unproven: Wire, 
 
 
 def test_many_threads_and_a_close_in_the_middle_leave_nothing_behind() -> None:
-    plant = make_plant(small_params(snd_wnd=256, rcv_wnd=256))
-    with Wire(plant, monotonic_ms) as wire, wire.carrying():
+    context = make_context(small_params(snd_wnd=256, rcv_wnd=256))
+    with Wire(context, monotonic_ms) as wire, wire.carrying():
         random = Random(1)
 
         def use(seed: int) -> None:
@@ -299,5 +301,5 @@ def test_many_threads_and_a_close_in_the_middle_leave_nothing_behind() -> None:
             thread.result()
         assert not wire.client.session.writers
         assert wire.client.session.stream_count == 0
-    assert plant.pool.usage().in_use_bytes == 0
+    assert context.pool.usage().in_use_bytes == 0
     assert wire.client.session.conversation.flush_wanted is Flush.NOTHING

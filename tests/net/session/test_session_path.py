@@ -9,8 +9,8 @@ import pytest
 
 from kcptun_lite.core.wire import FEC_HEADER, FEC_PARITY, KCP_ACK, KCP_SEGMENT, KCP_WASK, KCP_WINS
 from kcptun_lite.errors import DeadLink, StreamReset
-from kcptun_lite.net.session.path_probe import Scout
-from kcptun_lite.net.session.session import DEAD_AFTER, DENIED_AFTER, PROBE_PERIOD, SILENCE
+from kcptun_lite.net.session.path_probe import PathProbe
+from kcptun_lite.net.session.session import DEAD_AFTER, PROBE_PERIOD, PROBE_RESET_AFTER, SILENCE
 from tests.net.fakes import (
     CLIENT,
     ELSEWHERE,
@@ -82,16 +82,16 @@ def test_a_path_given_to_a_session_that_is_over_is_closed_again(wire: Wire) -> N
 
 
 class Way:
-    """A scout whose receiver is a thread that does what the test says."""
+    """A path probe whose receiver is a thread that does what the test says."""
 
     def __init__(self, work: Callable[[], object] = lambda: None) -> None:
         self.udp = FakeUdp(ELSEWHERE)
         self.may_work = threading.Event()
-        self.receiver = threading.Thread(target=lambda: (self.may_work.wait(), work()), name="scout")
+        self.receiver = threading.Thread(target=lambda: (self.may_work.wait(), work()), name="path probe")
 
     @property
-    def scout(self) -> Scout:
-        return Scout(cast(Any, self.udp), ("10.0.0.8", 29900), self.receiver)
+    def path_probe(self) -> PathProbe:
+        return PathProbe(cast(Any, self.udp), ("10.0.0.8", 29900), self.receiver)
 
     def end(self) -> None:
         self.may_work.set()
@@ -114,11 +114,11 @@ def silent(wire: Wire) -> Wire:
     return wire
 
 
-def test_a_scout_takes_all_that_is_sent_along(silent: Wire) -> None:
+def test_a_path_probe_takes_all_that_is_sent_along(silent: Wire) -> None:
     way = Way()
     way.may_work.set()
     before = len(silent.client.udp.sent)
-    silent.client.session.send_scout(way.scout)
+    silent.client.session.start_path_probe(way.path_probe)
     assert [packet for packet, _ in way.udp.sent] == [packet for packet, _ in silent.client.udp.sent[before:]]
     assert way.udp.sent and {address for _, address in way.udp.sent} == {("10.0.0.8", 29900)}
     silent.client.session.close()
@@ -129,7 +129,7 @@ def test_an_answer_there_moves_the_session(silent: Wire, clock: Clock) -> None:
     session, old = silent.client.session, silent.client.udp
     way = Way()
     way.may_work.set()
-    session.send_scout(way.scout)
+    session.start_path_probe(way.path_probe)
     session.receive_through(cast(Any, way.udp), [known_answer(silent)], clock.now)
     assert session.local_address == ELSEWHERE and session.remote == ("10.0.0.8", 29900)
     assert old.is_closed and not way.udp.is_closed
@@ -137,43 +137,43 @@ def test_an_answer_there_moves_the_session(silent: Wire, clock: Clock) -> None:
     assert way.udp.is_closed
 
 
-def test_an_answer_on_the_old_way_dismisses_the_scout(silent: Wire, clock: Clock) -> None:
+def test_an_answer_on_the_old_way_dismisses_the_path_probe(silent: Wire, clock: Clock) -> None:
     session = silent.client.session
     way = Way()
     way.may_work.set()
-    session.send_scout(way.scout)
+    session.start_path_probe(way.path_probe)
     session.receive_through(cast(Any, silent.client.udp), [known_answer(silent)], clock.now)
     assert way.udp.is_closed and session.remote == SERVER
     assert not way.receiver.is_alive()
 
 
-def test_a_stranger_there_moves_nothing_and_is_believed_only_after_a_while(silent: Wire, clock: Clock) -> None:
+def test_an_unknown_source_there_moves_nothing_and_is_believed_only_after_a_while(silent: Wire, clock: Clock) -> None:
     session = silent.client.session
     way = Way()
     way.may_work.set()
-    session.send_scout(way.scout)
+    session.start_path_probe(way.path_probe)
     for _ in range(5):
         session.receive_through(cast(Any, way.udp), [segment(cmd=KCP_WINS, una=0)], clock.now)
     assert session.remote == SERVER and not session.is_closed
-    clock.now += DENIED_AFTER
+    clock.now += PROBE_RESET_AFTER
     session.receive_through(cast(Any, way.udp), [segment(cmd=KCP_WINS, una=0)], clock.now)
     assert isinstance(silent.client.closed[0], DeadLink) and way.udp.is_closed
 
 
-def test_a_second_scout_takes_the_place_of_the_first(silent: Wire) -> None:
+def test_a_second_path_probe_takes_the_place_of_the_first(silent: Wire) -> None:
     first, second = Way(), Way()
     first.may_work.set()
     second.may_work.set()
-    silent.client.session.send_scout(first.scout)
-    silent.client.session.send_scout(second.scout)
+    silent.client.session.start_path_probe(first.path_probe)
+    silent.client.session.start_path_probe(second.path_probe)
     assert first.udp.is_closed and not second.udp.is_closed
 
 
-def test_a_scout_for_a_session_that_is_over_comes_home(silent: Wire) -> None:
+def test_a_path_probe_for_a_session_that_is_over_comes_home(silent: Wire) -> None:
     way = Way()
     way.may_work.set()
     silent.client.session.close()
-    silent.client.session.send_scout(way.scout)
+    silent.client.session.start_path_probe(way.path_probe)
     assert way.udp.is_closed and not way.receiver.is_alive()
 
 
@@ -193,7 +193,7 @@ def test_both_ways_may_answer_at_the_same_moment(silent: Wire, clock: Clock, mon
     old = Way(lambda: session.receive_through(cast(Any, silent.client.udp), [known_answer(silent)], clock.now))
     session.receiver = old.receiver
     old.receiver.start()
-    session.send_scout(new.scout)
+    session.start_path_probe(new.path_probe)
     new.may_work.set()
     on_its_way.wait(PATIENCE_S)
     old.may_work.set()
@@ -271,14 +271,14 @@ def test_a_path_that_was_changed_has_everything_once(wire: Wire, clock: Clock) -
     wire.pass_time(SILENCE)
     way = Way()
     way.may_work.set()
-    session.change_path(*way.scout)
+    session.change_path(*way.path_probe)
     sent = len(way.udp.sent)
     clock.now += 100
     session.receive([segment(cmd=KCP_WINS, una=session.conversation.kcp.window.snd_una)], clock.now)
     assert len(way.udp.sent) <= sent + 1
 
 
-def test_who_is_being_denied_elsewhere_waits_for_the_verdict(wire: Wire, clock: Clock) -> None:
+def test_who_is_being_reset_elsewhere_waits_for_the_verdict(wire: Wire, clock: Clock) -> None:
     session = wire.client.session
     stream = session.open_stream()
     wire.carry()
@@ -288,10 +288,10 @@ def test_who_is_being_denied_elsewhere_waits_for_the_verdict(wire: Wire, clock: 
     assert wire.client.troubles == 1
     way = Way()
     way.may_work.set()
-    session.send_scout(way.scout)
+    session.start_path_probe(way.path_probe)
     session.receive_through(cast(Any, way.udp), [segment(cmd=KCP_WINS, una=0)], clock.now)
-    wire.pass_time(2 * DENIED_AFTER - PROBE_PERIOD)
-    assert wire.client.troubles == 1, "another scout would begin again"
+    wire.pass_time(2 * PROBE_RESET_AFTER - PROBE_PERIOD)
+    assert wire.client.troubles == 1, "another path probe would begin again"
     wire.pass_time(2 * PROBE_PERIOD)
     assert wire.client.troubles > 1, "that way has died as well"
     session.close()
@@ -332,7 +332,7 @@ def test_a_peer_that_stays_silent_ends_the_session(wire: Wire, clock: Clock) -> 
         stream.read_chunks()
 
 
-def test_a_reborn_peer_ends_the_session_but_only_after_a_while(wire: Wire, clock: Clock) -> None:
+def test_a_restarted_peer_ends_the_session_but_only_after_a_while(wire: Wire, clock: Clock) -> None:
     stream = wire.client.session.open_stream()
     wire.carry()
     session = wire.client.session

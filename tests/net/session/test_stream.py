@@ -14,7 +14,7 @@ from tests.net.fakes import (
     Wire,
     in_background,
     is_waiting,
-    make_plant,
+    make_context,
     noise,
     segment,
     small_params,
@@ -28,7 +28,7 @@ from tests.net.fakes import (
 def wire(monkeypatch: pytest.MonkeyPatch) -> Iterator[Wire]:
     clock = Clock()
     monkeypatch.setattr(session_room, "monotonic_ms", clock)
-    with Wire(make_plant(small_params(snd_wnd=8)), clock) as wire:
+    with Wire(make_context(small_params(snd_wnd=8)), clock) as wire:
         yield wire
 
 
@@ -204,7 +204,7 @@ def test_who_closes_a_stream_waits_until_its_reader_has_left(wire: Wire) -> None
 
 def test_what_one_reader_unblocks_for_others_is_left_to_the_update_thread() -> None:
     clock = Clock()
-    with Wire(make_plant(small_params(snd_wnd=64, smux_buffer=1000)), clock) as wire:
+    with Wire(make_context(small_params(snd_wnd=64, smux_buffer=1000)), clock) as wire:
         full, other = wire.client.session.open_stream(), wire.client.session.open_stream()
         wire.carry()
         by_sid = {stream.sid: stream for stream in wire.server.opened}
@@ -250,7 +250,7 @@ def test_writers_stand_in_line_and_a_quiet_one_gets_its_turn(wire: Wire) -> None
 
 def test_equal_writers_are_served_equally() -> None:
     params = small_params(snd_wnd=8, rcv_wnd=64)
-    with Wire(make_plant(params), monotonic_ms) as wire, wire.carrying():
+    with Wire(make_context(params), monotonic_ms) as wire, wire.carrying():
         streams = [wire.client.session.open_stream() for _ in range(4)]
         wait_until(lambda: len(wire.server.opened) == 4)
         chunk = memoryview(bytes(4096))
@@ -278,7 +278,7 @@ def test_equal_writers_are_served_equally() -> None:
 
 
 def version2(**changes: int) -> Wire:
-    return Wire(make_plant(small_params(snd_wnd=64, rcv_wnd=256, smux_version=2, **changes)), monotonic_ms)
+    return Wire(make_context(small_params(snd_wnd=64, rcv_wnd=256, smux_version=2, **changes)), monotonic_ms)
 
 
 def test_a_slow_reader_stops_only_its_own_stream_under_version_2() -> None:
@@ -301,7 +301,7 @@ def test_a_slow_reader_stops_only_its_own_stream_under_version_2() -> None:
 def test_a_window_that_shrinks_while_its_writer_is_in_line_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     monkeypatch.setattr(session_room, "monotonic_ms", clock)
-    with Wire(make_plant(small_params(snd_wnd=8, smux_version=2)), clock) as wire:
+    with Wire(make_context(small_params(snd_wnd=8, smux_version=2)), clock) as wire:
         session = wire.client.session
         shut, free = session.open_stream(), session.open_stream()
         wire.carry()

@@ -186,7 +186,7 @@ def test_a_failing_target_is_logged_once_and_detached(ticker: UpdateThread, monk
     good.wait_for_calls(8)
     assert len(bad.calls) == 1
     assert len(lines) == 1
-    assert "ZeroDivisionError" in lines[0] and "test_ticker.py:" in lines[0]
+    assert "ZeroDivisionError" in lines[0] and "test_update_thread.py:" in lines[0]
     ticker.detach(good)
 
 

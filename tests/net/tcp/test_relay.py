@@ -10,15 +10,15 @@ import pytest
 
 from kcptun_lite.core.batch.buffers import BufferPool
 from kcptun_lite.errors import StreamClosed, StreamReset, TransportError
-from kcptun_lite.net.tcp import relay as room
-from kcptun_lite.net.tcp.relay import Relay, tune
 from kcptun_lite.net.session.stream import Stream
 from kcptun_lite.net.session.update_thread import monotonic_ms
+from kcptun_lite.net.tcp import relay as room
+from kcptun_lite.net.tcp.relay import Relay, tune
 from tests.net.fakes import (
     PATIENCE_S,
     Wire,
     in_background,
-    make_plant,
+    make_context,
     noise,
     small_params,
     wait_until,
@@ -98,12 +98,12 @@ class Relays:
     """Makes lines through one tunnel and cleans up behind them."""
 
     def __init__(self) -> None:
-        self.plant = make_plant(small_params(snd_wnd=256, rcv_wnd=256))
-        self.wire = Wire(self.plant, monotonic_ms)
+        self.context = make_context(small_params(snd_wnd=256, rcv_wnd=256))
+        self.wire = Wire(self.context, monotonic_ms)
         self.lines: list[Line] = []
 
     def start(self, *, closewait_s: float = PATIENCE_S) -> Line:
-        self.lines.append(Line(self.wire, self.plant.pool, closewait_s=closewait_s))
+        self.lines.append(Line(self.wire, self.context.pool, closewait_s=closewait_s))
         self.lines[-1].relay.start()
         return self.lines[-1]
 
@@ -117,7 +117,7 @@ def relays() -> Iterator[Relays]:
             line.relay.stop()
             line.relay.join()
             line.tcp.close()
-    assert relays.plant.pool.usage().in_use_bytes == 0
+    assert relays.context.pool.usage().in_use_bytes == 0
 
 
 # -- both directions -----------------------------------------------------------------------------------------
@@ -168,7 +168,7 @@ def test_an_idle_relay_holds_no_buffer(relays: Relays) -> None:
     line.tcp.sendall(b"something")
     assert line.peer.read_chunks() == [b"something"]
     wait_until_listening(line.stream)
-    wait_until(lambda: relays.plant.pool.usage().in_use_bytes == 0)
+    wait_until(lambda: relays.context.pool.usage().in_use_bytes == 0)
 
 
 # -- in the thread that brings it ----------------------------------------------------------------------------
@@ -201,7 +201,7 @@ def test_a_connection_that_takes_everything_at_once_needs_one_thread(relays: Rel
 
 
 def test_what_comes_before_the_connection_waits_for_it(relays: Relays) -> None:
-    line = Line(relays.wire, relays.plant.pool)
+    line = Line(relays.wire, relays.context.pool)
     relays.lines.append(line)
     line.may_open.clear()
     line.relay.start()
@@ -344,13 +344,13 @@ def test_the_end_of_the_session_resets_the_application(relays: Relays) -> None:
 
 
 def test_a_target_that_cannot_be_reached_cuts_the_stream(relays: Relays) -> None:
-    line = Line(relays.wire, relays.plant.pool)
+    line = Line(relays.wire, relays.context.pool)
     closed: list[Relay] = []
 
     def refuse() -> socket.socket:
         raise TransportError("cannot connect to nowhere")
 
-    relay = Relay(refuse, line.stream, relays.plant.pool, closewait_s=1, on_closed=closed.append)
+    relay = Relay(refuse, line.stream, relays.context.pool, closewait_s=1, on_closed=closed.append)
     relay.start()
     with pytest.raises(StreamReset):
         line.peer.read_chunks(timeout_s=PATIENCE_S)
@@ -460,7 +460,7 @@ def test_stop_ends_a_relay_whose_peer_does_not_read(relays: Relays) -> None:
 
 
 def test_stop_while_connecting_ends_as_soon_as_there_is_an_answer(relays: Relays) -> None:
-    line = Line(relays.wire, relays.plant.pool)
+    line = Line(relays.wire, relays.context.pool)
     line.may_open.clear()
     line.relay.start()
     line.relay.stop()

@@ -1,8 +1,8 @@
-"""What the tests of the UDP door send through it: datagrams of any size, and the trays they come in.
+"""What the tests of the UDP socket send through it: datagrams of any size, and the batches they come in.
 
 In      sizes, sockets
 Out     packets without a pattern; packets in order of arrival, and where they came from
-Knows   UdpSocket and its trays. Not: what is in a packet
+Knows   UdpSocket and its batches. Not: what is in a packet
 """
 
 import random
@@ -32,7 +32,7 @@ def make_batch() -> PacketBatch:
 
 
 def receive_all(udp: UdpSocket, count: int) -> tuple[list[bytes], set[Address]]:
-    """`count` packets in order of arrival, and where they came from; checks every tray."""
+    """`count` packets in order of arrival, and where they came from; checks every batch."""
     packets: list[bytes] = []
     sources: set[Address] = set()
     deadline = time.monotonic() + PATIENCE_S

@@ -1,4 +1,4 @@
-"""The UDP door: batches in and out, with offload and without it, and runs cut and laid by the kernel's rules."""
+"""The UDP socket: batches in and out, with offload and without it, and runs cut and laid by the kernel's rules."""
 
 import random
 
@@ -6,7 +6,7 @@ import pytest
 
 from kcptun_lite.core.batch.buffers import PacketBatch
 from kcptun_lite.core.wire import MTU_MAX
-from kcptun_lite.net.udp import udp_socket as door
+from kcptun_lite.net.udp import udp_socket as peer_socket
 from kcptun_lite.net.udp.address import mapped
 from kcptun_lite.net.udp.udp_socket import GSO_BYTES, GSO_PACKETS, READS_MAX, UdpOptions
 from tests.net.udp.datagrams import BOTH_ROADS, FAST, PLAIN, SEED, Opener, make_batch, make_packets, receive_all
@@ -67,7 +67,7 @@ def test_offload_makes_a_few_calls_of_many_packets(open_udp: Opener) -> None:
     assert batch.addresses == [here.address] * 48
 
 
-def test_several_peers_in_one_tray(open_udp: Opener) -> None:
+def test_several_peers_in_one_batch(open_udp: Opener) -> None:
     there = open_udp()
     peers = [open_udp() for _ in range(5)]
     for peer in peers:
@@ -112,12 +112,12 @@ def test_an_oversized_run_is_dropped_whole(open_udp: Opener) -> None:
     assert there.oversized == 5
 
 
-def test_a_tray_that_fills_leaves_the_rest_for_the_next(open_udp: Opener) -> None:
+def test_a_batch_that_fills_leaves_the_rest_for_the_next(open_udp: Opener) -> None:
     here, there = open_udp(options=PLAIN), open_udp(options=PLAIN)
-    tray = 64 * 1024
+    incoming = 64 * 1024
     here.send(make_packets([1350] * 100), there.address)
-    first = there.receive(PacketBatch(memoryview(bytearray(tray))))
-    assert first == tray // 1360
+    first = there.receive(PacketBatch(memoryview(bytearray(incoming))))
+    assert first == incoming // 1360
     assert len(receive_all(there, 100 - first)[0]) == 100 - first
 
 
@@ -139,7 +139,7 @@ def test_runs_keep_order_and_the_kernel_s_rules() -> None:
     for _ in range(300):
         sizes = [rng.choice([0, 1, 24, 1350, 1350, 1350, 1350, 9000]) for _ in range(rng.randrange(200))]
         packets = make_packets(sizes)
-        runs = list(door._runs(packets))
+        runs = list(peer_socket._runs(packets))
         assert [packet for run in runs for packet in run] == packets
         for run in runs:
             first, *others = [len(packet) for packet in run]
@@ -147,8 +147,8 @@ def test_runs_keep_order_and_the_kernel_s_rules() -> None:
             assert len(run) == 1 or first + sum(others) <= GSO_BYTES
             assert all(size == first for size in others[:-1])
             assert not others or 0 < others[-1] <= first
-    assert [len(run) for run in door._runs(make_packets([1350] * 100 + [7]))] == [48, 48, 5]
-    assert [len(run) for run in door._runs(make_packets([20] * 130))] == [64, 64, 2]
+    assert [len(run) for run in peer_socket._runs(make_packets([1350] * 100 + [7]))] == [48, 48, 5]
+    assert [len(run) for run in peer_socket._runs(make_packets([20] * 130))] == [64, 64, 2]
 
 
 def test_a_run_is_laid_at_multiples_of_16() -> None:
@@ -160,7 +160,7 @@ def test_a_run_is_laid_at_multiples_of_16() -> None:
             batch = make_batch()
             batch.commit(33)
             batch.arena[batch.end : batch.end + total] = content
-            door._lay_run(batch, size, total)
+            peer_socket._lay_run(batch, size, total)
             assert all(start % 16 == 0 for start in [*batch.starts, batch.end])
             laid = [bytes(batch.packet(index)) for index in range(1, len(batch))]
             assert laid == [content[at : at + size] for at in range(0, total, size)]
@@ -173,12 +173,12 @@ def test_a_run_of_small_packets_behind_large_ones_loses_none() -> None:
     for size, count in ((1344, 40), (64, 100)):
         total = size * count
         batch.arena[batch.end : batch.end + total] = content[:total]
-        door._lay_run(batch, size, total)
+        peer_socket._lay_run(batch, size, total)
     assert [len(packet) for packet in batch.packets()] == [1344] * 40 + [64] * 100
     assert b"".join(batch.packets()) == content[: 40 * 1344] + content[: 100 * 64]
 
 
-def test_a_run_too_long_for_the_tray_is_cut() -> None:
+def test_a_run_too_long_for_the_batch_is_cut() -> None:
     batch = PacketBatch(memoryview(bytearray(4096)))
-    door._lay_run(batch, 1, 4096)
+    peer_socket._lay_run(batch, 1, 4096)
     assert len(batch) == 4096 // 16 and batch.end == 4096

@@ -1,4 +1,4 @@
-"""The UDP door's socket: a kernel that refuses, ports nobody listens on, how it is closed, opened and addressed."""
+"""The UDP socket's socket: a kernel that refuses, ports nobody listens on, how it is closed, opened and addressed."""
 
 import errno
 import socket
@@ -12,12 +12,12 @@ import pytest
 from kcptun_lite import log
 from kcptun_lite.core.batch.buffers import Address
 from kcptun_lite.errors import TransportError
-from kcptun_lite.net.udp import udp_socket as door
+from kcptun_lite.net.udp import udp_socket as peer_socket
 from kcptun_lite.net.udp.address import format_address, mapped, resolve
 from kcptun_lite.net.udp.sockopt import set_timeout
 from kcptun_lite.net.udp.udp_socket import UdpOptions, UdpSocket
-from tests.net.udp.datagrams import BOTH_ROADS, FAST, Opener, make_batch, make_packets, receive_all
 from tests.net.fakes import PATIENCE_S, wait_until
+from tests.net.udp.datagrams import BOTH_ROADS, FAST, Opener, make_batch, make_packets, receive_all
 
 # -- a kernel that refuses ---------------------------------------------------------------------
 
@@ -115,7 +115,7 @@ def test_one_refused_packet_does_not_take_the_others_with_it(
 
 def test_an_old_kernel_gets_the_plain_road(monkeypatch: pytest.MonkeyPatch, open_udp: Opener) -> None:
     for name in ("UDP_SEGMENT", "UDP_GRO", "SO_MEMINFO"):
-        monkeypatch.setattr(door, name, 30_000)
+        monkeypatch.setattr(peer_socket, name, 30_000)
     here, there = open_udp(), open_udp()
     assert repr(here).endswith("plain>")
     packets = make_packets([1350] * 20)
@@ -124,7 +124,7 @@ def test_an_old_kernel_gets_the_plain_road(monkeypatch: pytest.MonkeyPatch, open
 
 
 def test_a_system_that_is_not_linux_gets_the_plain_road(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door, "ON_LINUX", False)
+    monkeypatch.setattr(peer_socket, "ON_LINUX", False)
     here, addresses = UdpSocket.dial("127.0.0.1", 9, FAST)
     assert repr(here).endswith("plain>") and addresses == [("127.0.0.1", 9)]
     assert here.send(make_packets([10, 10]), ("127.0.0.1", here.address[1])) == 2
@@ -280,13 +280,13 @@ def test_sockbuf_is_granted_or_the_limit_to_raise_is_named_once(
 ) -> None:
     lines: list[str] = []
     monkeypatch.setattr(log, "warning", lines.append)
-    door._warn_once.cache_clear()
+    peer_socket._warn_once.cache_clear()
     inner = open_udp(options=UdpOptions(sockbuf=65_536))._socket
     assert inner.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == 2 * 65_536
     assert inner.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == 2 * 65_536
     assert lines == []
-    monkeypatch.setattr(door, "SO_RCVBUFFORCE", 30_000)
-    monkeypatch.setattr(door, "SO_SNDBUFFORCE", 30_000)
+    monkeypatch.setattr(peer_socket, "SO_RCVBUFFORCE", 30_000)
+    monkeypatch.setattr(peer_socket, "SO_SNDBUFFORCE", 30_000)
     for _ in range(3):
         open_udp(options=UdpOptions(sockbuf=1 << 30))
     assert len(lines) == 2
@@ -329,8 +329,8 @@ def test_dial_without_ipv6_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> N
             raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
         return bind(family, address)
 
-    bind = door._bind
-    monkeypatch.setattr(door, "_bind", bind_ipv4_only)
+    bind = peer_socket._bind
+    monkeypatch.setattr(peer_socket, "_bind", bind_ipv4_only)
     monkeypatch.setattr(socket, "getaddrinfo", answer_with("::1", "127.0.0.1"))
     here, addresses = UdpSocket.dial("both.example", 9, FAST)
     assert addresses == [("127.0.0.1", 9)]
