@@ -16,7 +16,8 @@ from pathlib import Path
 from random import Random
 from typing import Any, Generic, Protocol, TypeVar
 
-from kcptun_lite.core.batch.buffers import BATCH_BYTES, POISON, PacketBatch
+from kcptun_lite.core.batch.packets import PacketBatch
+from kcptun_lite.core.batch.pool import BATCH_BYTES, POISON
 from kcptun_lite.core.conversation import Conversation, ConversationParams
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.kcp.kcp import Flush, Kcp, KcpParams

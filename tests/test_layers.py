@@ -35,7 +35,7 @@ MODULES = [path for path in PATHS if path.name not in ("__init__.py", "errors.py
 
 
 def module_name(path: Path) -> str:
-    """core/kcp/kcp.py -> core.kcp; the package itself is the empty name."""
+    """core/kcp/kcp.py -> core.kcp.kcp; the package itself is the empty name."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 

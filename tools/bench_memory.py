@@ -25,7 +25,8 @@ from time import monotonic, sleep
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from kcptun_lite.core.batch.buffers import BufferPool, PacketBatch
+from kcptun_lite.core.batch.packets import PacketBatch
+from kcptun_lite.core.batch.pool import BufferPool
 from kcptun_lite.core.crypt.crypt import derive_key, make_crypt
 from kcptun_lite.core.wire import KCP_HEADER_SIZE, KCP_PUSH, KCP_SEGMENT, SMUX_NOP
 from tests.programs import Options, Program, Target, Tunnel, connect, echo_handler, exchange, exchange_handler

@@ -22,7 +22,7 @@ from kcptun_lite.net.ends.route import Route, Server
 from kcptun_lite.net.session.session import Session
 from kcptun_lite.net.session.stream import Stream
 from kcptun_lite.net.session.update_thread import monotonic_ms
-from kcptun_lite.net.tcp.relay import listen, tune
+from kcptun_lite.net.tcp.sockets import listen, tune
 from kcptun_lite.net.udp.udp_socket import UdpOptions
 
 REDIAL_PAUSE = 1.0  # s between attempts to make a session's socket (as kcptun)

@@ -10,10 +10,10 @@ import gc
 import sys
 
 from kcptun_lite.app.config import ClientConfig, ServerConfig
-from kcptun_lite.core.batch.buffers import BATCH_BYTES, BULK_FACTOR, RELAY_BYTES
+from kcptun_lite.core.batch.pool import BATCH_BYTES, BULK_FACTOR, RELAY_BYTES
 from kcptun_lite.core.budget import HEADROOM, SEGMENT_BYTES, SEGMENT_COST
 from kcptun_lite.core.conversation import EXPANDED_BYTES, RECEIVE_LEAST, SEND_LEAST, ConversationParams
-from kcptun_lite.core.fec.fec import HELD_BYTES_MAX
+from kcptun_lite.core.fec.decoder import HELD_BYTES_MAX
 from kcptun_lite.core.kcp.kcp import QUEUE_TARGET, READ_SEGMENTS
 from kcptun_lite.core.wire import SNAPPY_CHUNK_MAX
 from kcptun_lite.errors import ConfigError

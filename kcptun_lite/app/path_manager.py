@@ -11,7 +11,7 @@ from queue import SimpleQueue
 from threading import Thread
 
 from kcptun_lite import log
-from kcptun_lite.core.batch.buffers import Address
+from kcptun_lite.core.batch.packets import Address
 from kcptun_lite.errors import TransportError
 from kcptun_lite.net.ends.dialer import Dialer
 from kcptun_lite.net.ends.route import Route

@@ -18,7 +18,7 @@ from kcptun_lite.errors import RemoteProtocolError, SessionError, TransportError
 from kcptun_lite.net.ends.listener import Listener, hint
 from kcptun_lite.net.session.session import Session
 from kcptun_lite.net.session.stream import Stream
-from kcptun_lite.net.tcp.relay import connect
+from kcptun_lite.net.tcp.sockets import connect
 from kcptun_lite.net.udp.address import format_address, format_host
 from kcptun_lite.net.udp.udp_socket import UdpOptions, UdpSocket
 

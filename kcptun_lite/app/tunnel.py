@@ -15,7 +15,7 @@ from kcptun_lite.app.config import ClientConfig, ServerConfig, describe
 from kcptun_lite.app.diagnosis import REPEAT_AFTER, Spoken
 from kcptun_lite.app.stats import SnmpLog, snmp_line
 from kcptun_lite.app.status import StatusFile
-from kcptun_lite.core.batch.buffers import BufferPool
+from kcptun_lite.core.batch.pool import BufferPool
 from kcptun_lite.core.budget import Budget
 from kcptun_lite.core.conversation import ConversationParams
 from kcptun_lite.core.counters import Counters, total
@@ -23,7 +23,7 @@ from kcptun_lite.core.crypt.crypt import METHODS, derive_key
 from kcptun_lite.core.crypt.qpp import QppPads, QppStream
 from kcptun_lite.core.kcp.kcp import KcpParams
 from kcptun_lite.errors import SessionClosed, SessionError
-from kcptun_lite.net.ends.endpoint import SessionContext
+from kcptun_lite.net.ends.context import SessionContext
 from kcptun_lite.net.ends.failed_packets import FailedPackets
 from kcptun_lite.net.session.session import Session
 from kcptun_lite.net.session.stream import Stream

@@ -11,12 +11,14 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import NamedTuple
 
-from kcptun_lite.core.batch.buffers import BATCH_BYTES, PacketBatch
+from kcptun_lite.core.batch.packets import PacketBatch
+from kcptun_lite.core.batch.pool import BATCH_BYTES
 from kcptun_lite.core.batch.rows import PacketList
 from kcptun_lite.core.batch.strided import PACKET_ALIGNMENT
 from kcptun_lite.core.budget import SEGMENT_BYTES, SEGMENT_COST, Budget, Share
 from kcptun_lite.core.counters import Counters
-from kcptun_lite.core.fec.fec import HELD_BYTES_MAX, FecDecoder, FecEncoder
+from kcptun_lite.core.fec.decoder import HELD_BYTES_MAX, FecDecoder
+from kcptun_lite.core.fec.encoder import FecEncoder
 from kcptun_lite.core.kcp.kcp import QUEUE_TARGET, READ_SEGMENTS, Flush, Kcp, KcpParams
 from kcptun_lite.core.mux.smux import Event, SmuxSession
 from kcptun_lite.core.mux.snappy import SnappyDecoder, SnappyEncoder

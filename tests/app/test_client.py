@@ -9,7 +9,7 @@ import pytest
 
 from kcptun_lite.app import client as room
 from kcptun_lite.app.client import Client
-from kcptun_lite.core.batch.buffers import Address
+from kcptun_lite.core.batch.packets import Address
 from kcptun_lite.core.wire import MASK32
 from kcptun_lite.errors import TransportError
 from kcptun_lite.net.session.session import Session

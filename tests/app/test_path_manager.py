@@ -7,7 +7,7 @@ import pytest
 
 from kcptun_lite.app import path_manager as room
 from kcptun_lite.app.path_manager import FIRST_PAUSE, LAST_PAUSE, PathManager
-from kcptun_lite.core.batch.buffers import Address
+from kcptun_lite.core.batch.packets import Address
 from kcptun_lite.errors import TransportError
 from tests.net.fakes import Clock, wait_until
 

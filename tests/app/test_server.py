@@ -8,7 +8,7 @@ import pytest
 
 from kcptun_lite.net.ends.listener import UNVALIDATED_TIME
 from kcptun_lite.net.session.update_thread import monotonic_ms
-from kcptun_lite.net.tcp.relay import listen
+from kcptun_lite.net.tcp.sockets import listen
 from tests.app.tunnels import Target, connect, make_client, make_server, running, udp_address
 from tests.net.ends.test_listener import SYN
 from tests.net.fakes import PATIENCE_S, Peer, segment, wait_until

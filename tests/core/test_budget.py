@@ -5,7 +5,7 @@ from contextlib import nullcontext
 
 import pytest
 
-from kcptun_lite.core.batch.buffers import BATCH_BYTES, BufferPool
+from kcptun_lite.core.batch.pool import BATCH_BYTES, BufferPool
 from kcptun_lite.core.budget import HEADROOM, Budget, Share
 from kcptun_lite.core.conversation import RECEIVE_LEAST, SEND_LEAST, ConversationParams
 from tests.helpers import ConversationPair, kcp_params, noise

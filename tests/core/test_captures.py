@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from kcptun_lite.core.batch.buffers import BATCH_BYTES, BufferPool, PacketBatch
+from kcptun_lite.core.batch.packets import PacketBatch
+from kcptun_lite.core.batch.pool import BATCH_BYTES, BufferPool
 from kcptun_lite.core.conversation import Conversation, ConversationParams
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.crypt.crypt import derive_key, make_crypt

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from kcptun_lite.core.batch.buffers import PacketBatch
+from kcptun_lite.core.batch.packets import PacketBatch
 from kcptun_lite.core.conversation import KEEPALIVE_TIMEOUT, Conversation, ConversationParams
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.kcp.kcp import KcpParams

@@ -2,7 +2,8 @@
 
 import pytest
 
-from kcptun_lite.core.batch.buffers import BATCH_BYTES, PacketBatch
+from kcptun_lite.core.batch.packets import PacketBatch
+from kcptun_lite.core.batch.pool import BATCH_BYTES
 from kcptun_lite.core.conversation import ANSWERS_MAX, Conversation, ConversationParams
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.kcp.kcp import KcpParams

@@ -9,7 +9,8 @@ from contextlib import nullcontext
 from itertools import islice
 from typing import Any
 
-from kcptun_lite.core.batch.buffers import BATCH_BYTES, BufferPool, PacketBatch
+from kcptun_lite.core.batch.packets import PacketBatch
+from kcptun_lite.core.batch.pool import BATCH_BYTES, BufferPool
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.crypt.crypt import derive_key, make_crypt
 from tests.fuzz.targets import FUZZ_METHODS, KEY, SHARDS, record

@@ -19,12 +19,13 @@ from typing import Any, cast
 from kcptun_lite.app import values
 from kcptun_lite.app.config import describe
 from kcptun_lite.app.parsing import Program, parse
-from kcptun_lite.core.batch.buffers import BATCH_BYTES, POISON, Address, BufferPool, PacketBatch
+from kcptun_lite.core.batch.packets import Address, PacketBatch
+from kcptun_lite.core.batch.pool import BATCH_BYTES, POISON, BufferPool
 from kcptun_lite.core.batch.rows import PacketList
 from kcptun_lite.core.conversation import Conversation, ConversationParams
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.crypt.crypt import METHODS, PacketCrypt, derive_key, make_crypt
-from kcptun_lite.core.fec.fec import HELD_BYTES_MAX, FecDecoder
+from kcptun_lite.core.fec.decoder import HELD_BYTES_MAX, FecDecoder
 from kcptun_lite.core.kcp.kcp import Flush, Kcp, KcpParams
 from kcptun_lite.core.mux.smux import SmuxSession
 from kcptun_lite.core.mux.snappy import SnappyDecoder, SnappyEncoder

@@ -17,12 +17,13 @@ from random import Random
 from threading import Condition, Lock, Thread
 from typing import Any, Self, cast
 
-from kcptun_lite.core.batch.buffers import Address, BufferPool
+from kcptun_lite.core.batch.packets import Address
+from kcptun_lite.core.batch.pool import BufferPool
 from kcptun_lite.core.conversation import ConversationParams
 from kcptun_lite.core.kcp.kcp import Flush, KcpParams
 from kcptun_lite.core.wire import KCP_PUSH, KCP_SEGMENT
 from kcptun_lite.errors import SessionError, TransportError
-from kcptun_lite.net.ends.endpoint import SessionContext
+from kcptun_lite.net.ends.context import SessionContext
 from kcptun_lite.net.ends.failed_packets import FailedPackets
 from kcptun_lite.net.session.session import Session
 from kcptun_lite.net.session.stream import Stream

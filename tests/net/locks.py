@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from kcptun_lite.app.tunnel import Tunnel
-from kcptun_lite.core.batch.buffers import BufferPool
+from kcptun_lite.core.batch.pool import BufferPool
 from kcptun_lite.net.ends.listener import Listener
 from kcptun_lite.net.ends.route import Route
 from kcptun_lite.net.session.session import Session

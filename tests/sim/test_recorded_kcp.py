@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from kcptun_lite.core.batch.buffers import PacketBatch
+from kcptun_lite.core.batch.packets import PacketBatch
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.kcp.kcp import Kcp, KcpParams
 from kcptun_lite.core.wire import KCP_ACK, KCP_HEADER_SIZE, KCP_PUSH, KCP_SEGMENT

@@ -23,7 +23,8 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, Literal, Protocol
 
-from kcptun_lite.core.batch.buffers import BufferPool, PacketBatch, borrow
+from kcptun_lite.core.batch.packets import PacketBatch
+from kcptun_lite.core.batch.pool import BufferPool, borrow
 from kcptun_lite.core.lazy_imports import load_numpy
 from kcptun_lite.core.wire import CFB_IV
 

@@ -26,7 +26,8 @@ from functools import lru_cache
 from struct import Struct
 from typing import Any, NamedTuple, Protocol
 
-from kcptun_lite.core.batch.buffers import BATCH_BYTES, BufferPool, PacketBatch, RandomBytes, borrow
+from kcptun_lite.core.batch.packets import PacketBatch
+from kcptun_lite.core.batch.pool import BATCH_BYTES, BufferPool, borrow
 from kcptun_lite.core.batch.strided import find_grid, gather, join_numbers, scatter, split_numbers
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.crypt.cryptodome import load
@@ -47,6 +48,9 @@ from kcptun_lite.core.wire import (
     fec_type,
 )
 from kcptun_lite.errors import ConfigError, LocalProtocolError
+
+RandomBytes = Callable[[int], bytes]
+"os.urandom, or a seeded stand-in: core has no randomness of its own"
 
 KEY_SALT = b"kcp-go"
 KEY_ROUNDS = 4096

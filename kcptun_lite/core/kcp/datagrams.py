@@ -7,7 +7,7 @@ Wire    WIRE.md 4.1, 4.7
 Cost    0.8 us per segment that fills a datagram, 1.9 us for others
 """
 
-from kcptun_lite.core.batch.buffers import PacketBatch
+from kcptun_lite.core.batch.packets import PacketBatch
 from kcptun_lite.core.batch.strided import scatter, stamp
 from kcptun_lite.core.wire import KCP_ACK, KCP_HEADER_SIZE, KCP_PUSH, KCP_SEGMENT, KCP_SN_AT, MASK32
 

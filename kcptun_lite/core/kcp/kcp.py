@@ -11,15 +11,18 @@ from collections.abc import Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
-from kcptun_lite.core.batch.buffers import PacketBatch
+from kcptun_lite.core.batch.packets import PacketBatch
 from kcptun_lite.core.batch.rows import PacketRow
 from kcptun_lite.core.batch.strided import split_numbers
 from kcptun_lite.core.counters import Counters
+from kcptun_lite.core.kcp.congestion import CongestionWindow
 from kcptun_lite.core.kcp.datagrams import DatagramWriter
 from kcptun_lite.core.kcp.pacing import Pacer
 from kcptun_lite.core.kcp.receive_window import ReceiveWindow
-from kcptun_lite.core.kcp.recovery import Cause, CongestionWindow, RestartDetector, RttEstimator, SendWindow
+from kcptun_lite.core.kcp.restart import RestartDetector
+from kcptun_lite.core.kcp.rtt import RttEstimator
 from kcptun_lite.core.kcp.send_queue import SendQueue
+from kcptun_lite.core.kcp.send_window import Cause, SendWindow
 from kcptun_lite.core.wire import (
     KCP_ACK,
     KCP_HEADER_SIZE,

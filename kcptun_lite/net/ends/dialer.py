@@ -9,10 +9,11 @@ Wire    WIRE.md 5.1
 import os
 from collections.abc import Callable
 
-from kcptun_lite.core.batch.buffers import Address, PacketBatch
+from kcptun_lite.core.batch.packets import Address, PacketBatch
 from kcptun_lite.core.wire import first_segment
 from kcptun_lite.errors import SessionError
-from kcptun_lite.net.ends.endpoint import ReceiverThread, SessionContext
+from kcptun_lite.net.ends.context import SessionContext
+from kcptun_lite.net.ends.receiver import ReceiverThread
 from kcptun_lite.net.ends.route import Route
 from kcptun_lite.net.session.path_probe import PathProbe
 from kcptun_lite.net.session.session import Session

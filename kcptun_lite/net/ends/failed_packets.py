@@ -12,7 +12,7 @@ everybody is a suspect.
 
 from typing import NamedTuple
 
-from kcptun_lite.core.batch.buffers import Address, PacketBatch
+from kcptun_lite.core.batch.packets import Address, PacketBatch
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.net.udp.udp_socket import UdpSocket
 

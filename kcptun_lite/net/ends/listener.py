@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from threading import Lock
 
 from kcptun_lite import log
-from kcptun_lite.core.batch.buffers import Address, BufferPool, PacketBatch, borrow_batch
+from kcptun_lite.core.batch.packets import Address, PacketBatch
+from kcptun_lite.core.batch.pool import BufferPool, borrow_batch
 from kcptun_lite.core.budget import SESSION_COST
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.crypt.crypt import PacketCrypt
@@ -28,8 +29,9 @@ from kcptun_lite.core.wire import (
     fec_type,
 )
 from kcptun_lite.errors import SessionClosed, SessionError, TransportError
-from kcptun_lite.net.ends.endpoint import ReceiverThread, SessionContext
+from kcptun_lite.net.ends.context import SessionContext
 from kcptun_lite.net.ends.failed_packets import Sample
+from kcptun_lite.net.ends.receiver import ReceiverThread
 from kcptun_lite.net.session.session import Session
 from kcptun_lite.net.session.stream import Stream
 from kcptun_lite.net.udp.address import format_address

@@ -11,7 +11,7 @@ from queue import Empty, SimpleQueue
 from threading import Event, Lock, Thread
 from typing import NamedTuple
 
-from kcptun_lite.core.batch.buffers import Address
+from kcptun_lite.core.batch.packets import Address
 from kcptun_lite.errors import TransportError
 from kcptun_lite.net.session.update_thread import monotonic_ms
 from kcptun_lite.net.udp.udp_socket import UdpOptions, UdpSocket

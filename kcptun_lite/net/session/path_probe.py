@@ -10,7 +10,7 @@ import errno
 from threading import Thread, current_thread
 from typing import NamedTuple
 
-from kcptun_lite.core.batch.buffers import Address
+from kcptun_lite.core.batch.packets import Address
 from kcptun_lite.errors import TransportError
 from kcptun_lite.net.udp.udp_socket import UdpSocket
 

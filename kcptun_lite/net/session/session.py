@@ -12,7 +12,8 @@ from contextlib import suppress
 from threading import Lock, Thread, current_thread
 
 from kcptun_lite import log
-from kcptun_lite.core.batch.buffers import Address, BufferPool, PacketBatch, borrow
+from kcptun_lite.core.batch.packets import Address, PacketBatch
+from kcptun_lite.core.batch.pool import BufferPool, borrow
 from kcptun_lite.core.conversation import Conversation
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.crypt.crypt import PacketCrypt
@@ -308,9 +309,8 @@ class Session:
             is_silent = silence >= max(SILENCE, 4 * self.conversation.kcp.rtt.rto)
             is_trouble = is_question_due and (is_silent or is_cut_off(self._udp))
             # A server that is reached another way, and does not know us yet, is given time to say so thrice.
-            is_trouble = is_trouble and not (
-                self._probe_resets and now - self._probe_reset_since < 2 * PROBE_RESET_AFTER
-            )
+            has_verdict_time = self._probe_resets and now - self._probe_reset_since < 2 * PROBE_RESET_AFTER
+            is_trouble = is_trouble and not has_verdict_time
             is_flush_wanted = self.conversation.flush_wanted is not Flush.NOTHING
         if failure:
             self.close(failure)

@@ -8,7 +8,7 @@ Cost    one question to the resolver, which may block for seconds
 
 import socket
 
-from kcptun_lite.core.batch.buffers import Address
+from kcptun_lite.core.batch.packets import Address
 from kcptun_lite.errors import TransportError
 
 MAPPED = "::ffff:"  # what the kernel puts before an IPv4 address on an IPv6 socket (RFC 4291 2.5.5.2)

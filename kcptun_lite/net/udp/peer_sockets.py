@@ -18,7 +18,7 @@ import select
 from contextlib import suppress
 from time import monotonic
 
-from kcptun_lite.core.batch.buffers import Address, PacketBatch
+from kcptun_lite.core.batch.packets import Address, PacketBatch
 from kcptun_lite.errors import TransportError
 from kcptun_lite.net.udp.udp_socket import GRO_ROOM, ON_LINUX, RECEIVE_TIMEOUT_MS, UdpSocket
 

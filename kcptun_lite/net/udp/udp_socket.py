@@ -22,7 +22,7 @@ from threading import Lock
 from typing import Any, NamedTuple
 
 from kcptun_lite import log
-from kcptun_lite.core.batch.buffers import Address, PacketBatch
+from kcptun_lite.core.batch.packets import Address, PacketBatch
 from kcptun_lite.core.batch.strided import PACKET_ALIGNMENT
 from kcptun_lite.core.wire import MTU_MAX
 from kcptun_lite.errors import TransportError

@@ -6,14 +6,8 @@ from threading import Lock
 
 import pytest
 
-from kcptun_lite.core.batch.buffers import (
-    BATCH_BYTES,
-    POISON,
-    BufferPool,
-    PacketBatch,
-    borrow,
-    borrow_batch,
-)
+from kcptun_lite.core.batch.packets import PacketBatch
+from kcptun_lite.core.batch.pool import BATCH_BYTES, POISON, BufferPool, borrow, borrow_batch
 from kcptun_lite.core.batch.strided import PACKET_ALIGNMENT
 
 

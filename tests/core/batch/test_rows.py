@@ -9,12 +9,14 @@ from hypothesis import strategies as st
 
 from kcptun_lite.core import lazy_imports as lazy_imports
 from kcptun_lite.core.batch import strided
-from kcptun_lite.core.batch.buffers import BufferPool, PacketBatch
+from kcptun_lite.core.batch.packets import PacketBatch
+from kcptun_lite.core.batch.pool import BufferPool
 from kcptun_lite.core.batch.rows import PacketList, PacketRow
 from kcptun_lite.core.batch.strided import find_grid, gather, join_numbers, scatter, split_numbers, stamp
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.crypt.crypt import CheckedCrypt, make_crypt
-from kcptun_lite.core.fec.fec import FecDecoder, FecEncoder
+from kcptun_lite.core.fec.decoder import FecDecoder
+from kcptun_lite.core.fec.encoder import FecEncoder
 from kcptun_lite.core.kcp.kcp import Kcp, KcpParams
 from kcptun_lite.core.lazy_imports import load_numpy
 from kcptun_lite.core.wire import KCP_HEADER_SIZE, KCP_PUSH, KCP_SEGMENT, KCP_SN_AT

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from kcptun_lite.core.batch.buffers import BufferPool, PacketBatch
+from kcptun_lite.core.batch.packets import PacketBatch
+from kcptun_lite.core.batch.pool import BufferPool
 from kcptun_lite.core.crypt import ciphers
 from kcptun_lite.core.crypt.ciphers import IntLanes, LaneCfb, Lanes, NumpyLanes, WordCipher, sm4, tea, twofish, xtea
 from tests.helpers import noise

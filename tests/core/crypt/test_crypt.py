@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from Crypto.Cipher import AES, Blowfish
 
-from kcptun_lite.core.batch.buffers import BufferPool, PacketBatch
+from kcptun_lite.core.batch.packets import PacketBatch
+from kcptun_lite.core.batch.pool import BufferPool
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.crypt import crypt
 from kcptun_lite.core.crypt.ciphers import CFB_IV

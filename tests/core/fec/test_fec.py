@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 from Crypto.Cipher import AES
 
-from kcptun_lite.core.batch.buffers import PacketBatch
+from kcptun_lite.core.batch.packets import PacketBatch
 from kcptun_lite.core.batch.strided import PACKET_ALIGNMENT
 from kcptun_lite.core.counters import Counters
-from kcptun_lite.core.fec.fec import HELD_BYTES_MAX, MAX_GAP, TUNE_RUNS, AutoTune, FecDecoder, FecEncoder
+from kcptun_lite.core.fec.decoder import HELD_BYTES_MAX, FecDecoder
+from kcptun_lite.core.fec.encoder import MAX_GAP, FecEncoder
+from kcptun_lite.core.fec.shards import TUNE_RUNS, AutoTune
 from kcptun_lite.core.wire import FEC_DATA, FEC_HEADER, FEC_HEADER_SIZE, FEC_OUT_OF_BAND, FEC_PARITY
 from kcptun_lite.errors import LocalProtocolError
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kcptun_lite.core.batch.buffers import PacketBatch
+from kcptun_lite.core.batch.packets import PacketBatch
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.kcp.kcp import Flush, Kcp, KcpParams
 from kcptun_lite.core.wire import KCP_ACK, KCP_HEADER_SIZE, KCP_PUSH, KCP_SEGMENT, KCP_WASK, KCP_WINS, MASK32

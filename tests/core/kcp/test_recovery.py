@@ -5,16 +5,10 @@ from random import Random
 
 import pytest
 
-from kcptun_lite.core.kcp.recovery import (
-    HEAD,
-    RESTART_AFTER,
-    Cause,
-    CongestionWindow,
-    RestartDetector,
-    RttEstimator,
-    Segment,
-    SendWindow,
-)
+from kcptun_lite.core.kcp.congestion import CongestionWindow
+from kcptun_lite.core.kcp.restart import RESTART_AFTER, RestartDetector
+from kcptun_lite.core.kcp.rtt import RttEstimator
+from kcptun_lite.core.kcp.send_window import HEAD, Cause, Segment, SendWindow
 from kcptun_lite.core.wire import MASK32
 
 WRAP = 1 << 32

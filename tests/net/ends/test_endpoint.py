@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from kcptun_lite.core.batch.buffers import PacketBatch
+from kcptun_lite.core.batch.packets import PacketBatch
 from kcptun_lite.core.counters import Counters
-from kcptun_lite.net.ends.endpoint import ReceiverThread
+from kcptun_lite.net.ends.receiver import ReceiverThread
 from kcptun_lite.net.udp.udp_socket import UdpOptions, UdpSocket
 from tests.net.fakes import Peer, make_context, noise, wait_until
 

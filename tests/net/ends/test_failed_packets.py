@@ -2,7 +2,7 @@
 
 from typing import cast
 
-from kcptun_lite.core.batch.buffers import Address, PacketBatch
+from kcptun_lite.core.batch.packets import Address, PacketBatch
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.net.ends.failed_packets import SAMPLE_EVERY, SUSPECT_FOR, FailedPackets, FailedPacketSampler, Sample
 from kcptun_lite.net.udp.udp_socket import UdpSocket

@@ -6,8 +6,9 @@ from typing import Any, cast
 
 import pytest
 
-from kcptun_lite.core.batch.buffers import BATCH_BYTES, Address, PacketBatch
-from kcptun_lite.core.kcp.recovery import RESTART_AFTER
+from kcptun_lite.core.batch.packets import Address, PacketBatch
+from kcptun_lite.core.batch.pool import BATCH_BYTES
+from kcptun_lite.core.kcp.restart import RESTART_AFTER
 from kcptun_lite.core.wire import (
     FEC_DATA,
     FEC_HEADER,

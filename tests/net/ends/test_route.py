@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kcptun_lite.core.batch.buffers import Address
+from kcptun_lite.core.batch.packets import Address
 from kcptun_lite.errors import TransportError
 from kcptun_lite.net.ends import route as room
 from kcptun_lite.net.ends.route import BENCH_TIME, Route, Server

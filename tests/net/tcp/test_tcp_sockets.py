@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kcptun_lite.errors import TransportError
-from kcptun_lite.net.tcp.relay import connect, listen
+from kcptun_lite.net.tcp.sockets import connect, listen
 from tests.net.fakes import in_background
 
 

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from kcptun_lite.core.batch.buffers import BATCH_BYTES, Address, PacketBatch
+from kcptun_lite.core.batch.packets import Address, PacketBatch
+from kcptun_lite.core.batch.pool import BATCH_BYTES
 from kcptun_lite.net.udp.udp_socket import UdpOptions, UdpSocket
 from tests.net.fakes import PATIENCE_S
 

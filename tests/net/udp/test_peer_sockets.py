@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from kcptun_lite.core.batch.buffers import BATCH_BYTES, Address, PacketBatch
+from kcptun_lite.core.batch.packets import Address, PacketBatch
+from kcptun_lite.core.batch.pool import BATCH_BYTES
 from kcptun_lite.errors import TransportError
 from kcptun_lite.net.udp import peer_sockets as peer_sockets_module
 from kcptun_lite.net.udp.peer_sockets import UNKNOWN_TURN, PeerSockets

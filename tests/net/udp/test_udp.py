@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from kcptun_lite.core.batch.buffers import PacketBatch
+from kcptun_lite.core.batch.packets import PacketBatch
 from kcptun_lite.core.wire import MTU_MAX
 from kcptun_lite.net.udp import udp_socket as peer_socket
 from kcptun_lite.net.udp.address import mapped

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kcptun_lite import log
-from kcptun_lite.core.batch.buffers import Address
+from kcptun_lite.core.batch.packets import Address
 from kcptun_lite.errors import TransportError
 from kcptun_lite.net.udp import udp_socket as peer_socket
 from kcptun_lite.net.udp.address import format_address, mapped, resolve

@@ -1,9 +1,9 @@
-"""What is in flight: the send window, the round-trip estimate, the congestion window.
+"""What is in flight: the send window, and which of it is believed lost.
 
 In      segments as they are sent, acknowledgements as they come, `now`
-Out     which segments to send again and why, the RTO, how many segments may be in flight, who has lost his memory
-Knows   sequence numbers and times. Not: headers, datagrams
-Wire    WIRE.md 4.5 to 4.7 (kcp-go's rules); RFC 6298 for the RTO, RFC 5681 for the window
+Out     which segments to send again and why
+Knows   sequence numbers and times. Not: headers, datagrams, how much may be in flight
+Wire    WIRE.md 4.5, 4.7 (kcp-go's rules)
 Cost    an acknowledged batch walks nothing but its own segments; only holes and timeouts walk the window
 """
 
@@ -13,16 +13,11 @@ from enum import Enum
 from kcptun_lite.core.wire import (
     KCP_RTO_INITIAL,
     KCP_RTO_MAX,
-    KCP_SSTHRESH_INITIAL,
-    KCP_SSTHRESH_MIN,
     MASK32,
 )
 
 HALF32 = 0x80000000
 HEAD = 32  # segments at the head of the window whose timeouts are believed at once, whatever else is silent
-RESTART_DATAGRAMS = 2  # that acknowledge nothing after others had acknowledged something ...
-RESTART_AFTER = 300  # ms, or two RTO ... and for so long
-RESTART_ASK_AFTER = 100  # ms from the first question to the second; each further pause is twice the one before
 
 
 class Cause(Enum):
@@ -219,110 +214,3 @@ class SendWindow:
         segment.resend_at = now + segment.rto
         if self.next_resend is None or segment.resend_at < self.next_resend:
             self.next_resend = segment.resend_at  # the RTO may have become shorter since the first sending
-
-
-class RttEstimator:
-    """srtt, rttvar and rto in ms, by RFC 6298 with kcp-go's shifts (WIRE.md 4.6)."""
-
-    def __init__(self, min_rto: int, interval: int) -> None:
-        self.srtt = 0
-        self.rttvar = 0
-        self.latest = 0
-        "ms; the newest measurement, which sees a queue grow before the averages do"
-        self.rto = KCP_RTO_INITIAL
-        self._min_rto = min_rto
-        self._interval = interval
-
-    def sample(self, rtt: int) -> None:
-        """Take one measurement, ms >= 0."""
-        self.latest = rtt
-        if self.srtt == 0:
-            self.srtt = rtt
-            self.rttvar = rtt >> 1
-        else:
-            delta = rtt - self.srtt
-            self.srtt += delta >> 3
-            delta = abs(delta)
-            # A sample far *below* the average says little about the next one: it weighs 1/32 (kcp-go).
-            self.rttvar += (delta - self.rttvar) >> (5 if rtt < self.srtt - self.rttvar else 2)
-        rto = self.srtt + max(self._interval, self.rttvar << 2)
-        self.rto = min(max(self._min_rto, rto), KCP_RTO_MAX)
-
-    @property
-    def loss_delay(self) -> int:
-        """ms after its sending before which no segment is taken for lost, however short the RTO was then."""
-        return min(self.rto, self.latest + max(self._interval, self.latest >> 2)) if self.latest else self.rto
-
-
-class CongestionWindow:
-    """Segments that may be in flight when `nc` is 0; slow start and congestion avoidance of kcp-go."""
-
-    def __init__(self, mss: int) -> None:
-        self.cwnd = 1
-        self.ssthresh = KCP_SSTHRESH_INITIAL
-        self._increment = mss  # bytes; the fractional part of cwnd
-        self._mss = mss
-
-    def on_progress(self, rmt_wnd: int) -> None:
-        """`una` has moved."""
-        if self.cwnd >= rmt_wnd:
-            return
-        mss = self._mss
-        if self.cwnd < self.ssthresh:
-            self.cwnd += 1
-            self._increment += mss
-        else:
-            self._increment = max(self._increment, mss)
-            self._increment += mss * mss // self._increment + mss // 16
-            if (self.cwnd + 1) * mss <= self._increment:
-                self.cwnd = -(-self._increment // mss)
-        if self.cwnd > rmt_wnd:
-            self.cwnd = rmt_wnd
-            self._increment = rmt_wnd * mss
-
-    def on_fast_retransmit(self, in_flight: int, resend: int) -> None:
-        self.ssthresh = max(in_flight // 2, KCP_SSTHRESH_MIN)
-        self.cwnd = self.ssthresh + resend
-        self._increment = self.cwnd * self._mss
-
-    def on_timeout(self, limit: int) -> None:
-        self.ssthresh = max(limit // 2, KCP_SSTHRESH_MIN)
-        self.cwnd = 1
-        self._increment = self._mss
-
-
-class RestartDetector:
-    """Tells whether the peer has lost all memory of the conversation: it acknowledges from zero, and goes on to.
-
-    A packet that is late or was replayed acknowledges from zero as well. So the peer is asked again and again
-    (WASK): one that remembers answers with its true `una`, and the suspicion is over.
-    """
-
-    def __init__(self) -> None:
-        self.ask_at: int | None = None
-        "ms of the next question; None without suspicion"
-        self._pause = 0
-        self._since = 0
-        self._count = 0
-
-    def note(self, *, is_from_zero: bool, now: int) -> None:
-        """A datagram of the peer has been read."""
-        if not is_from_zero:
-            self.ask_at = None
-            self._count = 0
-            return
-        if not self._count:
-            self._since = self.ask_at = now
-            self._pause = RESTART_ASK_AFTER
-        self._count += 1
-
-    def wants_question(self, now: int) -> bool:
-        """Whether it is time to ask the peer; it is not again for a while after this was true."""
-        if self.ask_at is None or now < self.ask_at:
-            return False
-        self.ask_at = now + self._pause
-        self._pause *= 2
-        return True
-
-    def is_certain(self, now: int, rto: int) -> bool:
-        return self._count >= RESTART_DATAGRAMS and now - self._since >= max(RESTART_AFTER, 2 * rto)

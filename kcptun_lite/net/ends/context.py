@@ -1,0 +1,82 @@
+"""What all sessions of a program share, and how one is put together.
+
+In      settings
+Out     `SessionContext.make_session`
+Knows   what sessions are made of. Not: who makes them
+"""
+
+import os
+from collections.abc import Callable
+from typing import NamedTuple
+
+from kcptun_lite.core.batch.packets import Address
+from kcptun_lite.core.batch.pool import BufferPool
+from kcptun_lite.core.budget import SESSION_COST, Share
+from kcptun_lite.core.conversation import Conversation, ConversationParams
+from kcptun_lite.core.counters import Counters
+from kcptun_lite.core.crypt.crypt import PacketCrypt, make_crypt
+from kcptun_lite.errors import SessionError
+from kcptun_lite.net.ends.failed_packets import FailedPackets
+from kcptun_lite.net.session.session import Session
+from kcptun_lite.net.session.stream import Stream
+from kcptun_lite.net.session.update_thread import UpdateThread
+from kcptun_lite.net.udp.udp_socket import UdpSocket
+
+
+class SessionContext(NamedTuple):
+    """What all sessions of a program share."""
+
+    params: ConversationParams
+    crypt: str
+    key: bytes
+    "derived, 32 bytes"
+    pool: BufferPool
+    ticker: UpdateThread
+    rate: int
+    "bytes a second that each session may send; 0: no limit"
+    failed_packets: FailedPackets
+
+    def make_crypt(self) -> PacketCrypt:
+        return make_crypt(self.crypt, self.key, os.urandom, self.pool)
+
+    def make_session(
+        self,
+        conv: int,
+        params: ConversationParams,
+        udp: UdpSocket,
+        remote: Address,
+        *,
+        is_client: bool,
+        now: int,
+        on_stream: Callable[[Session, Stream], None],
+        on_trouble: Callable[[Session], None],
+        on_closed: Callable[[Session, SessionError], None],
+    ) -> Session:
+        """One end of a conversation, not started yet; a client's has `udp` for itself."""
+        counters = Counters(active_opens=1) if is_client else Counters(passive_opens=1)
+        crypt = self.make_crypt()
+        conversation = Conversation(
+            conv,
+            params,
+            counters,
+            is_client=is_client,
+            headroom=crypt.headroom,
+            tailroom=crypt.tailroom,
+            now=now,
+            share=Share(self.pool.budget, SESSION_COST),
+        )
+        return Session(
+            conversation,
+            crypt,
+            udp,
+            remote,
+            pool=self.pool,
+            ticker=self.ticker,
+            counters=counters,
+            rate=self.rate,
+            is_validated=is_client,
+            owns_socket=is_client,
+            on_stream=on_stream,
+            on_trouble=on_trouble,
+            on_closed=on_closed,
+        )

@@ -1,0 +1,132 @@
+"""TCP and unix sockets: connecting to a target, listening, and what is set on each.
+
+In      host and port, or the path of a unix socket
+Out     sockets
+Knows   addresses, socket options. Not: streams
+"""
+
+import errno
+import os
+import select
+import socket
+import stat
+import struct
+from collections.abc import Callable
+
+from kcptun_lite.core.batch.packets import Address
+from kcptun_lite.errors import TransportError
+from kcptun_lite.net.udp.address import format_address, resolve
+from kcptun_lite.net.udp.sockopt import set_timeout
+
+CONNECT_TIMEOUT = 10_000  # ms for the server to reach its target
+TCP_KEEPALIVE = 15  # s; a peer that vanished without a word must not hold a stream for ever
+STOP_LATENCY = 1000  # ms; how soon a thread blocked in a connect or a send looks whether to stop
+BACKLOG = 1024  # connections that wait for `accept`, while --maxstreams are open
+RESET = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: close sends RST, also when it is the kernel that closes
+NO_RESET = struct.pack("ii", 0, 0)
+
+
+def connect(host: str, port: int, path: str, is_stopping: Callable[[], bool] = lambda: False) -> socket.socket:
+    """A connection to a target, the first of its addresses that answers.
+
+    Raises: TransportError, also when `is_stopping` becomes true meanwhile.
+    """
+    failure: OSError | None = None
+    targets: list[tuple[socket.AddressFamily, Address | str]] = (
+        [(socket.AF_UNIX, _unix_address(path))] if path else [*resolve(host, port, socket.SOCK_STREAM)]
+    )
+    for family, address in targets:
+        try:
+            sock = socket.socket(family, socket.SOCK_STREAM)
+        except OSError as exc:  # no descriptor left, or no such family
+            failure = exc
+            continue
+        try:
+            tune(sock)
+            _connect(sock, address, is_stopping)
+            return sock
+        except OSError as exc:
+            sock.close()
+            failure = exc
+            if is_stopping():
+                break
+    assert failure is not None
+    where = path or format_address((host, port))
+    raise TransportError(f"cannot connect to {where}: {failure.strerror or failure}") from failure
+
+
+def _connect(sock: socket.socket, address: Address | str, is_stopping: Callable[[], bool]) -> None:
+    sock.setblocking(False)
+    error = sock.connect_ex(address)
+    answered = select.poll()
+    answered.register(sock, select.POLLOUT)
+    patience = CONNECT_TIMEOUT
+    while error == errno.EINPROGRESS:
+        if answered.poll(STOP_LATENCY):
+            error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            break
+        patience -= STOP_LATENCY
+        if patience <= 0 or is_stopping():
+            error = errno.ETIMEDOUT
+    if error:
+        raise OSError(error, os.strerror(error))
+    sock.setblocking(True)
+
+
+def listen(host: str, port: int, path: str) -> socket.socket:
+    """A listening socket; an empty host is all addresses, both families. Raises: TransportError."""
+    try:
+        if path:
+            return _listen_unix(path)
+        family, address = resolve(host, port, socket.SOCK_STREAM, to_listen=True)[0]
+        listening = socket.create_server(
+            address, family=family, backlog=BACKLOG, dualstack_ipv6=family == socket.AF_INET6 and not host
+        )
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)  # inherited, so true before `tune` as well
+        return listening
+    except OSError as exc:
+        where = path or format_address((host, port))
+        raise TransportError(f"cannot listen on {where}: {exc.strerror or exc}") from exc
+
+
+def _listen_unix(path: str) -> socket.socket:
+    if _is_abandoned(path):
+        os.unlink(path)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.bind(_unix_address(path))
+        sock.listen(BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _is_abandoned(path: str) -> bool:
+    """Whether this is a socket file that nobody listens on any more, left by a process that was killed."""
+    try:
+        if path.startswith("@") or not stat.S_ISSOCK(os.stat(path).st_mode):
+            return False
+    except OSError:
+        return False
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        return probe.connect_ex(path) == errno.ECONNREFUSED
+
+
+def _unix_address(path: str) -> str:
+    return "\0" + path[1:] if path.startswith("@") else path
+
+
+def tune(sock: socket.socket) -> None:
+    """No delay, keep-alive, reset unless told otherwise, blocking; on unix sockets only the last."""
+    sock.settimeout(None)
+    set_timeout(sock, socket.SO_SNDTIMEO, STOP_LATENCY)
+    # If this process is killed, the peer must not take what it has got so far for all there is.
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    if sock.family != socket.AF_UNIX:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option in ("TCP_KEEPIDLE", "TCP_KEEPINTVL"):
+            if hasattr(socket, option):
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), TCP_KEEPALIVE)
