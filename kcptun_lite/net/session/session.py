@@ -237,12 +237,10 @@ class Session:
             self.writers[0].wake_writer_locked()
         return opened
 
-    # -- relay threads, too --------------------------------------------------------------------
-
     def settle(self) -> None:
         """Tell everybody what receiving, reading or closing a stream has brought about.
 
-        Sinks are left to the update thread: the caller may be in one, and should not be kept by other streams.
+        Sinks are left to the update thread: the caller may be in one.
         """
         with self.lock:
             opened = [] if self._closed else self._dispatch_locked()
@@ -259,7 +257,6 @@ class Session:
             self._ticker.wake(self, deadline)
 
     def fail(self, error: RemoteProtocolError) -> None:
-        """End the session, because what the peer has sent makes no sense."""
         self.close(_nonsense(error))
 
     # -- update thread -------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from kcptun_lite.core.batch.pool import BufferPool
 from kcptun_lite.errors import StreamClosed, StreamReset, TransportError
 from kcptun_lite.net.session.stream import Stream
 from kcptun_lite.net.session.update_thread import monotonic_ms
-from kcptun_lite.net.tcp import relay as relays
+from kcptun_lite.net.tcp import relay as relay_module
 from kcptun_lite.net.tcp import sockets
 from kcptun_lite.net.tcp.relay import Relay
 from kcptun_lite.net.tcp.sockets import tune
@@ -215,7 +215,7 @@ def test_what_comes_before_the_connection_waits_for_it(relays: Relays) -> None:
 
 
 def test_a_slow_connection_has_a_thread_until_it_has_been_calm(relays: Relays, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relays, "CALM", 20)
+    monkeypatch.setattr(relay_module, "CALM", 20)
     line = relays.start()
     small_buffers(line)
     first, second = noise(1_000_000, seed=1), noise(10_000, seed=2)
@@ -239,7 +239,7 @@ def test_a_slow_connection_has_a_thread_until_it_has_been_calm(relays: Relays, m
 def test_nothing_is_lost_or_changes_places_however_often_the_reader_changes(
     relays: Relays, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
-    monkeypatch.setattr(relays, "CALM", 1)
+    monkeypatch.setattr(relay_module, "CALM", 1)
     line = relays.start()
     small_buffers(line)
     random = Random(seed)
@@ -307,7 +307,7 @@ def test_a_thread_that_cannot_be_had_costs_its_stream_and_nothing_else(
 def test_a_window_that_comes_at_once_is_left_to_a_thread_behind_a_limit(
     relays: Relays, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relays, "READS_AT_ONCE", 1)
+    monkeypatch.setattr(relay_module, "READS_AT_ONCE", 1)
     line = relays.start()
     line.peer.write(memoryview(b"x"))
     assert line.tcp.recv(1) == b"x"
@@ -321,7 +321,7 @@ def test_a_reset_of_the_application_cuts_the_stream(relays: Relays) -> None:
     line = relays.start()
     line.tcp.sendall(b"x")
     assert line.peer.read_chunks() == [b"x"]
-    line.tcp.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, relays._RESET)
+    line.tcp.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, sockets.RESET)
     line.tcp.close()
     with pytest.raises(StreamReset):
         line.peer.read_chunks(timeout_s=PATIENCE_S)
