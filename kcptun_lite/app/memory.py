@@ -14,7 +14,8 @@ from kcptun_lite.core.batch.pool import BATCH_BYTES, BULK_FACTOR, RELAY_BYTES
 from kcptun_lite.core.budget import HEADROOM, SEGMENT_BYTES, SEGMENT_COST
 from kcptun_lite.core.conversation import EXPANDED_BYTES, RECEIVE_LEAST, SEND_LEAST, ConversationParams
 from kcptun_lite.core.fec.decoder import HELD_BYTES_MAX
-from kcptun_lite.core.kcp.kcp import QUEUE_TARGET, READ_SEGMENTS
+from kcptun_lite.core.kcp.kcp import READ_SEGMENTS
+from kcptun_lite.core.kcp.sender import QUEUE_TARGET
 from kcptun_lite.core.wire import SNAPPY_CHUNK_MAX
 from kcptun_lite.errors import ConfigError
 from kcptun_lite.net.session.stream import READ_LIMIT

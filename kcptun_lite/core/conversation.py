@@ -19,7 +19,8 @@ from kcptun_lite.core.budget import SEGMENT_BYTES, SEGMENT_COST, Budget, Share
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.fec.decoder import HELD_BYTES_MAX, FecDecoder
 from kcptun_lite.core.fec.encoder import FecEncoder
-from kcptun_lite.core.kcp.kcp import QUEUE_TARGET, READ_SEGMENTS, Flush, Kcp, KcpParams
+from kcptun_lite.core.kcp.kcp import READ_SEGMENTS, Flush, Kcp, KcpParams
+from kcptun_lite.core.kcp.sender import QUEUE_TARGET
 from kcptun_lite.core.mux.smux import Event, SmuxSession
 from kcptun_lite.core.mux.snappy import SnappyDecoder, SnappyEncoder
 from kcptun_lite.core.wire import (
@@ -221,7 +222,7 @@ class Conversation:
     def validate_peer(self, now: int) -> None:
         """The peer has acknowledged something: talk freely, and once more say what it was not sent."""
         self._is_peer_validated, self.kcp.is_terse = True, False
-        self.kcp.window.expire(now)
+        self.kcp.window.give_up(now)
 
     def receive_packets(self, packets: Sequence[memoryview], now: int) -> None:
         """Take opened packets of this conversation; the views are free again when this returns.

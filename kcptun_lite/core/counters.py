@@ -41,6 +41,8 @@ class Counters:
     early_retransmitted: int = 0
     lost: int = 0
     "segments sent again after a timeout"
+    copied: int = 0
+    "copies of thin traffic, sent before any loss is known"
     repeated: int = 0
     "PUSH segments received twice or outside the window"
     fec_parity: int = 0
@@ -107,6 +109,7 @@ CSV_COLUMNS: dict[str, str] = {
     "FECRecovered": "fec_recovered",
     "FECShortShards": "fec_short",
     "SendDrops": "send_drops",
+    "CopiedSegs": "copied",
     "MemHeld": "memory_held",
     "MemPeak": "memory_peak",
     "MemWaits": "memory_waits",

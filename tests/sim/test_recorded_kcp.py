@@ -11,6 +11,7 @@ import pytest
 
 from kcptun_lite.core.batch.packets import PacketBatch
 from kcptun_lite.core.counters import Counters
+from kcptun_lite.core.kcp.congestion import Flight
 from kcptun_lite.core.kcp.kcp import Kcp, KcpParams
 from kcptun_lite.core.wire import KCP_ACK, KCP_HEADER_SIZE, KCP_PUSH, KCP_SEGMENT
 from tests.helpers import vectors
@@ -82,7 +83,7 @@ class Replay:
         while self.going and self.going[0][0] <= now:
             for cmd, _, _, sn, _, _, payload in parse(self.going.pop(0)[1]):
                 if cmd == KCP_PUSH and sn == self.kcp.window.snd_nxt:
-                    self.kcp.window.push([payload], now, self.kcp.rtt.rto)
+                    self.kcp.window.push([payload], Flight(now, now), self.kcp.rtt.rto)
 
     def _answer(self, now: int) -> None:
         batch = PacketBatch(memoryview(bytearray(65536)))

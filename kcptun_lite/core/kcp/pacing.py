@@ -36,20 +36,20 @@ class TokenBucket:
 
 
 class Pacer:
-    """Spreads a window that opens at once over the round trip, so that it need not all wait in one queue."""
+    """Lets segments go at a rate, in bursts of a few ms, so that they need not all wait in one queue."""
 
     def __init__(self) -> None:
         self.resume_at: int | None = None
         "ms; when what did not go may go"
-        self._credit = float(0xFFFF)  # segments; more than any window, until the first round trip is known
+        self._credit = float(PACING_BURST)  # segments
         self._at = 0
 
-    def room(self, now: int, wanted: int, window: int, srtt: int) -> int:
-        """How many of `wanted` new segments may go now; `window` segments go each `srtt` ms, and a quarter more."""
+    def room(self, now: int, wanted: int, rate: float) -> int:
+        """How many of `wanted` segments may go now; `rate` in segments per ms, 0 for no limit."""
         self.resume_at = None
-        if srtt < 2 * PACING_STEP:
+        if not rate:
+            self._credit, self._at = float(PACING_BURST), now
             return wanted
-        rate = window * 5 / (srtt * 4)
         self._credit = min(self._credit + (now - self._at) * rate, max(PACING_BURST, 2 * PACING_STEP * rate))
         self._at = now
         if wanted <= self._credit:

@@ -1,20 +1,18 @@
 """What is in flight: the send window, and which of it is believed lost.
 
 In      segments as they are sent, acknowledgements as they come, `now`
-Out     which segments to send again and why
+Out     which segments to send again and why; how many were acknowledged, and when the newest of them was sent
 Knows   sequence numbers and times. Not: headers, datagrams, how much may be in flight
-Wire    WIRE.md 4.5, 4.7 (kcp-go's rules)
+Wire    docs/protocol.md, "KCP": acknowledgement and retransmission (kcp-go's rules)
 Cost    an acknowledged batch walks nothing but its own segments; only holes and timeouts walk the window
 """
 
+from collections import deque
 from collections.abc import Sequence
 from enum import Enum
 
-from kcptun_lite.core.wire import (
-    KCP_RTO_INITIAL,
-    KCP_RTO_MAX,
-    MASK32,
-)
+from kcptun_lite.core.kcp.congestion import Flight
+from kcptun_lite.core.wire import KCP_RTO_INITIAL, KCP_RTO_MAX, MASK32, diff32
 
 HALF32 = 0x80000000
 HEAD = 32  # segments at the head of the window whose timeouts are believed at once, whatever else is silent
@@ -31,16 +29,20 @@ class Cause(Enum):
 class Segment:
     """One numbered piece of the stream, from its first sending until `una` passes it."""
 
-    __slots__ = ("acked", "fastack", "payload", "resend_at", "rto", "sn", "ts")
+    __slots__ = ("acked", "fastack", "flight", "is_given_up", "payload", "resend_at", "resends", "rto", "sn")
 
-    def __init__(self, sn: int, payload: bytes, ts: int, rto: int, resend_at: int) -> None:
+    def __init__(self, sn: int, payload: bytes, flight: Flight, rto: int, resend_at: int) -> None:
         self.sn = sn
         self.payload = payload
-        self.ts = ts
+        self.flight = flight
+        "its latest sending"
         self.rto = rto
         self.resend_at = resend_at
         self.fastack = 0
+        self.resends = 0
         self.acked = False
+        self.is_given_up = False
+        "lost without doubt: the path it was sent on is gone, so no loss delay applies"
 
 
 class SendWindow:
@@ -61,20 +63,29 @@ class SendWindow:
         "some segment may have reached the fast limit"
         self.unacked = 0
         "segments that no ACK has named yet: the load on the path"
+        self.needless = 0
+        "segments sent again although an earlier sending arrived"
         self._fast_limit = fast_limit
-        self._delivered_ts: int | None = None  # the newest sending that has been acknowledged, 32 bits
+        self._newest: Flight | None = None
+        "the newest sending acknowledged since `take_progress`"
+        self._progress = 0
+        self._delivered_at: int | None = None  # ms; when the newest acknowledged sending was made
+        self._repeats: deque[tuple[int, Segment, Flight]] = deque()
+        self._copied: set[int] = set()
+        "sn of segments of which copies went out, until one of them is acknowledged"
 
-    def push(self, payloads: Sequence[bytes], now: int, rto: int) -> int:
+    def push(self, payloads: Sequence[bytes], flight: Flight, rto: int) -> int:
         """Number new segments and start their clocks; returns the first sn. The caller sends them now."""
         first = self.snd_nxt
-        ts = now & MASK32
-        resend_at = now + rto
-        self.segments += [Segment(sn, payload, ts, rto, resend_at) for sn, payload in enumerate(payloads, first)]
+        resend_at = flight.sent_at + rto
+        self.segments += [Segment(sn, payload, flight, rto, resend_at) for sn, payload in enumerate(payloads, first)]
         self.snd_nxt = first + len(payloads)
         self.unacked += len(payloads)
         if self.next_resend is None or resend_at < self.next_resend:
             self.next_resend = resend_at
         return first
+
+    # -- acknowledgements ----------------------------------------------------------------------
 
     def acknowledge_until(self, una: int) -> int:
         """Forget all segments before `una` (32 bits); returns their payload bytes.
@@ -85,18 +96,36 @@ class SendWindow:
         segments = self.segments
         if not 0 < passed <= len(segments):
             return 0
-        freed = 0
+        freed = before = 0
+        before = self.unacked
         for segment in segments[:passed]:
             if not segment.acked:
                 self.unacked -= 1
                 freed += len(segment.payload)
-        self._note_delivered(segments[passed - 1].ts)
+        self._progress += before - self.unacked
+        last = segments[passed - 1]
+        self._note_delivered(last.flight, last.flight.sent_at)
         del segments[:passed]
         self.snd_una += passed
+        if self._copied:
+            self._copied = {sn for sn in self._copied if sn >= self.snd_una}
         if not segments:
             self.next_resend = None
             self.has_skipped = self.has_fast = False
         return freed
+
+    def lost_first_sendings(self, acks: Sequence[tuple[int, int]]) -> list[Flight]:
+        """Sendings of which only a later copy has arrived, by the ACKs of one datagram; ask before `una` is passed."""
+        if not self._copied:
+            return []
+        lost: list[Flight] = []
+        for sn, ts in acks:
+            index = (sn - self.snd_una) & MASK32
+            if index < len(self.segments) and (segment := self.segments[index]).sn in self._copied:
+                self._copied.discard(segment.sn)
+                if 0 < diff32(ts, segment.flight.ts):
+                    lost.append(segment.flight)
+        return lost
 
     def acknowledge(self, acks: Sequence[tuple[int, int]]) -> int:
         """Mark the segments that the ACKs of one datagram name, and count the skips of those below them.
@@ -104,51 +133,69 @@ class SendWindow:
         Returns the payload bytes of those marked: they are not needed any more.
 
         Each of `acks` is (sn, ts), 32 bits each. A segment is skipped by each ACK of a later one that
-        was sent no earlier than itself (WIRE.md 4.5 step 4); counting stops at the limit.
+        was sent no earlier than itself; counting stops at the limit.
         """
         segments = self.segments
         size = len(segments)
         una = self.snd_una
-        highest = freed = 0
-        live: list[tuple[int, int]] = []
+        freed = 0
+        live: list[tuple[int, int]] = []  # index, and ms when what is acknowledged was sent
         for sn, ts in acks:
             index = (sn - una) & MASK32
             if index < size:
                 segment = segments[index]
+                flight = segment.flight
+                sent_at = flight.sent_at - diff32(flight.ts, ts)
                 if not segment.acked:
                     segment.acked = True
                     self.unacked -= 1
+                    self._progress += 1
                     freed += len(segment.payload)
                     segment.payload = b""
-                live.append((index, ts))
-                self._note_delivered(ts)
-                if index > highest:
-                    highest = index
-        if not highest:
-            return freed
+                    self.needless += segment.resends > 0 and sent_at < flight.sent_at
+                live.append((index, sent_at))
+                self._note_delivered(flight, sent_at)
+        if live:
+            self._count_skips(live)
+        return freed
+
+    def _count_skips(self, live: list[tuple[int, int]]) -> None:
         limit = max(self._fast_limit, 1)
-        for index in range(highest):
+        live.sort()
+        segments = self.segments
+        latest: list[int] = []  # when those above were sent: the `limit` latest ones, as no more are counted
+        for index in range(live[-1][0], -1, -1):
             segment = segments[index]
-            if segment.acked or segment.fastack >= limit:
-                continue
-            sent = segment.ts
-            for acked, ts in live:
-                if acked > index and (ts - sent) & MASK32 < HALF32:
-                    segment.fastack += 1
+            if latest and not segment.acked and segment.fastack < limit:
+                sent = segment.flight.sent_at
+                skips = sum([sent_at >= sent for sent_at in latest])
+                if skips:
+                    segment.fastack = min(segment.fastack + skips, limit)
                     self.has_skipped = True
                     if segment.fastack >= limit:
                         self.has_fast = self._fast_limit > 0
-                        break
-        return freed
+            while live and live[-1][0] == index:
+                latest.append(live.pop()[1])
+                if len(latest) > limit:
+                    latest.remove(min(latest))
 
-    def _note_delivered(self, ts: int) -> None:
-        if self._delivered_ts is None or 0 < (ts - self._delivered_ts) & MASK32 < HALF32:
-            self._delivered_ts = ts
+    def _note_delivered(self, flight: Flight, sent_at: int) -> None:
+        if self._newest is None or flight.sent_at > self._newest.sent_at:
+            self._newest = flight
+        if self._delivered_at is None or sent_at > self._delivered_at:
+            self._delivered_at = sent_at
+
+    def take_progress(self) -> tuple[int, Flight | None]:
+        """Segments acknowledged since the last call, and the newest sending of those."""
+        progress, self._progress = self._progress, 0
+        newest, self._newest = self._newest, None
+        return progress, newest
+
+    # -- what to send again --------------------------------------------------------------------
 
     def _is_tail(self, segment: Segment) -> bool:
         """Whether nothing sent as late as this or later has been acknowledged."""
-        delivered = self._delivered_ts
-        return delivered is None or 0 < (segment.ts - delivered) & MASK32 < HALF32
+        return self._delivered_at is None or segment.flight.sent_at > self._delivered_at
 
     def due(self, now: int, loss_delay: int, *, early: bool) -> list[tuple[Segment, Cause]]:
         """Segments to send again now, in order, and why.
@@ -175,13 +222,13 @@ class SendWindow:
             elif fastack and early:
                 due.append((segment, Cause.EARLY))
             elif now >= at:
-                waited = (now - segment.ts) & MASK32
-                needed = loss_delay * 3 // 2 if index >= HEAD and self._is_tail(segment) else loss_delay
-                if waited >= needed:
+                is_late = index >= HEAD and self._is_tail(segment)
+                lost_at = segment.flight.sent_at + (loss_delay * 3 // 2 if is_late else loss_delay)
+                if segment.is_given_up or now >= lost_at:
                     due.append((segment, Cause.TIMEOUT))
                 else:
                     # The round trip has become longer since it was sent: a queue grows, nothing is lost.
-                    at = now + needed - waited
+                    at = lost_at
             else:
                 skipped = skipped or fastack > 0
             if earliest is None or at < earliest:
@@ -191,26 +238,57 @@ class SendWindow:
         self.has_fast = bool(due) and self.has_fast
         return due
 
-    def expire(self, now: int, age: int = 0) -> None:
-        """Make every segment in flight due when it is `age` ms old, which most are already, with a fresh clock each."""
+    def give_up(self, now: int, age: int = 0) -> None:
+        """Take every segment in flight for lost when it is `age` ms old, most are already; fresh clocks for all."""
         for segment in self.segments:
-            wait = max(0, age - ((now - segment.ts) & MASK32))
+            wait = max(0, age - (now - segment.flight.sent_at))
             segment.resend_at = now + wait
             segment.rto = KCP_RTO_INITIAL
-            if not wait:
-                segment.ts = (now - KCP_RTO_MAX) & MASK32  # no loss_delay with it: what it was sent on is gone
+            segment.is_given_up = not wait
         if self.segments:
             self.next_resend = min(segment.resend_at for segment in self.segments)
-        self._delivered_ts = now & MASK32
+        self._delivered_at = now
 
-    def resent(self, segment: Segment, cause: Cause, now: int, rto: int, nodelay: int) -> None:
+    def resent(self, segment: Segment, cause: Cause, flight: Flight, rto: int, nodelay: int) -> None:
         """Start the clock of a segment sent again; after a timeout it runs longer (linear back-off)."""
         if cause is Cause.TIMEOUT:
             segment.rto = min(segment.rto + (rto // 2 if nodelay else rto), KCP_RTO_MAX)
         else:
             segment.rto = rto
         segment.fastack = 0
-        segment.ts = now & MASK32
-        segment.resend_at = now + segment.rto
+        segment.resends += 1
+        segment.is_given_up = False
+        segment.flight = flight
+        segment.resend_at = flight.sent_at + segment.rto
         if self.next_resend is None or segment.resend_at < self.next_resend:
             self.next_resend = segment.resend_at  # the RTO may have become shorter since the first sending
+
+    # -- copies of thin traffic ----------------------------------------------------------------
+
+    def plan_repeats(self, first_sn: int, delays: Sequence[int]) -> None:
+        """Have the segments from `first_sn` on sent again so many ms after their first sending, unless acknowledged."""
+        segments = self.segments[first_sn - self.snd_una :]
+        for delay in delays:
+            for segment in segments:
+                self._repeats.append((segment.flight.sent_at + delay, segment, segment.flight))
+
+    @property
+    def next_repeat(self) -> int | None:
+        """ms of the next copy; None if there is none."""
+        return min([at for at, _, _ in self._repeats], default=None)
+
+    def repeats(self, now: int) -> list[Segment]:
+        """Segments of which a copy is to be sent now, in order."""
+        if not self._repeats:
+            return []
+        due = [entry for entry in self._repeats if entry[0] <= now]
+        if due:
+            self._repeats = deque(entry for entry in self._repeats if entry[0] > now)
+        # What was sent again since, or has arrived, needs no copy.
+        copies = [
+            segment
+            for _, segment, flight in due
+            if not segment.acked and segment.flight is flight and segment.sn >= self.snd_una
+        ]
+        self._copied.update(segment.sn for segment in copies)
+        return copies

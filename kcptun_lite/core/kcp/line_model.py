@@ -1,0 +1,267 @@
+"""A sender's model of its line: how fast the bottleneck is, how long the way is, what part is lost.
+
+In      the events of `CongestionControl`
+Out     a window and a pacing rate that fill the line and leave its queue nearly empty
+Knows   rates and times. Not: segments, what is sent
+Wire    nothing: any receiver's acknowledgements will do
+Source  the model is BBR's (Cardwell et al., ACM Queue 14(5), 2016; draft-cardwell-iccrg-bbr-congestion-control): the
+        greatest delivery rate and the least round-trip time. Its answer to a queue is that of Vegas and Copa: less.
+Cost    a few numbers per acknowledged batch; decisions once per round trip
+
+The rate is what was delivered in a whole round (ROUND_MIN at the least): an average knows no clumps. Loss alone slows
+nothing: what is lost at a steady rate is added on top, so that the line stays full. A queue does: where the least
+round trip of a whole round stays above the least ever by QUEUE, it is ours, and we go slower until it is gone; where
+that does not help it is somebody else's, and for a while we hold our share as BBR does.
+"""
+
+from collections import deque
+from enum import Enum
+
+from kcptun_lite.core.kcp.congestion import CongestionControl, Flight
+
+INITIAL_WINDOW = 32  # segments; what kcp lets go before it has heard anything (KCP_WND_INITIAL)
+WINDOW_LEAST = 16  # segments
+SHORT_RTT = 4  # ms; below it clocks and threads are what is measured, and the window alone holds
+SHORT_WINDOW = 2048  # segments, there
+ROUND_MIN = 20  # ms
+RATE_ROUNDS = 10  # rounds that the greatest rate is taken of
+QUEUE_LEAST, QUEUE_MOST = 5, 15  # ms of standing queue that are let be; an eighth of the round trip between those
+PROBE_QUEUE = 12  # ms of queue that a probe may make
+STARTUP_GROWTH = 1.25  # a round that brings less than so much more ...
+STARTUP_ROUNDS = 3  # ... so often in a row has found the line full
+CRUISE_ROUNDS = 6  # between two probes
+DRAIN_ROUNDS = 4  # that must empty a queue of our own; one that stays then is somebody else's
+SHARED_TIME = 5_000  # ms that we hold our share then, before we look again
+MIN_RTT_TIME = 10_000  # ms that a least round trip is believed without being seen again
+PROBE_RTT_TIME = 200  # ms, or a round trip: how long little is sent to see it
+ACK_DELAY = 20  # ms that a receiver may take to acknowledge; the window must not end before
+LOSS_MOST = 0.2  # share of losses that are made up for
+LOSS_MEMORY = 7 / 8  # of the counts of losses, per round
+TRUST_IN_RATE = 0.98  # a little below what was measured: the rest drains what chance has queued
+
+
+class State(Enum):
+    """What the model is at."""
+
+    STARTUP = "startup"
+    DRAIN = "drain"
+    CRUISE = "cruise"
+    PROBE = "probe"
+    PROBE_RTT = "probe rtt"
+
+
+class LineModel(CongestionControl):
+    """Window and rate from what the line delivers."""
+
+    def __init__(self, window_max: int) -> None:
+        """`window_max`: segments that memory allows."""
+        self.window = INITIAL_WINDOW
+        self.state = State.STARTUP
+        self.min_rtt = 0
+        "ms; 0 before the first sample"
+        self.rate = 0.0
+        "segments per ms that the line delivers; 0 before the first round"
+        self.loss = 0.0
+        "share of what is sent that the line loses"
+        self.is_shared = False
+        "a queue stays that we do not make: others use the line"
+        self._window_max = window_max
+        self._gain = 1.0
+        self._delivered = 0
+        self._rates: deque[float] = deque(maxlen=RATE_ROUNDS)
+        self._round_end = 0  # `_delivered` when the first segment of this round was sent
+        self._round_begin = 0  # `_delivered` when this round began
+        self._round_at: int | None = None
+        self._round_rtt = 0  # least of this round
+        self._limited_until = 0  # `_delivered` up to which the application was the limit
+        self._rounds_in_state = 0
+        self._full_rounds = 0
+        self._probe_gain = 1.0
+        self._probe_base = 0.0
+        self._steady_sent = self._steady_lost = 0.0
+        self._min_rtt_at = 0
+        self._state_since = 0
+        self._shared_until = 0
+        self._probe_rtt_least = 0
+
+    def __repr__(self) -> str:
+        return f"<LineModel {self.state.value} {self.rate:.2f}/ms {self.min_rtt} ms loss {self.loss:.3f}>"
+
+    # -- what is asked -------------------------------------------------------------------------
+
+    def pacing_rate(self, srtt: int) -> float:
+        if not self.min_rtt or self._is_short:
+            return 0.0
+        if self.state is State.STARTUP:
+            return max(self.window, INITIAL_WINDOW) * 1.25 / max(srtt, 1)
+        return self._gain * self._sending_rate
+
+    @property
+    def queue_allowed(self) -> int:
+        """ms of standing queue that are let be."""
+        return min(max(self.min_rtt // 8, QUEUE_LEAST), QUEUE_MOST)
+
+    @property
+    def _sending_rate(self) -> float:
+        """Segments per ms to send, so that `rate` arrives."""
+        return TRUST_IN_RATE * self.rate / (1 - min(self.loss, LOSS_MOST))
+
+    @property
+    def _is_short(self) -> bool:
+        return self.min_rtt < SHORT_RTT
+
+    @property
+    def _full_line(self) -> float:
+        """Segments in flight that fill the line and not its queue."""
+        return self._sending_rate * self.min_rtt
+
+    # -- what happens --------------------------------------------------------------------------
+
+    def flight(self, ts: int, now: int) -> Flight:
+        is_thin = self._limited_until >= self._delivered
+        is_steady = self._gain <= 1.0 and (is_thin or self.state is not State.STARTUP)
+        return Flight(ts, now, self._delivered, is_steady)
+
+    def on_sent(self, count: int, flight: Flight) -> None:
+        if flight.is_steady:
+            self._steady_sent += count
+
+    def on_lost(self, flight: Flight) -> None:
+        self._steady_lost += flight.is_steady
+
+    def on_idle(self, in_flight: int) -> None:
+        self._limited_until = self._delivered + max(in_flight, 1)
+
+    def on_rtt(self, rtt: int, now: int) -> None:
+        rtt = max(rtt, 1)
+        self._round_rtt = min(self._round_rtt or rtt, rtt)
+        if not self.min_rtt or rtt <= self.min_rtt + self.min_rtt // 32:
+            self.min_rtt = min(self.min_rtt or rtt, rtt)
+            self._min_rtt_at = now
+        if self.state is State.PROBE_RTT:
+            self._probe_rtt_least = min(self._probe_rtt_least or rtt, rtt)
+        elif self.state is State.PROBE and not self.is_shared and rtt - self.min_rtt > self.queue_allowed:
+            self._enter(State.DRAIN, now)
+
+    def on_acknowledged(self, count: int, newest: Flight, in_flight: int, now: int) -> None:
+        self._delivered += count
+        if self._round_at is None:
+            self._round_at, self._round_begin, self._round_end = now, self._delivered, self._delivered
+        if self.state is State.STARTUP and self._limited_until < self._delivered:
+            self.window = min(self.window + count, self._window_max)
+        if self.state is State.DRAIN and in_flight <= self._full_line and self._rounds_in_state:
+            self._enter(State.CRUISE, now)
+        if newest.delivered >= self._round_end and now - self._round_at >= ROUND_MIN:
+            self._end_round(now)
+
+    # -- once per round ------------------------------------------------------------------------
+
+    def _end_round(self, now: int) -> None:
+        assert self._round_at is not None
+        rate = (self._delivered - self._round_begin) / (now - self._round_at)
+        is_limited = self._round_begin < self._limited_until
+        has_queue = self._round_rtt - self.min_rtt > self.queue_allowed
+        if not is_limited or rate > self.rate:
+            self._rates.append(rate)
+            self.rate = max(self._rates)
+        self._learn_loss()
+        self._rounds_in_state += 1
+        if self.state is State.PROBE:
+            self._gain = 1.0  # the round after it brings the verdict
+        self._decide(rate, is_limited, has_queue, now)
+        self._set_window()
+        self._round_at, self._round_begin, self._round_end = now, self._delivered, self._delivered
+        self._round_rtt = 0
+
+    def _learn_loss(self) -> None:
+        if self._steady_sent >= 1:
+            self.loss = min(self._steady_lost / self._steady_sent, 1.0)
+        if self._steady_sent > 2 * INITIAL_WINDOW:
+            self._steady_sent *= LOSS_MEMORY
+            self._steady_lost *= LOSS_MEMORY
+
+    def _decide(self, rate: float, is_limited: bool, has_queue: bool, now: int) -> None:
+        state = self.state
+        if state is State.STARTUP:
+            grows = len(self._rates) < 2 or rate >= STARTUP_GROWTH * max(list(self._rates)[:-1])
+            self._full_rounds = 0 if grows or is_limited else self._full_rounds + 1
+            if not self._is_short and ((has_queue and not is_limited) or self._full_rounds >= STARTUP_ROUNDS):
+                self._rates.clear()
+                self._rates.append(rate)
+                self.rate = rate
+                self._enter(State.DRAIN, now)
+        elif state is State.PROBE_RTT:
+            if now - self._state_since >= max(PROBE_RTT_TIME, self.min_rtt):
+                self.min_rtt = self._probe_rtt_least or self.min_rtt
+                self._min_rtt_at = now
+                self._enter(State.CRUISE, now)
+        elif now - self._min_rtt_at > MIN_RTT_TIME and not is_limited:
+            self._probe_rtt_least = 0
+            self._enter(State.PROBE_RTT, now)
+        elif self.is_shared:
+            self._hold_share(has_queue, now)
+        elif has_queue:
+            self._shrink(rate, is_limited, now)
+        elif state is State.PROBE:
+            self._judge_probe(now)
+        elif state is State.CRUISE and self._rounds_in_state >= CRUISE_ROUNDS and not is_limited:
+            self._begin_probe(now)
+        elif state is State.DRAIN:
+            self._enter(State.CRUISE, now)
+
+    def _shrink(self, rate: float, is_limited: bool, now: int) -> None:
+        """A queue has stood for a whole round: it is ours, or somebody else's."""
+        if not is_limited:
+            recent = list(self._rates)[-2:]
+            self._rates.clear()
+            self._rates += recent
+            self.rate = max([*recent, rate]) if recent else rate
+        if self.state is not State.DRAIN:
+            self._enter(State.DRAIN, now)
+        elif self._rounds_in_state >= DRAIN_ROUNDS:
+            self.is_shared, self._shared_until = True, now + SHARED_TIME
+            self._enter(State.CRUISE, now)
+
+    def _hold_share(self, has_queue: bool, now: int) -> None:
+        """As BBR: what we deliver at our best, a probe now and then, whatever the queue."""
+        if not has_queue or now >= self._shared_until:
+            self.is_shared = False
+            self._enter(State.CRUISE, now)
+        elif self.state is State.PROBE:
+            self._enter(State.DRAIN, now)
+        elif self.state is State.DRAIN:
+            self._enter(State.CRUISE, now)
+        elif self._rounds_in_state >= CRUISE_ROUNDS:
+            self._probe_gain = 1.25
+            self._enter(State.PROBE, now)
+
+    def _begin_probe(self, now: int) -> None:
+        self._probe_base = self.rate
+        self._probe_gain = 1 + min(max(PROBE_QUEUE / self.min_rtt, 0.05), 0.25)
+        self._enter(State.PROBE, now)
+
+    def _judge_probe(self, now: int) -> None:
+        """What a round of probing has sent is seen delivered a round later."""
+        if self._rounds_in_state < 2:
+            return
+        if self.rate >= self._probe_base * (1 + (self._probe_gain - 1) / 2):
+            self._probe_base = self.rate
+            self._probe_gain = min(1 + 2 * (self._probe_gain - 1), 2.0)
+            self._enter(State.PROBE, now)
+        else:
+            self._enter(State.CRUISE, now)
+
+    def _enter(self, state: State, now: int) -> None:
+        drain = 0.5 if self.state is State.STARTUP else 0.75
+        self.state = state
+        self._state_since = now
+        self._rounds_in_state = 0
+        self._gain = {State.DRAIN: drain, State.PROBE: self._probe_gain}.get(state, 1.0)
+
+    def _set_window(self) -> None:
+        if self._is_short:
+            self.window = min(SHORT_WINDOW, self._window_max)
+        elif self.state is not State.STARTUP:
+            fill = self._sending_rate * (self.min_rtt + ACK_DELAY)
+            most = 0.5 * self._full_line if self.state is State.PROBE_RTT else 2 * fill
+            self.window = min(max(int(most), WINDOW_LEAST), self._window_max)
