@@ -26,10 +26,10 @@ STRETCH = {
 
 
 def lossless_time(mode: str, delay: int) -> int:
-    """One way there, one back with the window, one for the rest of the data and then its ACK, which waits."""
+    """One way there with the window, one for the rest of the data, and one for its ACK."""
     interval = MODES[mode][1]
     if MODES[mode][3]:
-        return 3 * delay + interval // 2
+        return 3 * delay
     return 13 * (2 * delay + interval // 2)  # the congestion window grows from 1 by about 1 each round trip
 
 

@@ -48,7 +48,7 @@ class CongestionControl:
     def on_sent(self, count: int, flight: Flight) -> None:
         """So many segments have gone out with it."""
 
-    def on_idle(self, in_flight: int) -> None:
+    def on_idle(self, now: int) -> None:
         """There is nothing more to send, or the peer's window is full: what is measured now is not the line."""
 
     def on_acknowledged(self, count: int, newest: Flight, in_flight: int, now: int) -> None:

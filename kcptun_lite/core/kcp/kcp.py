@@ -44,6 +44,9 @@ from kcptun_lite.core.wire import (
 )
 
 READ_SEGMENTS = 32  # read at once: they are copied five times on their way up, and may become 22 times as much
+# What comes thick at the start of a conversation is acknowledged at once, so that its sender learns the round trip.
+QUICK_ACKS = 256  # segments
+QUICK_COUNT = 4
 HALF32 = 0x80000000
 
 
@@ -186,7 +189,7 @@ class Kcp:
         `recovered`: they come from parity, late and out of order, so their window field and
         timestamps say nothing.
         """
-        una_before = self.window.snd_una
+        una_before, wnd_before = self.window.snd_una, self.rmt_wnd
         index = 0
         while index < len(datagrams):
             if not recovered:
@@ -197,8 +200,9 @@ class Kcp:
                 self._counters.kcp_in_errors += 1
             index += 1
         self.sender.end_batch(now)
-        # Something new is acknowledged, there is a hole, or the shut window is open.
-        if self.window.snd_una != una_before or self.window.has_fast or (self._probe_wait and self.rmt_wnd):
+        # Something new is acknowledged, there is a hole, or what waits has more room.
+        has_room = self.rmt_wnd > wnd_before and self.queued_bytes
+        if self.window.snd_una != una_before or self.window.has_fast or has_room or (self._probe_wait and self.rmt_wnd):
             self.flush_wanted = Flush.EVERYTHING
         acks = self._acks
         if acks.count:
@@ -206,7 +210,8 @@ class Kcp:
             if acks.due_at is None:
                 # kcp-go's timer runs free, so an ACK waits half an interval on average: we wait just that.
                 acks.due_at = now + self._params.interval // 2
-            if self._params.acknodelay or acks.count >= self._acks_in_datagram:
+            is_fresh = acks.count >= QUICK_COUNT and self.received.next_sn - self._first_sn < QUICK_ACKS
+            if self._params.acknodelay or is_fresh or acks.count >= self._acks_in_datagram:
                 self.flush_wanted = max(self.flush_wanted, Flush.ACKS)
 
     def _receive_in_order(self, datagrams: Sequence[memoryview], index: int, now: int) -> int:

@@ -24,11 +24,15 @@ WINDOW_LEAST = 16  # segments
 SHORT_RTT = 4  # ms; below it clocks and threads are what is measured, and the window alone holds
 SHORT_WINDOW = 2048  # segments, there
 ROUND_MIN = 20  # ms
+SMOOTHED_ROUNDS = 3  # that one rate is measured over
 RATE_ROUNDS = 10  # rounds that the greatest rate is taken of
 QUEUE_LEAST, QUEUE_MOST = 5, 15  # ms of standing queue that are let be; an eighth of the round trip between those
+PROBE_FOUND = 0.6  # of what a probe sends more must arrive, then there is room for it
 PROBE_QUEUE = 12  # ms of queue that a probe may make
 STARTUP_GROWTH = 1.25  # a round that brings less than so much more ...
 STARTUP_ROUNDS = 3  # ... so often in a row has found the line full
+STARTUP_SAMPLES = 8  # round trips in a row that must agree on a queue
+IDLE_PART = 8  # with nothing to send for more than this part of a round it is the application that is measured
 CRUISE_ROUNDS = 6  # between two probes
 DRAIN_ROUNDS = 4  # that must empty a queue of our own; one that stays then is somebody else's
 SHARED_TIME = 5_000  # ms that we hold our share then, before we look again
@@ -37,6 +41,7 @@ PROBE_RTT_TIME = 200  # ms, or a round trip: how long little is sent to see it
 ACK_DELAY = 20  # ms that a receiver may take to acknowledge; the window must not end before
 LOSS_MOST = 0.2  # share of losses that are made up for
 LOSS_MEMORY = 7 / 8  # of the counts of losses, per round
+LOSS_DOUBT = 7 / 8  # where a queue stands, some of them were ours
 TRUST_IN_RATE = 0.98  # a little below what was measured: the rest drains what chance has queued
 
 
@@ -73,11 +78,17 @@ class LineModel(CongestionControl):
         self._round_begin = 0  # `_delivered` when this round began
         self._round_at: int | None = None
         self._round_rtt = 0  # least of this round
-        self._limited_until = 0  # `_delivered` up to which the application was the limit
+        self._idle_since: int | None = None
+        self._idle_time = 0  # ms of this round in which there was nothing to send
+        self._was_limited = True  # the application was the limit in the last round
+        self._queue = 0  # ms; what the latest round trip was above the least
         self._rounds_in_state = 0
         self._full_rounds = 0
         self._probe_gain = 1.0
         self._probe_base = 0.0
+        self._marks: deque[tuple[int, int]] = deque(maxlen=SMOOTHED_ROUNDS)
+        "when rounds have ended, and what was delivered then"
+        self._recent_rtts: deque[int] = deque(maxlen=STARTUP_SAMPLES)
         self._steady_sent = self._steady_lost = 0.0
         self._min_rtt_at = 0
         self._state_since = 0
@@ -94,7 +105,8 @@ class LineModel(CongestionControl):
             return 0.0
         if self.state is State.STARTUP:
             return max(self.window, INITIAL_WINDOW) * 1.25 / max(srtt, 1)
-        return self._gain * self._sending_rate
+        # Draining makes up for no losses: they may be of our own making.
+        return self._gain * (self.rate if self.state is State.DRAIN else self._sending_rate)
 
     @property
     def queue_allowed(self) -> int:
@@ -118,8 +130,12 @@ class LineModel(CongestionControl):
     # -- what happens --------------------------------------------------------------------------
 
     def flight(self, ts: int, now: int) -> Flight:
-        is_thin = self._limited_until >= self._delivered
-        is_steady = self._gain <= 1.0 and (is_thin or self.state is not State.STARTUP)
+        if self._idle_since is not None:
+            self._idle_time += now - self._idle_since
+            self._idle_since = None
+        # A full queue loses packets, too: what is lost while there is none is the line's doing.
+        is_calm = 0 < self.min_rtt and self._queue <= self.queue_allowed // 2
+        is_steady = is_calm and (self._was_limited or self.state is State.CRUISE)
         return Flight(ts, now, self._delivered, is_steady)
 
     def on_sent(self, count: int, flight: Flight) -> None:
@@ -129,38 +145,61 @@ class LineModel(CongestionControl):
     def on_lost(self, flight: Flight) -> None:
         self._steady_lost += flight.is_steady
 
-    def on_idle(self, in_flight: int) -> None:
-        self._limited_until = self._delivered + max(in_flight, 1)
+    def on_idle(self, now: int) -> None:
+        if self._idle_since is None:
+            self._idle_since = now
 
     def on_rtt(self, rtt: int, now: int) -> None:
         rtt = max(rtt, 1)
         self._round_rtt = min(self._round_rtt or rtt, rtt)
+        self._recent_rtts.append(rtt)
         if not self.min_rtt or rtt <= self.min_rtt + self.min_rtt // 32:
             self.min_rtt = min(self.min_rtt or rtt, rtt)
             self._min_rtt_at = now
+        self._queue = rtt - self.min_rtt
         if self.state is State.PROBE_RTT:
             self._probe_rtt_least = min(self._probe_rtt_least or rtt, rtt)
-        elif self.state is State.PROBE and not self.is_shared and rtt - self.min_rtt > self.queue_allowed:
+        elif self.state is State.PROBE and not self.is_shared and self._queue > self.queue_allowed:
             self._enter(State.DRAIN, now)
 
     def on_acknowledged(self, count: int, newest: Flight, in_flight: int, now: int) -> None:
         self._delivered += count
         if self._round_at is None:
             self._round_at, self._round_begin, self._round_end = now, self._delivered, self._delivered
-        if self.state is State.STARTUP and self._limited_until < self._delivered:
-            self.window = min(self.window + count, self._window_max)
+        if self.state is State.STARTUP:
+            if 2 * (in_flight + count) >= self.window:
+                self.window = min(self.window + count, self._window_max)
+            self._watch_startup(now)
         if self.state is State.DRAIN and in_flight <= self._full_line and self._rounds_in_state:
             self._enter(State.CRUISE, now)
         if newest.delivered >= self._round_end and now - self._round_at >= ROUND_MIN:
             self._end_round(now)
 
+    def _watch_startup(self, now: int) -> None:
+        """Stop growing as soon as a queue is certain: the latest round trips all say so (HyStart)."""
+        assert self._round_at is not None
+        elapsed = now - self._round_at
+        rtts = self._recent_rtts
+        has_queue = len(rtts) == STARTUP_SAMPLES and min(rtts) - self.min_rtt > self.queue_allowed
+        if has_queue and elapsed >= ROUND_MIN and self.min_rtt >= SHORT_RTT:
+            self._rates.append((self._delivered - self._round_begin) / elapsed)
+            self.rate = max(self._rates)
+            self._enter(State.DRAIN, now)
+            self._set_window()
+
     # -- once per round ------------------------------------------------------------------------
 
     def _end_round(self, now: int) -> None:
         assert self._round_at is not None
-        rate = (self._delivered - self._round_begin) / (now - self._round_at)
-        is_limited = self._round_begin < self._limited_until
+        latest = (self._delivered - self._round_begin) / (now - self._round_at)
+        if self._idle_since is not None:
+            self._idle_time += now - self._idle_since
+            self._idle_since = now
+        was_limited, self._was_limited = self._was_limited, self._idle_time * IDLE_PART > now - self._round_at
+        is_limited = was_limited or self._was_limited  # what arrives was sent a round ago
+        self._idle_time = 0
         has_queue = self._round_rtt - self.min_rtt > self.queue_allowed
+        rate = self._smooth(latest, is_limited, now)
         if not is_limited or rate > self.rate:
             self._rates.append(rate)
             self.rate = max(self._rates)
@@ -168,10 +207,19 @@ class LineModel(CongestionControl):
         self._rounds_in_state += 1
         if self.state is State.PROBE:
             self._gain = 1.0  # the round after it brings the verdict
-        self._decide(rate, is_limited, has_queue, now)
+        self._decide(rate, latest, is_limited, has_queue, now)
         self._set_window()
         self._round_at, self._round_begin, self._round_end = now, self._delivered, self._delivered
         self._round_rtt = 0
+
+    def _smooth(self, latest: float, is_limited: bool, now: int) -> float:
+        """The rate over some rounds: a lost ACK moves what it tells of from one round to the next."""
+        marks = self._marks
+        if is_limited or self.state is State.STARTUP:
+            marks.clear()
+        rate = (self._delivered - marks[0][1]) / (now - marks[0][0]) if marks else latest
+        marks.append((now, self._delivered))
+        return rate
 
     def _learn_loss(self) -> None:
         if self._steady_sent >= 1:
@@ -180,15 +228,13 @@ class LineModel(CongestionControl):
             self._steady_sent *= LOSS_MEMORY
             self._steady_lost *= LOSS_MEMORY
 
-    def _decide(self, rate: float, is_limited: bool, has_queue: bool, now: int) -> None:
+    def _decide(self, rate: float, latest: float, is_limited: bool, has_queue: bool, now: int) -> None:
         state = self.state
         if state is State.STARTUP:
             grows = len(self._rates) < 2 or rate >= STARTUP_GROWTH * max(list(self._rates)[:-1])
             self._full_rounds = 0 if grows or is_limited else self._full_rounds + 1
             if not self._is_short and ((has_queue and not is_limited) or self._full_rounds >= STARTUP_ROUNDS):
-                self._rates.clear()
-                self._rates.append(rate)
-                self.rate = rate
+                self._forget_rates(rate)
                 self._enter(State.DRAIN, now)
         elif state is State.PROBE_RTT:
             if now - self._state_since >= max(PROBE_RTT_TIME, self.min_rtt):
@@ -203,7 +249,7 @@ class LineModel(CongestionControl):
         elif has_queue:
             self._shrink(rate, is_limited, now)
         elif state is State.PROBE:
-            self._judge_probe(now)
+            self._judge_probe(latest, now)
         elif state is State.CRUISE and self._rounds_in_state >= CRUISE_ROUNDS and not is_limited:
             self._begin_probe(now)
         elif state is State.DRAIN:
@@ -211,11 +257,9 @@ class LineModel(CongestionControl):
 
     def _shrink(self, rate: float, is_limited: bool, now: int) -> None:
         """A queue has stood for a whole round: it is ours, or somebody else's."""
+        self._steady_lost *= LOSS_DOUBT
         if not is_limited:
-            recent = list(self._rates)[-2:]
-            self._rates.clear()
-            self._rates += recent
-            self.rate = max([*recent, rate]) if recent else rate
+            self._forget_rates(rate)
         if self.state is not State.DRAIN:
             self._enter(State.DRAIN, now)
         elif self._rounds_in_state >= DRAIN_ROUNDS:
@@ -240,11 +284,18 @@ class LineModel(CongestionControl):
         self._probe_gain = 1 + min(max(PROBE_QUEUE / self.min_rtt, 0.05), 0.25)
         self._enter(State.PROBE, now)
 
-    def _judge_probe(self, now: int) -> None:
+    def _forget_rates(self, rate: float) -> None:
+        self._rates.clear()
+        self._rates.append(rate)
+        self.rate = rate
+
+    def _judge_probe(self, latest: float, now: int) -> None:
         """What a round of probing has sent is seen delivered a round later."""
         if self._rounds_in_state < 2:
             return
-        if self.rate >= self._probe_base * (1 + (self._probe_gain - 1) / 2):
+        if latest >= self._probe_base * (1 + (self._probe_gain - 1) * PROBE_FOUND):
+            self._forget_rates(latest)
+            self._marks.clear()
             self._probe_base = self.rate
             self._probe_gain = min(1 + 2 * (self._probe_gain - 1), 2.0)
             self._enter(State.PROBE, now)

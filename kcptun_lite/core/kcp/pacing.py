@@ -9,6 +9,7 @@ Wire    WIRE.md 8.5 for --ratelimit
 LIMIT_BURST = 64 * 1500  # bytes; kcp-go's burst
 PACING_STEP = 4  # ms between two bursts of a window that opened at once
 PACING_BURST = 32  # segments that always may go at once
+UNPACED = float("inf")  # segments of credit
 COALESCING_REST = 1  # ms
 COALESCING_RATE = 4  # packets a ms, about 40 Mbit/s; below there is nothing to gather ...
 COALESCING_START = 32  # ... nor before so many have come above that rate
@@ -41,14 +42,14 @@ class Pacer:
     def __init__(self) -> None:
         self.resume_at: int | None = None
         "ms; when what did not go may go"
-        self._credit = float(PACING_BURST)  # segments
+        self._credit = UNPACED  # segments
         self._at = 0
 
     def room(self, now: int, wanted: int, rate: float) -> int:
         """How many of `wanted` segments may go now; `rate` in segments per ms, 0 for no limit."""
         self.resume_at = None
         if not rate:
-            self._credit, self._at = float(PACING_BURST), now
+            self._credit, self._at = UNPACED, now
             return wanted
         self._credit = min(self._credit + (now - self._at) * rate, max(PACING_BURST, 2 * PACING_STEP * rate))
         self._at = now

@@ -15,6 +15,7 @@ from kcptun_lite.core.kcp.congestion import Flight
 from kcptun_lite.core.wire import KCP_RTO_INITIAL, KCP_RTO_MAX, MASK32, diff32
 
 HALF32 = 0x80000000
+RUN = 6  # segments; losses by chance seldom come so many in a row
 HEAD = 32  # segments at the head of the window whose timeouts are believed at once, whatever else is silent
 
 
@@ -29,7 +30,18 @@ class Cause(Enum):
 class Segment:
     """One numbered piece of the stream, from its first sending until `una` passes it."""
 
-    __slots__ = ("acked", "fastack", "flight", "is_given_up", "payload", "resend_at", "resends", "rto", "sn")
+    __slots__ = (
+        "acked",
+        "fastack",
+        "flight",
+        "hold_until",
+        "is_given_up",
+        "payload",
+        "resend_at",
+        "resends",
+        "rto",
+        "sn",
+    )
 
     def __init__(self, sn: int, payload: bytes, flight: Flight, rto: int, resend_at: int) -> None:
         self.sn = sn
@@ -40,6 +52,8 @@ class Segment:
         self.resend_at = resend_at
         self.fastack = 0
         self.resends = 0
+        self.hold_until = 0
+        "ms before which it is not believed lost, unless `una` stops at it"
         self.acked = False
         self.is_given_up = False
         "lost without doubt: the path it was sent on is gone, so no loss delay applies"
@@ -65,6 +79,8 @@ class SendWindow:
         "segments that no ACK has named yet: the load on the path"
         self.needless = 0
         "segments sent again although an earlier sending arrived"
+        self.doubts_runs = False
+        "whether a long run of missing segments is rather a lost datagram of ACKs"
         self._fast_limit = fast_limit
         self._newest: Flight | None = None
         "the newest sending acknowledged since `take_progress`"
@@ -210,22 +226,30 @@ class SendWindow:
         if not (timed_out or self.has_fast or (early and self.has_skipped)):
             return []
         due: list[tuple[Segment, Cause]] = []
+        run: list[tuple[Segment, Cause]] = []  # believed lost, one after the other
         earliest: int | None = None
+        is_head = True
         skipped = False
         for index, segment in enumerate(self.segments):
             if segment.acked:
+                if self.doubts_runs and len(run) >= RUN and not is_head and self._hold(run, now, loss_delay):
+                    return self.due(now, loss_delay, early=early)
+                due += run
+                run = []
+                is_head = False
                 continue
-            at = segment.resend_at
-            fastack = segment.fastack
-            if fastack and 0 < self._fast_limit <= fastack:
-                due.append((segment, Cause.FAST))
+            at, fastack = segment.resend_at, segment.fastack
+            if now < segment.hold_until and not is_head:
+                at = max(at, segment.hold_until)
+            elif fastack and 0 < self._fast_limit <= fastack:
+                run.append((segment, Cause.FAST))
             elif fastack and early:
-                due.append((segment, Cause.EARLY))
+                run.append((segment, Cause.EARLY))
             elif now >= at:
                 is_late = index >= HEAD and self._is_tail(segment)
                 lost_at = segment.flight.sent_at + (loss_delay * 3 // 2 if is_late else loss_delay)
                 if segment.is_given_up or now >= lost_at:
-                    due.append((segment, Cause.TIMEOUT))
+                    run.append((segment, Cause.TIMEOUT))
                 else:
                     # The round trip has become longer since it was sent: a queue grows, nothing is lost.
                     at = lost_at
@@ -233,10 +257,25 @@ class SendWindow:
                 skipped = skipped or fastack > 0
             if earliest is None or at < earliest:
                 earliest = at
+        due += run
         self.next_resend = earliest
         self.has_skipped = skipped or bool(due)
         self.has_fast = bool(due) and self.has_fast
         return due
+
+    def _hold(self, run: list[tuple[Segment, Cause]], now: int, loss_delay: int) -> bool:
+        """Doubt that a long run of segments is lost, with others acknowledged before and behind it; whether any is held.
+
+        It is rather their ACKs that were lost, all in one datagram, and are not sent again: `una` will tell of them
+        when the holes before are closed, which takes a round trip more. If they are lost, it stops at the first.
+        """
+        is_any_held = False
+        for segment, _ in run:
+            until = segment.flight.sent_at + 2 * loss_delay
+            if not segment.is_given_up and now < until:
+                segment.hold_until = until
+                is_any_held = True
+        return is_any_held
 
     def give_up(self, now: int, age: int = 0) -> None:
         """Take every segment in flight for lost when it is `age` ms old, most are already; fresh clocks for all."""

@@ -61,6 +61,7 @@ class Sender:
         self._ts_offset = ts_offset
         self._pacer = Pacer()
         self._model = control if isinstance(control, LineModel) else None
+        window.doubts_runs = self._model is not None  # a window that is set may be too small to wait
         self._copy_credit = float(COPY_BURST)
         self._copies_at = 0
 
@@ -145,7 +146,7 @@ class Sender:
         sent = window.snd_nxt - first
         self._pacer.spend(sent)
         if not self.queue.size or window.snd_nxt >= window.snd_una + rmt_wnd:
-            control.on_idle(window.unacked)
+            control.on_idle(now)
         if self._model and 0 < sent <= THIN and not self.queue.size:
             self._plan_copies(self._model, first, now)
         return is_complete

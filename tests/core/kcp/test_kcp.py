@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from kcptun_lite.core.batch.packets import PacketBatch
 from kcptun_lite.core.counters import Counters
-from kcptun_lite.core.kcp.kcp import Flush, Kcp, KcpParams
+from kcptun_lite.core.kcp.kcp import QUICK_ACKS, QUICK_COUNT, Flush, Kcp, KcpParams
 from kcptun_lite.core.wire import KCP_ACK, KCP_HEADER_SIZE, KCP_PUSH, KCP_SEGMENT, KCP_WASK, KCP_WINS, MASK32
 from tests.helpers import CONV, KcpPair, kcp_params, noise
 
@@ -189,13 +189,25 @@ def test_one_skip_is_enough_when_there_is_nothing_new_to_send() -> None:
 
 def test_in_order_segments_make_one_acknowledgement() -> None:
     kcp = make_kcp()
-    receive(kcp, *(segment(sn=sn, payload=b"x%d" % sn, ts=100 + sn) for sn in range(5)), now=7)
-    assert read(kcp) == b"x0x1x2x3x4"
+    receive(kcp, *(segment(sn=sn, payload=b"x%d" % sn, ts=100 + sn) for sn in range(3)), now=7)
+    assert read(kcp) == b"x0x1x2"
     assert kcp.flush_wanted is Flush.NOTHING
     assert kcp.next_deadline() == 7 + ACK_DELAY
     (acks,) = flush(kcp, 7 + ACK_DELAY)
-    assert acks == [Seen(KCP_ACK, 1024, 104, 4, 5, b"")]
+    assert acks == [Seen(KCP_ACK, 1024, 102, 2, 3, b"")]
     assert kcp.next_deadline() is None
+
+
+def test_what_comes_thick_at_the_start_is_acknowledged_at_once() -> None:
+    """Its sender learns the round trip without our delay, before a queue can have grown."""
+    kcp = make_kcp()
+    receive(kcp, *(segment(sn=sn, payload=b"x") for sn in range(QUICK_COUNT)))
+    assert kcp.flush_wanted is Flush.ACKS
+    flush(kcp)
+    receive(kcp, *(segment(sn=sn, payload=b"x") for sn in range(QUICK_COUNT, QUICK_ACKS)))
+    flush(kcp)
+    receive(kcp, *(segment(sn=QUICK_ACKS + sn, payload=b"x") for sn in range(QUICK_COUNT)))
+    assert kcp.flush_wanted is Flush.NOTHING
 
 
 def test_holes_are_named_and_filled() -> None:
@@ -292,9 +304,11 @@ def test_an_open_window_after_a_shut_one_is_used_at_once() -> None:
 def test_a_datagram_full_of_acknowledgements_goes_at_once() -> None:
     kcp = make_kcp()
     room = (kcp.mss + KCP_HEADER_SIZE) // KCP_HEADER_SIZE
-    receive(kcp, *(segment(sn=sn, payload=b"x") for sn in range(room - 1)))
+    receive(kcp, *(segment(sn=sn, payload=b"x") for sn in range(QUICK_ACKS)))
+    flush(kcp)
+    receive(kcp, *(segment(sn=QUICK_ACKS + sn, payload=b"x") for sn in range(room - 1)))
     assert kcp.flush_wanted is Flush.NOTHING
-    receive(kcp, segment(sn=room, payload=b"x"))
+    receive(kcp, segment(sn=QUICK_ACKS + room, payload=b"x"))
     assert kcp.flush_wanted is Flush.ACKS
 
 
