@@ -15,6 +15,7 @@ LEVELS = {
     "core.wire": 0,
     "core.counters": 0,
     "core.pacing": 0,
+    "files": 0,
     "log": 1,
     "core.budget": 1,
     "core.guests": 0,

@@ -22,7 +22,7 @@ SPY = """
 import json, os, sys
 import kcptun_lite.app.cli as cli
 cli.BOOTSTRAP = cli.BOOTSTRAP.replace(
-    "from kcptun_lite.app.worker import main; sys.exit(main(*job))",
+    "from kcptun_lite.app.worker import main; os._exit(main(*job))",
     "import kcptun_lite.app.worker, json; print(json.dumps(dict(job=job, pid=os.getpid(), argv=sys.orig_argv, "
     "environ=dict(os.environ), path=sys.path, flags=repr(sys.flags), x=list(sys._xoptions), modules=list(sys.modules), "
     "files=sorted(map(int, os.listdir('/proc/self/fd'))))))",
@@ -38,7 +38,7 @@ def run(arguments: Sequence[str], **environment: str) -> subprocess.CompletedPro
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env={"PATH": os.defpath, **environment},
+        env={"PATH": os.defpath, "KCPTUN_REMOTEADDR": "server:29900", **environment},
         timeout=60,
     )
 
@@ -154,7 +154,7 @@ def test_closed_standard_files_are_filled_in() -> None:
     script = f"exec {sys.executable} -m kcptun_lite client --mtu 20 <&- >&- 2>&-"
     assert subprocess.run(["sh", "-c", script], cwd=ROOT, timeout=60).returncode == 2
     done = subprocess.run(
-        ["sh", "-c", f'exec {sys.executable} -c "$CODE" --key k <&- 2>&-'],
+        ["sh", "-c", f'exec {sys.executable} -c "$CODE" --key k -r a:1 <&- 2>&-'],
         stdout=subprocess.PIPE,
         cwd=ROOT,
         env={"PATH": os.defpath, "CODE": SPY},

@@ -238,5 +238,5 @@ def test_the_address_in_use_is_told_before_anything_is_started() -> None:
     before = threading.active_count()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         with pytest.raises(TransportError, match="cannot listen on"):
-            make_client("127.0.0.1:9", localaddr=f"127.0.0.1:{taken.getsockname()[1]}")
+            make_client("127.0.0.1:9", localaddr=f"127.0.0.1:{taken.getsockname()[1]}")._listen()
     assert threading.active_count() == before

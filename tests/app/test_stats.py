@@ -130,4 +130,4 @@ def test_a_file_that_cannot_be_written_is_said_and_survived(tmp_path: Path) -> N
     log.setup()
     lines = (tmp_path / "log").read_text().splitlines()
     assert len(lines) == 2
-    assert lines[0].endswith(f"warning: snmplog: {tmp_path}/missing/x cannot be written: No such file or directory")
+    assert lines[0].endswith(f"warning: --snmplog: {tmp_path}/missing/x cannot be written: No such file or directory")

@@ -50,7 +50,6 @@ def test_what_closed_sessions_have_counted_stays_in_the_sum() -> None:
     counters = client.counters()
     assert (counters.in_packets, counters.active_opens) == (5, 1)
     assert (counters.current_established, counters.max_connections) == (1, 2)
-    client._listening.close()
 
 
 def test_streams_are_told_in_the_log_with_both_ends_and_the_reason(lines: list[str]) -> None:
@@ -172,6 +171,7 @@ def test_a_stop_while_a_relay_begins_is_no_accident(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(log, "stream", slow_log)
     with Target() as target:
         server = make_server(target.address)
+        server._listen()
         server.ticker.start()
         server._start()
         with running(client := make_client(udp_address(server))), connect(client):
@@ -201,4 +201,3 @@ def test_a_thread_that_cannot_be_had_costs_one_stream(monkeypatch: pytest.Monkey
     stream: Any = NoStream()
     assert not client.start_relay(socket.socket, stream, lambda: "name")
     assert stream.is_closed and not client._relays
-    client._listening.close()
