@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 
 from kcptun_lite import __version__
 from kcptun_lite.app import signals
+from tests.programs import Program
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -180,3 +181,41 @@ def test_blocked_signals_wait_to_be_asked_for() -> None:
         assert signals.wait(30.0) in signals.STOP
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@pytest.fixture
+def starting(tmp_path: Path) -> Iterator[tuple[Program, Callable[[], None]]]:
+    """A server in the middle of its start, reading its file; and how to let it go on."""
+    fifo = tmp_path / "config.json"
+    os.mkfifo(fifo)
+    program = Program(
+        "server", [sys.executable, "-m", "kcptun_lite", "server", "-c", str(fifo)], env={"KCPTUN_KEY": "k"}
+    )
+    with open(fifo, "w") as file:  # waits until the program has it open
+
+        def go_on() -> None:
+            file.write('{"listen": "127.0.0.1:0"}')
+            file.close()
+
+        try:
+            yield program, go_on
+        finally:
+            program.stop(signal.SIGKILL)
+
+
+def test_signals_to_go_on_are_kept_during_the_start(starting: tuple[Program, Callable[[], None]]) -> None:
+    program, go_on = starting
+    for number in (signal.SIGHUP, signal.SIGUSR1):
+        os.kill(program.pid, number)
+    go_on()
+    program.wait_for_log("KCP SNMP")
+    assert program.is_running()
+    assert program.stop() == 0
+    assert [line[20:] for line in program.log[-2:]] == ["stopping: SIGTERM", "stopped"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_to_stop_end_the_start_at_once(number: int, starting: tuple[Program, Callable[[], None]]) -> None:
+    program, _ = starting
+    assert program.stop(number) == -number
+    assert not program.log

@@ -62,6 +62,12 @@ def test_the_smallest_mtu_follows_the_headers() -> None:
     assert complaint("--mtu", "51", "--crypt", "aes-128-gcm", "--ds=0", "--ps=0").endswith("write 64 or more")
 
 
+def test_as_many_shards_as_the_code_has() -> None:
+    config = client("--ds", "253", "--ps", "3")
+    assert config.datashard + config.parityshard == 256
+    assert "are over 256 together" in complaint("--ds", "253", "--ps", "4")
+
+
 @pytest.mark.parametrize("arguments", [["--ds", "0"], ["--ps", "0"]])
 def test_half_an_error_correction_is_none(arguments: list[str]) -> None:
     _, (warning,) = read("client", arguments)
