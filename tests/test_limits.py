@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import resource
 import socket
 import subprocess
@@ -64,6 +65,34 @@ def test_without_descriptors_a_strangers_packets_end_no_program(end: str) -> Non
         ask(first)
         resource.prlimit(program.pid, resource.RLIMIT_NOFILE, limits)
         ask(stack.enter_context(connect(tunnel.address)))
+
+
+def test_what_sessions_need_is_loaded_before_the_program_listens() -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "kcptun_lite"]
+    environment = {"PYTHONPATH": str(ROOT), "KCPTUN_KEY": "k"}
+    with Target(echo_handler) as target, ExitStack() as stack:
+        arguments = ["-l", "127.0.0.1:0", "-t", target.address]
+        server = Program("server", [*command, "server", *arguments], env=environment)
+        stack.callback(server.stop)
+        server.wait_for_log("memory:")
+        arguments = ["-l", "127.0.0.1:0", "-r", f"127.0.0.1:{server.udp_port()}"]
+        client = Program("client", [*command, "client", *arguments], env=environment)
+        stack.callback(client.stop)
+        client.wait_for_log("memory:")
+        with connect(client.wait_for_log(r"listening on: (\S+)").group(1)) as sock:
+            exchanged = b"x" * 100_000
+            sock.sendall(exchanged)
+            assert receive_exactly(sock, len(exchanged)) == exchanged
+        for program in (client, server):
+            program.counters()
+            ready = next(number for number, line in enumerate(program.log) if "memory:" in line)
+            loads = re.compile(r"import time:[^|]*\|[^|]*\| *(\S+)")
+            early, late = (
+                {match[1] for line in lines if (match := loads.match(line))}
+                for lines in (program.log[:ready], program.log[ready:])
+            )
+            assert {"numpy._core", "cramjam"} <= early
+            assert not late - set(sys.builtin_module_names)  # which no file is read for
 
 
 @pytest.mark.parametrize("end", ["client", "server"])

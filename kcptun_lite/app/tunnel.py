@@ -22,7 +22,7 @@ from kcptun_lite.app.stats import SnmpLog, snmp_line
 from kcptun_lite.app.status import StatusFile
 from kcptun_lite.core.budget import Budget
 from kcptun_lite.core.buffers import BufferPool
-from kcptun_lite.core.conversation import ConversationParams
+from kcptun_lite.core.conversation import Conversation, ConversationParams
 from kcptun_lite.core.counters import Counters, total
 from kcptun_lite.core.crypt import METHODS, derive_key
 from kcptun_lite.core.kcp import KcpParams
@@ -172,6 +172,7 @@ class Tunnel(ABC):
             log.warning(f"--crypt {self.config.crypt}: {remark}")
         self._snmp_log.check()
         self._status_file.check()
+        self._load_libraries()
         self._listen_patiently()
         signals.block()
         try:
@@ -186,6 +187,17 @@ class Tunnel(ABC):
             self._shut_down()
         log.info("stopped")
         return 0
+
+    def _load_libraries(self) -> None:
+        """What a session needs, by making what one is made of: later there may be no descriptor to load it with.
+
+        Raises: ConfigError if something is not installed.
+        """
+        crypt = self.plant.make_crypt()
+        params = self.plant.params._replace(adapts=False)  # else it waits for its peer's first bytes
+        Conversation(
+            0, params, Counters(), is_client=True, headroom=crypt.headroom, tailroom=crypt.tailroom, now=monotonic_ms()
+        )
 
     def _listen_patiently(self) -> None:
         """`_listen`, again for a while if the port is in use: whoever restarts a program does not wait for its end."""

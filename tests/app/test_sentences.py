@@ -148,16 +148,15 @@ def test_kcptuns_default_server_can_be_written() -> None:
 # What only the system knows: the program is started, and ends with one line of the log.
 
 
-def last_line(*arguments: str, seconds: float = 30, **options: object) -> tuple[int, str]:
+def last_line(*arguments: str, **environment: str) -> tuple[int, str]:
     """The exit code and the last line, without its date."""
     done = subprocess.run(
         [sys.executable, "-m", "kcptun_lite", *arguments],
         cwd=ROOT,
-        env={"PATH": os.defpath, "KCPTUN_KEY": "k"},
+        env={"PATH": os.defpath, "KCPTUN_KEY": "k", **environment},
         capture_output=True,
         text=True,
-        timeout=seconds,
-        **options,  # type: ignore[call-overload]
+        timeout=60,
     )
     return done.returncode, done.stderr.splitlines()[-1].partition(" error: ")[2]
 
@@ -170,6 +169,14 @@ def test_a_port_that_stays_in_use() -> None:
             f"--localaddr: cannot listen on {where}: Address already in use "
             "(another program listens there: end that one, or name another port)",
         )
+
+
+def test_a_library_that_is_missing_is_told_before_anything_begins(tmp_path: Path) -> None:
+    (tmp_path / "cramjam.py").write_text("raise ImportError")
+    assert last_line("server", "-l", "127.0.0.1:0", PYTHONPATH=str(tmp_path)) == (
+        2,
+        "compression needs the cramjam package: install it, or give --nocomp on both ends",
+    )
 
 
 def test_an_address_of_another_machine() -> None:
