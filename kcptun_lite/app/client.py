@@ -122,37 +122,45 @@ class Client(Tunnel):
             return session, session.open_stream()
         except SessionError:
             if not session.is_closed:  # it has no stream ids left; what it has open goes on
-                self._expired.append(session)
-                self._slots[slot] = None
+                self._retire(session)
             session = self._session(slot)  # else it was closed between the look at it and its use
             return session, session.open_stream()
 
-    def _session(self, slot: int) -> Session:
-        """The session of a slot, a new one if it is dead or has expired. Raises: SessionError on stop."""
-        session = self._slots[slot]
-        if session and not session.is_closed:
-            age = monotonic_ms() - session.opened_at
-            if not self.config.autoexpire or age < self.config.autoexpire * 1000:
-                return session
-            self._expired.append(session)
-        session = self._dial()
-        self.count_session(session)
-        self._slots[slot] = session
-        local, remote = format_address(session.local_address), format_address(session.remote)
-        log.info(f"smux version: {self.config.smuxver} on connection: {local} -> {remote}")
-        return session
+    def _retire(self, session: Session) -> None:
+        """No new streams for a session, whose old ones go on."""
+        self._expired.append(session)
+        self._slots = [None if other is session else other for other in self._slots]
 
-    def _dial(self) -> Session:
-        has_complained = False
+    def _session(self, slot: int) -> Session:
+        """The session of a slot, a new one if it is dead or has expired. Raises: SessionError on stop.
+
+        While none can be made, one of another slot must do; if there is none, the connection waits.
+        """
+        session = self._slots[slot]
+        if session and self._is_usable(session):
+            return session
+        if session and not session.is_closed:
+            self._retire(session)
         while not self.is_stopping:
             try:
-                return self._dialer.dial(self._keeper.report, self.session_closed)
+                session = self._dialer.dial(self._keeper.report, self.session_closed)
             except TransportError as exc:
-                if not has_complained:
+                if self._spoken.is_due("re-connecting", monotonic_ms()):
                     log.warning(f"re-connecting: {exc}; trying again every {REDIAL_PAUSE:g} s")
-                    has_complained = True
+                if others := [other for other in self._slots if other and self._is_usable(other)]:
+                    return others[0]
                 self.wait_for_stop(REDIAL_PAUSE)
+                continue
+            self.count_session(session)
+            self._slots[slot] = session
+            local, remote = format_address(session.local_address), format_address(session.remote)
+            log.info(f"smux version: {self.config.smuxver} on connection: {local} -> {remote}")
+            return session
         raise SessionError("the client stops")
+
+    def _is_usable(self, session: Session) -> bool:
+        age = monotonic_ms() - session.opened_at
+        return not session.is_closed and (not self.config.autoexpire or age < self.config.autoexpire * 1000)
 
     # -- main thread ---------------------------------------------------------------------------
 

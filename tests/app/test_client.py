@@ -337,6 +337,27 @@ def test_while_there_is_no_way_connections_wait(
     ]
 
 
+def test_while_there_is_no_way_another_session_must_do(
+    start: Starter, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = start(conn=2)
+    first = use(client, target)
+    with monkeypatch.context() as patch:
+
+        def fail(host: str, port: int, options: object) -> None:
+            raise TransportError("no name server")
+
+        patch.setattr(UdpSocket, "dial", fail)
+        second = use(client, target)
+        (session,) = live_sessions(client)
+        assert session.stream_count == 2
+    third, fourth = use(client, target), use(client, target)
+    assert [session.stream_count for session in live_sessions(client)] == [3, 1], "the slot is filled when it can be"
+    for pair in (first, second, third, fourth):
+        for sock in pair:
+            sock.close()
+
+
 def test_a_connection_waits_a_second_between_two_tries() -> None:
     assert room.REDIAL_PAUSE == 1.0, "as kcptun does"
 

@@ -210,6 +210,22 @@ def test_a_thread_that_cannot_be_had_costs_one_stream(monkeypatch: pytest.Monkey
     assert stream.is_closed and not client._relays
 
 
+def test_sessions_are_counted_under_the_lock() -> None:
+    class Watched(Client):
+        def __setattr__(self, name: str, value: object) -> None:
+            if name.endswith("_established"):
+                assert self._lock.locked(), name
+            super().__setattr__(name, value)
+
+    client = make_client("127.0.0.1:9")
+    client._lock = threading.Lock()
+    client.__class__ = Watched
+    over: Any = type("Over", (), {"counters": Counters(), "conversation": None, "remote": None})
+    client.count_session(over)
+    client.session_closed(over, SessionClosed("over"))
+    assert client.counters().max_connections == 1
+
+
 # -- nothing ends a running program ----------------------------------------------------------------------------
 
 
