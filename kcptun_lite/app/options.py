@@ -127,10 +127,11 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "remoteaddr",
         values.remotes,
-        "vps:29900",
+        "",
         None,
         BASIC,
-        "the server: host:port or host:min-max (a random port for each session); several, with commas, to fall back on",
+        "the server, which must be given (kcptun's default is vps:29900): host:port or host:min-max, a random port for "
+        "each session; several, with commas, to fall back on",
         ("r",),
     ),
     Option(

@@ -145,8 +145,10 @@ def listening_or_path(value: str) -> Endpoint:
 
 
 def remotes(value: str) -> tuple[Endpoint, ...]:
-    """One or more host:port or host:min-max, with commas between."""
+    """host:port or host:min-max, several with commas between; none for an empty text."""
     result = []
+    if not value:
+        return ()
     for part in value.split(","):
         host, port_min, port_max = _split(part.strip(), lowest_port=1)
         result.append(Endpoint(host or "127.0.0.1", port_min, port_max))
@@ -157,7 +159,7 @@ def target(value: str) -> Endpoint:
     if _is_path(value):
         return Endpoint(path=_socket_path(value))
     found = remotes(value)
-    if len(found) > 1 or found[0].port_min != found[0].port_max:
+    if len(found) != 1 or found[0].port_min != found[0].port_max:
         raise ValueError(f"{value!r} must be one host and one port")
     return found[0]
 

@@ -129,6 +129,7 @@ def test_the_key_is_in_no_sentence() -> None:
         ),
         (["-c", "f"], {}, '{"r": "a:1"}', "; f: 'r' is not an option in a file (write 'remoteaddr')"),
         (["-c", "f"], {}, '{"remoteaddr": null}', ""),
+        (["-c", "f"], {}, '{"remoteaddr": ""}', ""),
     ],
 )
 def test_a_client_without_a_server(
@@ -136,7 +137,7 @@ def test_a_client_without_a_server(
 ) -> None:
     sentence = complaint(*arguments, environment={"KCPTUN_KEY": "k", **environment}, file=file)
     assert sentence.removesuffix(", ignored") == (
-        "--remoteaddr is missing: write the server's address and port, --remoteaddr host:29900" + hint
+        "--remoteaddr is missing: write the server's address, --remoteaddr host:29900" + hint
     )
 
 

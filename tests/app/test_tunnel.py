@@ -14,6 +14,7 @@ from kcptun_lite.app import signals
 from kcptun_lite.app import tunnel as tunnel_room
 from kcptun_lite.app.client import Client
 from kcptun_lite.app.server import Server
+from kcptun_lite.app.tunnel import Tunnel
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.errors import SessionClosed, TransportError, describe_exception
 from tests.app.tunnels import Target, connect, make_client, make_server, running, udp_address
@@ -222,7 +223,7 @@ def test_sessions_are_counted_under_the_lock() -> None:
     client.__class__ = Watched
     over: Any = type("Over", (), {"counters": Counters(), "conversation": None, "remote": None})
     client.count_session(over)
-    client.session_closed(over, SessionClosed("over"))
+    Tunnel.session_closed(client, over, SessionClosed("over"))
     assert client.counters().max_connections == 1
 
 
