@@ -18,7 +18,7 @@ from kcptun_lite.app.config import ClientConfig
 from kcptun_lite.app.diagnosis import diagnose
 from kcptun_lite.app.evidence import gather
 from kcptun_lite.app.keeper import Keeper
-from kcptun_lite.app.tunnel import Tunnel
+from kcptun_lite.app.tunnel import Tunnel, cannot_listen
 from kcptun_lite.core.crypt import fitting_methods
 from kcptun_lite.errors import KcptunError, SessionError, TransportError, describe_exception, describe_os_error
 from kcptun_lite.net.address import format_address
@@ -55,7 +55,7 @@ class Client(Tunnel):
         try:
             self._listening = listen(local.host, local.port_min, local.path)
         except TransportError as exc:
-            raise TransportError(f"--localaddr: {exc}") from exc.__cause__
+            raise cannot_listen("--localaddr", local, exc) from exc.__cause__
         self._socket_file = files.identify(local.path) if local.path else None
 
     def _start(self) -> None:

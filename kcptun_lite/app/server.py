@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from kcptun_lite import log
 from kcptun_lite.app.config import ServerConfig
 from kcptun_lite.app.diagnosis import STRANGERS_EVERY, describe_adaptation, describe_refusal, describe_stranger
-from kcptun_lite.app.tunnel import Tunnel
+from kcptun_lite.app.tunnel import Tunnel, cannot_listen
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.crypt import fitting_methods
 from kcptun_lite.errors import RemoteProtocolError, SessionError, TransportError
@@ -47,7 +47,7 @@ class Server(Tunnel):
         except TransportError as exc:
             for udp in sockets:
                 udp.close()
-            raise TransportError(f"--listen: {exc}") from exc.__cause__
+            raise cannot_listen("--listen", config.listen, exc) from exc.__cause__
         self._listeners = [
             Listener(
                 self.plant,

@@ -27,7 +27,7 @@ from kcptun_lite.core.counters import Counters, total
 from kcptun_lite.core.crypt import METHODS, derive_key
 from kcptun_lite.core.kcp import KcpParams
 from kcptun_lite.core.qpp import QppPads, QppStream
-from kcptun_lite.errors import SessionClosed, SessionError, TransportError, describe_exception
+from kcptun_lite.errors import REMEDIES, SessionClosed, SessionError, TransportError, describe_exception
 from kcptun_lite.net.address import resolve
 from kcptun_lite.net.endpoint import Plant
 from kcptun_lite.net.relay import Opener, Relay
@@ -207,11 +207,8 @@ class Tunnel(ABC):
             try:
                 return self._listen()
             except TransportError as exc:
-                number = exc.__cause__.errno if isinstance(exc.__cause__, OSError) else None
-                if number == EACCES:
-                    hint = "ports below 1024 are for root, or need CAP_NET_BIND_SERVICE"
-                    raise TransportError(f"{exc} ({hint})") from exc
-                if number != EADDRINUSE or monotonic_ms() >= deadline:
+                is_in_use = isinstance(exc.__cause__, OSError) and exc.__cause__.errno == EADDRINUSE
+                if not is_in_use or monotonic_ms() >= deadline:
                     raise
                 if not has_told:
                     log.info(f"{exc}; trying for {PORT_PATIENCE // 1000} s")
@@ -329,6 +326,18 @@ class Tunnel(ABC):
 
     def _other_counters(self) -> Iterable[Counters]:
         return ()
+
+
+def cannot_listen(option: str, endpoint: Endpoint, exc: TransportError) -> TransportError:
+    """What stopped an option's address from being listened on, with the option's name and what can be done."""
+    text, cause = str(exc), exc.__cause__
+    if isinstance(cause, OSError):
+        remedy = REMEDIES.get(cause.errno or 0, "")
+        if cause.errno == EACCES and 0 < endpoint.port_min < 1024:
+            remedy = "ports below 1024 are for root, or need CAP_NET_BIND_SERVICE"
+        if remedy and remedy not in text:
+            text += f" ({remedy})"
+    return TransportError(f"{option}: {text}")
 
 
 def make_plant(config: ClientConfig | ServerConfig, pool: BufferPool, ticker: UpdateThread) -> Plant:

@@ -14,7 +14,7 @@ import pytest
 
 from kcptun_lite import __version__
 from kcptun_lite.app import signals
-from tests.programs import Program
+from tests.programs import Program, wait_until
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -212,6 +212,23 @@ def test_signals_to_go_on_are_kept_during_the_start(starting: tuple[Program, Cal
     assert program.is_running()
     assert program.stop() == 0
     assert [line[20:] for line in program.log[-2:]] == ["stopping: SIGTERM", "stopped"]
+
+
+def test_a_signal_that_an_init_script_has_ignored_is_heard_when_the_program_runs(tmp_path: Path) -> None:
+    """What comes before Python has read its first line of ours cannot be kept otherwise."""
+    path = tmp_path / "log"
+    arguments = f"-m kcptun_lite server -l 127.0.0.1:0 --log {path}"
+    script = f"trap '' HUP USR1; kill -HUP $$; exec {sys.executable} {arguments}"
+    program = Program("server", ["sh", "-c", script], env={"KCPTUN_KEY": "k"})
+    try:
+        wait_until(lambda: path.exists() and "memory:" in path.read_text(), "it runs")
+        path.rename(tmp_path / "log.1")
+        os.kill(program.pid, signal.SIGHUP)
+        wait_until(path.exists, "the log is opened anew")
+        os.kill(program.pid, signal.SIGUSR1)
+        wait_until(lambda: "KCP SNMP" in path.read_text(), "it writes there")
+    finally:
+        assert program.stop() == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

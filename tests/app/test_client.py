@@ -105,9 +105,8 @@ def test_an_accident_costs_one_connection(start: Starter, target: Target, monkey
 
     monkeypatch.setattr(client, "_open_stream", fail_first)
     for _ in range(3):
-        with connect(client) as application:
-            with pytest.raises(ConnectionResetError):
-                application.recv(1)
+        with pytest.raises(ConnectionResetError), connect(client) as application:
+            application.recv(1)
     for sock in use(client, target):
         sock.close()
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from kcptun_lite import log
+from kcptun_lite.app import client as client_room
 from kcptun_lite.app import server as server_room
 from kcptun_lite.app import signals
 from kcptun_lite.app import tunnel as tunnel_room
@@ -17,6 +18,7 @@ from kcptun_lite.app.server import Server
 from kcptun_lite.app.tunnel import Tunnel
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.errors import SessionClosed, TransportError, describe_exception
+from kcptun_lite.net.udp import UdpSocket
 from tests.app.tunnels import Target, connect, make_client, make_server, running, udp_address
 from tests.net.rooms import PATIENCE_S, in_background, wait_until
 
@@ -364,15 +366,34 @@ def test_a_port_that_stays_in_use_is_told_at_last(monkeypatch: pytest.MonkeyPatc
             client._listen_patiently()
 
 
-def test_a_port_for_root_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
-    client = make_client("127.0.0.1:9", localaddr="127.0.0.1:443")
+@pytest.mark.parametrize(
+    ("address", "number", "remedy"),
+    [
+        ("127.0.0.1:443", errno.EACCES, " (ports below 1024 are for root, or need CAP_NET_BIND_SERVICE)"),
+        ("127.0.0.1:8443", errno.EACCES, ""),
+        ("/run/x", errno.EACCES, ""),
+        ("127.0.0.1:0", errno.EMFILE, " (raise the limit: ulimit -n, LimitNOFILE= of systemd)"),
+    ],
+)
+@pytest.mark.parametrize("program", ["client", "server"])
+def test_what_stops_it_from_listening_is_told_with_the_remedy(
+    program: str, address: str, number: int, remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise TransportError("cannot listen") from OSError(number, "")
 
-    def fail() -> None:
-        raise TransportError("cannot listen: Permission denied") from OSError(errno.EACCES, "Permission denied")
-
-    monkeypatch.setattr(client, "_listen", fail)
-    with pytest.raises(TransportError, match="Permission denied .ports below 1024 are for root"):
-        client._listen_patiently()
+    if program == "client":
+        monkeypatch.setattr(client_room, "listen", fail)
+        tunnel: Client | Server = make_client("127.0.0.1:9", localaddr=address)
+    elif "/" in address:
+        return
+    else:
+        monkeypatch.setattr(UdpSocket, "listen", fail)
+        tunnel = make_server("127.0.0.1:9", listen=address)
+    with pytest.raises(TransportError) as caught:
+        tunnel._listen_patiently()
+    option = "--localaddr" if program == "client" else "--listen"
+    assert str(caught.value) == f"{option}: cannot listen{remedy}"
 
 
 @pytest.mark.parametrize("program", ["client", "server"])
