@@ -134,6 +134,17 @@ def test_the_name_beside_cannot_be_foreseen(tmp_path: Path, monkeypatch: pytest.
     assert len(set(names)) == 3
 
 
+def test_a_name_beside_that_was_foreseen_all_the_same_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "urandom", bytes)
+    (tmp_path / "precious").write_bytes(b"precious")
+    (tmp_path / f"status.{bytes(6).hex()}").symlink_to("precious")
+    with pytest.raises(FileExistsError):
+        files.replace(str(tmp_path / "status"), b"ours")
+    assert (tmp_path / "precious").read_bytes() == b"precious"
+
+
 def test_only_what_we_have_left_is_removed(tmp_path: Path) -> None:
     path = tmp_path / "status"
     mine = files.replace(str(path), b"ours")

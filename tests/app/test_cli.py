@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -26,7 +27,8 @@ cli.BOOTSTRAP = cli.BOOTSTRAP.replace(
     "from kcptun_lite.app.worker import main; os._exit(main(*job))",
     "import kcptun_lite.app.worker, json; print(json.dumps(dict(job=job, pid=os.getpid(), argv=sys.orig_argv, "
     "environ=dict(os.environ), path=sys.path, flags=repr(sys.flags), x=list(sys._xoptions), modules=list(sys.modules), "
-    "files=sorted(map(int, os.listdir('/proc/self/fd'))))))",
+    "files=sorted(map(int, os.listdir('/proc/self/fd'))), "
+    "blocked=list(map(int, __import__('signal').pthread_sigmask(0, ()))))))",
 )
 print(json.dumps(dict(pid=os.getpid(), path=sys.path)), flush=True)
 cli.main("client", sys.argv[1:])
@@ -166,6 +168,20 @@ def test_closed_standard_files_are_filled_in() -> None:
 
 
 # Signals
+
+
+def test_no_signal_comes_while_the_interpreter_starts_again() -> None:
+    """One to stop would end in a traceback there; they wait until the worker wants them."""
+    _, worker = spy("--key", "k")
+    assert set(worker["blocked"]) == {signal.SIGHUP, signal.SIGUSR1, signal.SIGTERM, signal.SIGINT}
+
+
+def test_signals_to_stop_end_a_worker_that_waits_for_its_port() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        arguments = ["client", "-r", "127.0.0.1:1", "-l", f"127.0.0.1:{taken.getsockname()[1]}"]
+        program = Program("client", [sys.executable, "-m", "kcptun_lite", *arguments], env={"KCPTUN_KEY": "k"})
+        program.wait_for_log("trying for 5 s")
+        assert program.stop() == -signal.SIGTERM
 
 
 def test_blocked_signals_wait_to_be_asked_for() -> None:

@@ -305,9 +305,9 @@ def test_a_program_that_gets_no_thread_says_so_and_leaves_nothing(monkeypatch: p
 def test_stopping_wakes_who_waits_for_a_streams_end() -> None:
     with Target() as target, running(server := make_server(target.address)):
         with running(client := make_client(udp_address(server), maxstreams=1)):
-            with connect(client) as application:
+            with connect(client) as application, target.accept() as tcp:
                 application.sendall(b"x")
-                target.accept().close()
+                assert tcp.recv(1) == b"x"
                 wait_until(lambda: bool(client._relay_gone._waiters))  # type: ignore[attr-defined]
                 in_background(client._shut_down).result()
                 client._shut_down = lambda: None  # type: ignore[method-assign]
