@@ -74,8 +74,11 @@ def check_replaceable(path: str, is_ours: Callable[[bytes], bool]) -> None:
     try:
         found = os.lstat(path)
     except FileNotFoundError:
-        if not os.path.isdir(os.path.dirname(path) or "."):
+        directory = os.path.dirname(path) or "."
+        if not os.path.isdir(directory):
             raise
+        if not os.access(directory, os.W_OK | os.X_OK):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES), path) from None
         return
     if not stat.S_ISREG(found.st_mode):
         kind = "directory" if stat.S_ISDIR(found.st_mode) else "link" if stat.S_ISLNK(found.st_mode) else "device"

@@ -34,6 +34,8 @@ class StatusFile:
         self._due = started_at
         self._written: files.Identity | None = None
         "the file as we have left it"
+        self._trouble = ""
+        "why it could not be written the last time"
         if path:
             import json  # now, not when there may be no descriptor left to read it
 
@@ -49,15 +51,19 @@ class StatusFile:
             raise ConfigError(f"--status: {self._path} cannot be written: {exc.strerror}") from exc
 
     def tick(self, now: int) -> None:
-        """Write if it is time (ms); a file that cannot be written costs a line in the log."""
+        """Write if it is time (ms); a file that cannot be written costs a line in the log, not one each time."""
         if not self._path or now < self._due:
             return
         self._due = now + PERIOD
         try:
             files.check_replaceable(self._path, _is_status)
             self._written = files.replace(self._path, self._encode(self._status(now)).encode())
+            self._trouble = ""
         except OSError as exc:
-            log.limited("status", f"--status: {self._path} cannot be written: {describe_os_error(exc)}")
+            trouble = f"--status: {self._path} cannot be written: {describe_os_error(exc)}"
+            if trouble != self._trouble:
+                log.warning(trouble)
+            self._trouble = trouble
 
     def remove(self) -> None:
         """Remove the file, unless another program has its own there by now."""

@@ -3,6 +3,9 @@
 import json
 from pathlib import Path
 
+import pytest
+
+from kcptun_lite import log
 from kcptun_lite.app.status import PERIOD, StatusFile
 from kcptun_lite.core.counters import Counters
 from tests.programs import Target, Tunnel, connect, echo_handler, receive_exactly, wait_until
@@ -33,7 +36,7 @@ def test_both_ends_tell_their_state(tmp_path: Path) -> None:
     assert not any(path.exists() for path in paths.values())
 
 
-def test_what_is_no_status_file_stays_as_it_is(tmp_path: Path) -> None:
+def test_what_is_no_status_file_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It may have come since the start."""
     path = tmp_path / "status"
     status = StatusFile(str(path), "client", 0, lambda: ([], Counters(), ""))
@@ -41,7 +44,11 @@ def test_what_is_no_status_file_stays_as_it_is(tmp_path: Path) -> None:
     status.tick(0)
     assert json.loads(path.read_text())["role"] == "client"
     path.write_text("precious")
-    status.tick(PERIOD)
+    lines: list[str] = []
+    monkeypatch.setattr(log, "_write", lambda level, text: lines.append(text))
+    for turn in range(1, 4):
+        status.tick(turn * PERIOD)
+    assert len(lines) == 1 and "a file of another kind is there" in lines[0]
     status.remove()
     assert path.read_text() == "precious"
 
