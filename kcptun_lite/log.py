@@ -66,10 +66,8 @@ class _Sink:
 
     def write(self, line: bytes) -> None:
         with self._lock:
-            notice = (
-                _line(Level.WARNING, f"{self._lost} lines are missing here: nobody took them") if self._lost else b""
-            )
-            data = self._rest + notice + line
+            notice = f"lines missing here, as nobody took them: {self._lost}"
+            data = self._rest + (_line(Level.WARNING, notice) if self._lost else b"") + line
             try:
                 sent = self._send(data)
             except OSError:  # full, closed, no space: the tunnel matters more than its log

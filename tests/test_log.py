@@ -168,7 +168,7 @@ def test_lines_that_nobody_takes_are_counted_and_no_line_is_left_in_halves() -> 
     sink.write(b"seventh\n")
     first, second, notice, sixth, seventh = reader.got.decode().splitlines()
     assert (first, second, sixth, seventh) == ("first", "second", "sixth", "seventh")
-    assert notice[20:] == "warning: 3 lines are missing here: nobody took them"
+    assert notice[20:] == "warning: lines missing here, as nobody took them: 3"
 
 
 def test_a_full_disk_costs_lines_only() -> None:
@@ -180,7 +180,7 @@ def test_a_full_disk_costs_lines_only() -> None:
     reader = Reader()
     sink._send = reader.send
     sink.write(b"y\n")
-    assert reader.got.endswith(b"1 lines are missing here: nobody took them\ny\n")
+    assert reader.got.endswith(b"lines missing here, as nobody took them: 1\ny\n")
 
 
 FLOOD = "from kcptun_lite import log; log.setup()\nfor n in range(5000): log.info('x' * 100)\nprint('alive')"

@@ -91,10 +91,10 @@ class Client(Tunnel):
         while self.wait_for_relay_slot():
             try:
                 tcp, _ = self._listening.accept()
-            except OSError as exc:
+            except Exception as exc:
                 if self.is_stopping:
                     return
-                log.limited("accept", f"accept: {describe_os_error(exc)}", log.Level.ERROR)
+                log.limited("accept", f"accept: {_about(exc)}", log.Level.ERROR)
                 self.wait_for_stop(ACCEPT_PAUSE)
                 continue
             try:
@@ -102,9 +102,7 @@ class Client(Tunnel):
             except Exception as exc:  # whatever it is, the next one may fare better
                 tcp.close()
                 if not _is_gone(exc):
-                    log.limited(
-                        "stream", f"no stream: {exc if isinstance(exc, KcptunError) else describe_exception(exc)}"
-                    )
+                    log.limited("stream", f"no stream: {_about(exc)}")
 
     def _serve(self, tcp: socket.socket) -> None:
         tune(tcp)
@@ -213,6 +211,12 @@ class Client(Tunnel):
 def _is_gone(exc: Exception) -> bool:
     """Whether the application has gone before it was served, which is nobody's trouble."""
     return isinstance(exc, OSError) and exc.errno in (errno.ENOTCONN, errno.ECONNRESET, errno.EINVAL)
+
+
+def _about(exc: Exception) -> str:
+    if isinstance(exc, KcptunError):
+        return str(exc)
+    return describe_os_error(exc) if isinstance(exc, OSError) else describe_exception(exc)
 
 
 def _socket_name(sock: socket.socket) -> str:

@@ -111,6 +111,29 @@ def test_an_accident_costs_one_connection(start: Starter, target: Target, monkey
         sock.close()
 
 
+def test_an_accident_in_accepting_costs_a_moment(
+    start: Starter, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = start()
+    listening, accidents = client._listening, [OSError(24, "Too many open files"), MemoryError()]
+
+    class Troubled:
+        def __getattr__(self, name: str) -> object:
+            return getattr(listening, name)
+
+        def accept(self) -> object:
+            if accidents:
+                raise accidents.pop()
+            return listening.accept()
+
+    monkeypatch.setattr(room, "ACCEPT_PAUSE", 0.01)
+    client._listening = Troubled()  # type: ignore[assignment]
+    for _ in range(2):  # the first one is accepted by a call that was made before
+        for sock in use(client, target):
+            sock.close()
+    assert not accidents
+
+
 # -- where it listens ----------------------------------------------------------------------------------------
 
 
