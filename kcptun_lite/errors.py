@@ -1,8 +1,19 @@
-"""The whole error tree, with the exit code each error ends the program with.
+"""The whole error tree, with the exit code each error ends the program with, and errors of others in words.
 
 A bad *packet* is never an exception: it is dropped and counted. A bad *byte stream* (after KCP has put
 it in order) is a `RemoteProtocolError` and ends its session. Everything else below is about our own side.
 """
+
+import errno
+
+REMEDIES = {
+    errno.EMFILE: "raise the limit: ulimit -n, LimitNOFILE= of systemd",
+    errno.ENFILE: "raise the system's limit: sysctl -w fs.file-max=N",
+    errno.EADDRINUSE: "another program listens there: end that one, or name another port",
+    errno.EADDRNOTAVAIL: "no interface of this machine has the address",
+    errno.EAFNOSUPPORT: "this system has no IPv6",
+}
+"what the user can do about an error of the system, where its number says enough"
 
 
 class KcptunError(Exception):
@@ -69,3 +80,26 @@ class TransportError(KcptunError):
     """A socket failed; `__cause__` is the OSError."""
 
     exit_code = 3
+
+
+def describe_os_error(error: OSError) -> str:
+    """The system's words for an error, and what can be done about it."""
+    text = (error.strerror or str(error)).partition(" (while attempting")[0]  # what socket.create_server adds
+    return f"{text} ({REMEDIES[error.errno]})" if error.errno in REMEDIES else text
+
+
+def describe_exception(error: BaseException) -> str:
+    """One line about an error that nobody expected, with the place that raised it."""
+    if isinstance(error, MemoryError):
+        return "no memory left"
+    if isinstance(error, RuntimeError) and "new thread" in str(error):
+        return "no thread can be started (raise the limit: ulimit -u, TasksMax= of systemd, or free memory)"
+    text = describe_os_error(error) if isinstance(error, OSError) else repr(error)
+    place = ""
+    trace = error.__traceback__
+    while trace is not None:
+        module = trace.tb_frame.f_globals.get("__name__", "")
+        if module.startswith("kcptun_lite."):  # the last place of ours, not that in a library
+            place = f" at {module.removeprefix('kcptun_lite.')}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return text + place

@@ -1,4 +1,4 @@
-"""The log: one line per event, in Go's format, written with one system call.
+"""The log: one line per event, in Go's format, written with one system call that never waits.
 
 In      texts, from any thread
 Out     lines `2006/01/02 15:04:05 text` in local time, on stderr or at the end of a file
@@ -6,15 +6,22 @@ Knows   levels, limits, the file descriptor. Not: what is logged; secrets and pa
 Wire    WIRE.md 8.7
 Cost    15 us per line written, 0.1 us per line not wanted; 0.1 MiB
 
+Whoever reads the log may stop (a stuck log daemon, Ctrl-S): then lines are left out and counted.
+
 The standard library's `logging` costs 2 MiB of memory and is not part of OpenWrt's python3-light.
 A line of level info is the bare text, as kcptun writes it; other levels put their name in front.
 """
 
 import os
+import select
+import stat
 import threading
+from collections.abc import Callable
 from enum import IntEnum
+from functools import cache
 from time import monotonic, strftime
 
+from kcptun_lite import files
 from kcptun_lite.errors import ConfigError
 
 STDERR = 2
@@ -45,9 +52,39 @@ class _Key:
         self.silenced = 0
 
 
+class _Sink:
+    """Where lines go. What it does not take at once is left out, but never a part of a line."""
+
+    def __init__(self, send: Callable[[bytes], int]) -> None:
+        """`send` writes some bytes, returns how many, and does not wait; may raise OSError."""
+        self._send = send
+        self._lock = threading.Lock()  # a leaf: nothing but `send` is called under it
+        self._rest = b""
+        "of a line that has gone out in part"
+        self._lost = 0
+        "lines since then"
+
+    def write(self, line: bytes) -> None:
+        with self._lock:
+            notice = f"lines missing here, as nobody took them: {self._lost}"
+            data = self._rest + (_line(Level.WARNING, notice) if self._lost else b"") + line
+            try:
+                sent = self._send(data)
+            except OSError:  # full, closed, no space: the tunnel matters more than its log
+                sent = 0
+            if sent and sent >= len(self._rest):
+                self._rest = data[sent:]
+                self._lost = 0
+            else:
+                self._rest = self._rest[sent:]
+                self._lost += 1
+
+
+_path = ""
 _descriptor = STDERR
 _level = Level.INFO
 _quiet = False
+_sink = _Sink(lambda data: os.write(STDERR, data))
 _keys: dict[str, _Key] = {}
 _keys_lock = threading.Lock()  # a leaf: nothing is called under it
 
@@ -58,16 +95,50 @@ def setup(*, path: str = "", level: Level = Level.INFO, quiet: bool = False) -> 
     Called before other threads log.
     Raises: ConfigError if the file cannot be opened.
     """
-    global _descriptor, _level, _quiet
+    global _path, _descriptor, _level, _quiet, _sink
     descriptor = STDERR
     if path:
         try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            descriptor = files.open_to_append(path)
         except OSError as error:
             raise ConfigError(f"--log: {path} cannot be opened: {error.strerror}") from error
     if _descriptor != STDERR:
         os.close(_descriptor)
-    _descriptor, _level, _quiet = descriptor, level, quiet
+    _path, _descriptor, _level, _quiet = path, descriptor, level, quiet
+    _sink = _Sink((lambda data: os.write(descriptor, data)) if path else _sender_to_stderr())
+
+
+def reopen() -> None:
+    """Go on in the file that now has the log's name: the old one was moved away (logrotate). Any thread may."""
+    if not _path:
+        return
+    try:
+        fresh = files.open_to_append(_path)
+    except OSError as error:
+        warning(f"--log: {_path} cannot be opened again: {error.strerror}; going on in the old file")
+        return
+    os.dup2(fresh, _descriptor, inheritable=False)  # others may be writing to this number just now
+    os.close(fresh)
+
+
+@cache
+def _sender_to_stderr() -> Callable[[bytes], int]:
+    """How to write to stderr without waiting, and without O_NONBLOCK for the others who have this terminal or pipe."""
+    try:
+        mode = os.fstat(STDERR).st_mode
+        if stat.S_ISREG(mode):
+            return lambda data: os.write(STDERR, data)
+        if stat.S_ISSOCK(mode):  # systemd's journal
+            import socket
+
+            journal = socket.socket(fileno=os.dup(STDERR))
+            return lambda data: journal.send(data, socket.MSG_DONTWAIT)
+        own = os.open(f"/proc/self/fd/{STDERR}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        return lambda data: os.write(own, data)
+    except OSError:  # no /proc; another user's terminal
+        ready = select.poll()
+        ready.register(STDERR, select.POLLOUT)
+        return lambda data: os.write(STDERR, data) if ready.poll(0) else 0
 
 
 def is_shown(level: Level) -> bool:
@@ -123,16 +194,16 @@ def _new_key_locked(key: str, now_s: float) -> _Key:
 def _write(level: Level, text: str) -> None:
     if level > _level:
         return
+    _sink.write(_line(level, text))
+
+
+def _line(level: Level, text: str) -> bytes:
     prefix = "" if level == Level.INFO else f"{level.name.lower()}: "
-    line = f"{strftime('%Y/%m/%d %H:%M:%S')} {prefix}{escape(text)}\n"
-    try:
-        os.write(_descriptor, line.encode())
-    except OSError:  # stderr closed, disk full: the tunnel matters more than its log
-        pass
+    return f"{strftime('%Y/%m/%d %H:%M:%S')} {prefix}{escape(text)}\n".encode()
 
 
 def escape(text: str) -> str:
     """The text with everything unprintable written as an escape, so that it stays one line of plain characters."""
     if text.isprintable():
         return text
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

@@ -1,13 +1,18 @@
 """What runs out, or is over: descriptors, the time of a session."""
 
+import fcntl
+import os
+import re
 import resource
 import socket
+import subprocess
+import sys
 from contextlib import ExitStack
 from time import monotonic
 
 import pytest
 
-from tests.programs import Program, Target, Tunnel, connect, echo_handler, receive_exactly, wait_until
+from tests.programs import ROOT, Program, Target, Tunnel, connect, echo_handler, receive_exactly, wait_until
 
 FAST = {"mode": "fast3", "sndwnd": 512, "rcvwnd": 512, "datashard": 0, "parityshard": 0}
 
@@ -37,6 +42,97 @@ def test_without_descriptors_connections_wait_or_fail_and_all_is_well_when_there
             for sock in socks:
                 ask(sock)
         ask(stack.enter_context(connect(tunnel.address)))
+
+
+@pytest.mark.parametrize("end", ["client", "server"])
+def test_without_descriptors_a_unknown_sources_packets_end_no_program(end: str) -> None:
+    """What it takes to look into them is loaded late."""
+    with Target(echo_handler) as target, Tunnel("ours", "ours", target.address, FAST) as tunnel, ExitStack() as stack:
+        first = stack.enter_context(connect(tunnel.address))
+        ask(first)
+        program = {"client": tunnel.client, "server": tunnel.server}[end]
+        limits = resource.prlimit(program.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(program.pid, resource.RLIMIT_NOFILE, (program.descriptor_count(), limits[1]))
+        unknown = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        for _ in range(3):
+            before = program.counters()["InErrs"] + program.counters()["InCsumErrors"]
+            unknown.sendto(bytes(range(100)), ("127.0.0.1", program.udp_port()))
+            wait_until(
+                lambda before=before: program.counters()["InErrs"] + program.counters()["InCsumErrors"] > before,  # type: ignore[misc]
+                "the packet was counted",
+            )
+            program.counters()  # and each of these is a turn of the main thread, with all its chores
+        ask(first)
+        resource.prlimit(program.pid, resource.RLIMIT_NOFILE, limits)
+        ask(stack.enter_context(connect(tunnel.address)))
+
+
+def test_what_sessions_need_is_loaded_before_the_program_listens() -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "kcptun_lite"]
+    environment = {"PYTHONPATH": str(ROOT), "KCPTUN_KEY": "k"}
+    with Target(echo_handler) as target, ExitStack() as stack:
+        arguments = ["-l", "127.0.0.1:0", "-t", target.address]
+        server = Program("server", [*command, "server", *arguments], env=environment)
+        stack.callback(server.stop)
+        server.wait_for_log("memory:")
+        arguments = ["-l", "127.0.0.1:0", "-r", f"127.0.0.1:{server.udp_port()}"]
+        client = Program("client", [*command, "client", *arguments], env=environment)
+        stack.callback(client.stop)
+        client.wait_for_log("memory:")
+        with connect(client.wait_for_log(r"listening on: (\S+)").group(1)) as sock:
+            exchanged = b"x" * 100_000
+            sock.sendall(exchanged)
+            assert receive_exactly(sock, len(exchanged)) == exchanged
+        for program in (client, server):
+            program.counters()
+            ready = next(number for number, line in enumerate(program.log) if "memory:" in line)
+            loads = re.compile(r"import time:[^|]*\|[^|]*\| *(\S+)")
+            early, late = (
+                {match[1] for line in lines if (match := loads.match(line))}
+                for lines in (program.log[:ready], program.log[ready:])
+            )
+            assert {"numpy._core", "cramjam"} <= early
+            assert not late - set(sys.builtin_module_names)  # which no file is read for
+
+
+@pytest.mark.parametrize("end", ["client", "server"])
+def test_a_log_that_nobody_reads_holds_nothing_up(end: str) -> None:
+    """A pipe of 4 KiB takes thirty lines."""
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    with Target(echo_handler) as target, ExitStack() as stack:
+        stack.callback(os.close, reader)
+        with socket.create_server(("127.0.0.1", 0)) as tcp, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+            udp.bind(("127.0.0.1", 0))
+            local, remote = (f"127.0.0.1:{sock.getsockname()[1]}" for sock in (tcp, udp))
+        arguments = {
+            "client": ["client", "-l", local, "-r", remote],
+            "server": ["server", "-l", remote, "-t", target.address],
+        }
+        command = [sys.executable, "-m", "kcptun_lite"]
+        other = Program(
+            "other", command + arguments["server" if end == "client" else "client"], env={"PYTHONPATH": str(ROOT)}
+        )
+        stack.callback(other.stop)
+        other.wait_for_log("memory:")
+        mute = subprocess.Popen(command + arguments[end], stdout=writer, stderr=writer, cwd=ROOT)
+        stack.callback(mute.wait)
+        stack.callback(mute.kill)
+        os.close(writer)
+        wait_until(lambda: can_connect(local), "both listen")
+        for _ in range(50):
+            with connect(local) as sock:
+                ask(sock)
+        mute.terminate()
+        assert mute.wait(10) == 0
+
+
+def can_connect(address: str) -> bool:
+    try:
+        connect(address).close()
+    except OSError:
+        return False
+    return True
 
 
 def test_a_program_takes_as_many_descriptors_as_it_may() -> None:

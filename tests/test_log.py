@@ -1,7 +1,10 @@
 """The log: format, levels, limits, and what must not stop the program."""
 
+import errno
+import fcntl
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -128,6 +131,106 @@ def test_a_closed_stderr_is_survived() -> None:
     script = "import os; os.close(2); from kcptun_lite import log; log.error('nobody hears'); print('alive')"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=_root())
     assert (done.returncode, done.stdout) == (0, "alive\n")
+
+
+# Nobody reads
+
+
+class Reader:
+    """Takes so many bytes of each write, as a pipe does that is nearly full."""
+
+    def __init__(self) -> None:
+        self.room = 1000
+        self.got = b""
+
+    def send(self, data: bytes) -> int:
+        if not self.room:
+            raise BlockingIOError
+        taken = min(self.room, len(data))
+        self.room -= taken
+        self.got += data[:taken]
+        return taken
+
+
+def test_lines_that_nobody_takes_are_counted_and_no_line_is_left_in_halves() -> None:
+    reader = Reader()
+    sink = log._Sink(reader.send)
+    sink.write(b"first\n")
+    reader.room = 3
+    sink.write(b"second\n")
+    sink.write(b"third\n")
+    sink.write(b"fourth\n")
+    reader.room = 2
+    sink.write(b"fifth\n")
+    assert reader.got == b"first\nsecon"
+    reader.room = 1000
+    sink.write(b"sixth\n")
+    sink.write(b"seventh\n")
+    first, second, notice, sixth, seventh = reader.got.decode().splitlines()
+    assert (first, second, sixth, seventh) == ("first", "second", "sixth", "seventh")
+    assert notice[20:] == "warning: lines missing here, as nobody took them: 3"
+
+
+def test_a_full_disk_costs_lines_only() -> None:
+    def fail(data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "full")
+
+    sink = log._Sink(fail)
+    sink.write(b"x\n")
+    reader = Reader()
+    sink._send = reader.send
+    sink.write(b"y\n")
+    assert reader.got.endswith(b"lines missing here, as nobody took them: 1\ny\n")
+
+
+FLOOD = "from kcptun_lite import log; log.setup()\nfor n in range(5000): log.info('x' * 100)\nprint('alive')"
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "terminal"])
+def test_a_reader_who_does_not_read_holds_nothing_up(kind: str) -> None:
+    if kind == "pipe":
+        ours, theirs = os.pipe()
+    elif kind == "terminal":
+        ours, theirs = os.openpty()
+    else:
+        ours, theirs = (sock.detach() for sock in socket.socketpair())
+    done = subprocess.run(
+        [sys.executable, "-c", FLOOD], stdout=subprocess.PIPE, stderr=theirs, text=True, cwd=_root(), timeout=60
+    )
+    shared = fcntl.fcntl(theirs, fcntl.F_GETFL)
+    assert (done.returncode, done.stdout) == (0, "alive\n")
+    assert not shared & os.O_NONBLOCK, "others who write there are not told that it does not block"
+    assert os.read(ours, 20).startswith(b"20")
+    os.close(ours)
+    os.close(theirs)
+
+
+# A file that is moved away
+
+
+def test_after_reopening_lines_go_to_the_new_file(logfile: Path) -> None:
+    log.info("one")
+    moved = logfile.rename(logfile.with_suffix(".1"))
+    log.info("two")
+    log.reopen()
+    log.info("three")
+    assert (texts(moved), texts(logfile)) == (["one", "two"], ["three"])
+
+
+def test_a_file_that_cannot_be_made_again_is_told_in_the_old_one(logfile: Path) -> None:
+    moved = logfile.rename(logfile.with_suffix(".1"))
+    logfile.mkdir()
+    log.reopen()
+    log.info("on")
+    assert texts(moved) == [
+        f"warning: --log: {logfile} cannot be opened again: Is a directory; going on in the old file",
+        "on",
+    ]
+
+
+def test_stderr_is_not_reopened() -> None:
+    log.setup()
+    log.reopen()
 
 
 def _root() -> str:

@@ -129,7 +129,7 @@ class Check:
                 step = STEP_OF_RULE[finding.rule]
                 if step is Step.TARGET:
                     _pass(Step.STREAM, self._about_streams())
-                return _fail(step, finding.sentence)
+                return _fail(step, finding.sentence + self._about_shards(finding.rule))
             if is_over:
                 return _fail(Step.STREAM, str(self._reason))
             if answered_at is None:
@@ -141,6 +141,15 @@ class Check:
             if now - probed_at >= PROBE_EVERY:
                 probed_at = now
                 session.probe()
+
+    def _about_shards(self, rule: str) -> str:
+        """What else it may be: a server of before 2021 drops all that comes with error correction if it has none."""
+        if rule not in ("nothing", "key"):
+            return ""
+        has_fec = self._config.datashard and self._config.parityshard
+        return (
+            f", or it is of before 2021 and has {'no' if has_fec else 'an'} error correction (--ds, --ps), unlike here"
+        )
 
     def _about_streams(self) -> str:
         compression = "without" if self._config.nocomp else "with"

@@ -16,18 +16,22 @@ import marshal
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from kcptun_lite.app.parsing import Program, parse
+from kcptun_lite.app import signals
 from kcptun_lite.errors import ConfigError, KcptunError
 from kcptun_lite.log import escape
 
+if TYPE_CHECKING:
+    from kcptun_lite.app.parsing import Program
+
 SECRET = "KCPTUN_KEY"
 
-# The worker's whole program. It reads sys.path before it can import anything of ours.
+# The worker's whole program. It reads sys.path before it can import anything of ours. Its end waits for no thread:
+# one may be in the C library's resolver for as long as that likes.
 BOOTSTRAP = (
     "import sys, marshal, os; p = os.fdopen({pipe}, 'rb'); sys.path[:], *job = marshal.load(p); p.close(); "
-    "from kcptun_lite.app.worker import main; sys.exit(main(*job))"
+    "from kcptun_lite.app.worker import main; os._exit(main(*job))"
 )
 
 # What the worker's C libraries read from the environment; what the user has set stays. Measured: a bulk transfer
@@ -62,8 +66,11 @@ def server() -> None:
     main("server", sys.argv[1:])
 
 
-def main(program: Program, arguments: Sequence[str]) -> NoReturn:
+def main(program: "Program", arguments: Sequence[str]) -> NoReturn:
     """Parse and become the worker; does not come back."""
+    signals.hold()
+    from kcptun_lite.app.parsing import parse  # which takes half of the time till the worker starts
+
     _open_standard_files()
     try:
         config, warnings = parse(program, arguments, os.environ, _read_file)
@@ -72,6 +79,9 @@ def main(program: Program, arguments: Sequence[str]) -> NoReturn:
     except KcptunError as error:
         print(f"kcptun-lite-{program}: {escape(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        print(f"kcptun-lite-{program}: cannot start: {error.strerror or error}", file=sys.stderr)
+        sys.exit(KcptunError.exit_code)
 
 
 def _tune_libraries(gogc: int | None) -> None:
@@ -81,7 +91,7 @@ def _tune_libraries(gogc: int | None) -> None:
         os.environ.setdefault(name, value)
 
 
-def _become_worker(program: Program, job: bytes) -> NoReturn:
+def _become_worker(program: "Program", job: bytes) -> NoReturn:
     os.environ.pop(SECRET, None)
     reader, writer = os.pipe()
     os.set_blocking(writer, False)  # nobody reads yet: what does not fit in the pipe must not block
@@ -93,6 +103,7 @@ def _become_worker(program: Program, job: bytes) -> NoReturn:
     os.close(writer)
     os.set_inheritable(reader, True)
     code = BOOTSTRAP.format(pipe=reader)
+    signals.block()  # a signal while the interpreter starts again waits for the worker's `hold`
     try:
         os.execv(sys.executable, [sys.executable, *_interpreter_options(), "-S", "-P", "-c", code, program])
     except OSError as error:

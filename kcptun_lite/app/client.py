@@ -5,27 +5,33 @@ Out     a running client
 Knows   session slots, expiry (WIRE.md 8.4). Not: how a session works
 """
 
+import errno
 import math
+import os
 import socket
+from collections.abc import Callable
+from contextlib import suppress
 from threading import Thread
 
-from kcptun_lite import log
+from kcptun_lite import files, log
 from kcptun_lite.app.config import ClientConfig
 from kcptun_lite.app.diagnosis import diagnose
 from kcptun_lite.app.evidence import gather
 from kcptun_lite.app.path_manager import PathManager
-from kcptun_lite.app.tunnel import Tunnel
+from kcptun_lite.app.tunnel import Tunnel, cannot_listen
 from kcptun_lite.core.crypt.crypt import fitting_methods
-from kcptun_lite.errors import KcptunError, SessionError, TransportError
+from kcptun_lite.errors import KcptunError, SessionError, TransportError, describe_exception, describe_os_error
 from kcptun_lite.net.ends.dialer import Dialer
 from kcptun_lite.net.ends.route import Route, Server
 from kcptun_lite.net.session.session import Session
 from kcptun_lite.net.session.stream import Stream
 from kcptun_lite.net.session.update_thread import monotonic_ms
 from kcptun_lite.net.tcp.sockets import listen, tune
+from kcptun_lite.net.udp.address import format_address
 from kcptun_lite.net.udp.udp_socket import UdpOptions
 
 REDIAL_PAUSE = 1.0  # s between attempts to make a session's socket (as kcptun)
+ACCEPT_PAUSE = 0.1  # s between attempts to accept, while there are no descriptors
 
 
 class Client(Tunnel):
@@ -42,23 +48,30 @@ class Client(Tunnel):
         self._slots: list[Session | None] = [None] * config.conn
         self._expired: list[Session] = []
         self._accepted = 0
-        local = config.localaddr
-        self._listening = listen(local.host, local.port_min, local.path)
         self._acceptor = Thread(target=self._accept_loop, name="accept")
+
+    def _listen(self) -> None:
+        local = self.config.localaddr
+        try:
+            self._listening = listen(local.host, local.port_min, local.path)
+        except TransportError as exc:
+            raise cannot_listen("--localaddr", local, exc) from exc.__cause__
+        self._socket_file = files.identify(local.path) if local.path else None
 
     def _start(self) -> None:
         self.log_start(_socket_name(self._listening))
+        for remote in self.config.remoteaddr:
+            self.look_up("--remoteaddr", remote)
         self._path_manager.start()
         self._acceptor.start()
 
     def _stop_accepting(self) -> None:
-        try:
+        with suppress(OSError):
             self._listening.shutdown(socket.SHUT_RDWR)  # wakes the thread in accept
-        except OSError:
-            pass
         if self._acceptor.ident is not None:
             self._acceptor.join()
         self._listening.close()
+        files.remove(self.config.localaddr.path, self._socket_file)
         self._path_manager.stop()
 
     def _redial(self) -> None:
@@ -78,17 +91,18 @@ class Client(Tunnel):
         while self.wait_for_relay_slot():
             try:
                 tcp, _ = self._listening.accept()
-            except OSError as exc:
+            except Exception as exc:
                 if self.is_stopping:
                     return
-                log.limited("accept", f"accept: {exc.strerror}", log.Level.ERROR)
-                self.wait_for_stop(0.1)
+                log.limited("accept", f"accept: {_about(exc)}", log.Level.ERROR)
+                self.wait_for_stop(ACCEPT_PAUSE)
                 continue
             try:
                 self._serve(tcp)
-            except (KcptunError, OSError) as exc:  # OSError: the connection is gone before it was served
-                log.limited("stream", f"no stream: {exc}")
+            except Exception as exc:  # whatever it is, the next one may fare better
                 tcp.close()
+                if not _is_gone(exc):
+                    log.limited("stream", f"no stream: {_about(exc)}")
 
     def _serve(self, tcp: socket.socket) -> None:
         tune(tcp)
@@ -96,7 +110,7 @@ class Client(Tunnel):
         self._accepted += 1
         source = _peer_name(tcp)
         session, stream = self._open_stream(slot)
-        remote = f"{session.remote[0]}:{session.remote[1]}({stream.sid})"
+        remote = f"{format_address(session.remote)}({stream.sid})"
         if not self.start_relay(lambda: tcp, stream, lambda: f"in: {source} out: {remote}"):
             tcp.close()
 
@@ -106,49 +120,56 @@ class Client(Tunnel):
             return session, session.open_stream()
         except SessionError:
             if not session.is_closed:  # it has no stream ids left; what it has open goes on
-                self._expired.append(session)
-                self._slots[slot] = None
+                self._retire(session)
             session = self._session(slot)  # else it was closed between the look at it and its use
             return session, session.open_stream()
 
-    def _session(self, slot: int) -> Session:
-        """The session of a slot, a new one if it is dead or has expired. Raises: SessionError on stop."""
-        session = self._slots[slot]
-        if session and not session.is_closed:
-            age = monotonic_ms() - session.opened_at
-            if not self.config.autoexpire or age < self.config.autoexpire * 1000:
-                return session
-            self._expired.append(session)
-        session = self._dial()
-        self.count_session(session)
-        self._slots[slot] = session
-        local, remote = session.local_address, session.remote
-        log.info(f"smux version: {self.config.smuxver} on connection: {local[0]}:{local[1]} -> {remote[0]}:{remote[1]}")
-        return session
+    def _retire(self, session: Session) -> None:
+        """No new streams for a session, whose old ones go on."""
+        self._expired.append(session)
+        self._slots = [None if other is session else other for other in self._slots]
 
-    def _dial(self) -> Session:
-        has_complained = False
+    def _session(self, slot: int) -> Session:
+        """The session of a slot, a new one if it is dead or has expired. Raises: SessionError on stop.
+
+        While none can be made, one of another slot must do; if there is none, the connection waits.
+        """
+        session = self._slots[slot]
+        if session and self._is_usable(session):
+            return session
+        if session and not session.is_closed:
+            self._retire(session)
         while not self.is_stopping:
             try:
-                return self._dialer.dial(self._path_manager.report, self.session_closed)
+                session = self._dialer.dial(self._path_manager.report, self.session_closed)
             except TransportError as exc:
-                if not has_complained:
+                if self._spoken.is_due("re-connecting", monotonic_ms()):
                     log.warning(f"re-connecting: {exc}; trying again every {REDIAL_PAUSE:g} s")
-                    has_complained = True
+                if others := [other for other in self._slots if other and self._is_usable(other)]:
+                    return others[0]
                 self.wait_for_stop(REDIAL_PAUSE)
+                continue
+            self.count_session(session)
+            self._slots[slot] = session
+            local, remote = format_address(session.local_address), format_address(session.remote)
+            log.info(f"smux version: {self.config.smuxver} on connection: {local} -> {remote}")
+            return session
         raise SessionError("the client stops")
+
+    def _is_usable(self, session: Session) -> bool:
+        age = monotonic_ms() - session.opened_at
+        return not session.is_closed and (not self.config.autoexpire or age < self.config.autoexpire * 1000)
 
     # -- main thread ---------------------------------------------------------------------------
 
-    def _every_second(self, now: int) -> None:
-        super()._every_second(now)
-        self._scavenge(now)
-        self._look_at_sessions(now)
+    def _chores(self) -> list[Callable[[int], None]]:
+        return [*super()._chores(), self._scavenge, self._look_at_sessions]
 
     def _scavenge(self, now: int) -> None:
         """Close expired sessions: those with nothing left to do, and all of them when --scavengettl is over too."""
         expiry = self.config.autoexpire * 1000 or math.inf
-        limit = expiry + self.config.scavengettl * 1000
+        grace = self.config.scavengettl
+        limit = expiry + (math.inf if grace is None else grace * 1000)
         for session in self._sessions():
             age = now - session.opened_at
             is_expired = age >= expiry or session in self._expired
@@ -187,14 +208,28 @@ class Client(Tunnel):
             self.diagnosed(finding.sentence, finding.sentence)
 
 
+def _is_gone(exc: Exception) -> bool:
+    """Whether the application has gone before it was served, which is nobody's trouble."""
+    return isinstance(exc, OSError) and exc.errno in (errno.ENOTCONN, errno.ECONNRESET, errno.EINVAL)
+
+
+def _about(exc: Exception) -> str:
+    if isinstance(exc, KcptunError):
+        return str(exc)
+    return describe_os_error(exc) if isinstance(exc, OSError) else describe_exception(exc)
+
+
 def _socket_name(sock: socket.socket) -> str:
+    """Where a socket listens; unix sockets as they are written in options."""
     name = sock.getsockname()
-    return name if isinstance(name, str) else f"{name[0]}:{name[1]}"
+    if isinstance(name, bytes):  # Linux's abstract name space
+        return f"@{os.fsdecode(name[1:])}"
+    return name if isinstance(name, str) else format_address(name)
 
 
 def _peer_name(sock: socket.socket) -> str:
     name = sock.getpeername()
-    return f"{name[0]}:{name[1]}" if isinstance(name, tuple) else "unix"
+    return format_address(name) if isinstance(name, tuple) else "unix"
 
 
 def run(config: ClientConfig) -> int:

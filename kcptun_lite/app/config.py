@@ -137,8 +137,8 @@ class ClientConfig(CommonConfig):
     "sessions used in turn"
     autoexpire: int
     "s; 0: sessions do not expire"
-    scavengettl: int
-    "s that an expired session may live on"
+    scavengettl: int | None
+    "s that an expired session may live on; None: as long as its streams"
     check: bool
     "try the server once and say what is wrong"
 
@@ -201,7 +201,7 @@ def describe(config: ClientConfig | ServerConfig, listening: str = "") -> list[s
         lines += [
             f"conn: {client.conn}",
             f"autoexpire: {client.autoexpire}",
-            f"scavengettl: {client.scavengettl}",
+            f"scavengettl: {-1 if client.scavengettl is None else client.scavengettl}",
         ]
     lines += [f"snmplog: {config.snmplog}", f"snmpperiod: {config.snmpperiod}"]
     if server:

@@ -38,6 +38,9 @@ _METAVARS: dict[values.Reader, str] = {
     values.size: "SIZE",
     values.percent: "N",
     values.text: "TEXT",
+    values.path: "FILE",
+    values.number_or_off: "N",
+    values.seconds_or_off: "N",
     values.listening_or_path: "ADDRESS",
     values.listening_range: "ADDRESS",
     values.remotes: "ADDRESS",
@@ -82,7 +85,7 @@ class Option:
         """What its value may be in a -c file."""
         if self.read is values.switch:
             return (bool,)
-        if isinstance(self.read, values.Number):
+        if isinstance(self.read, values.Number) or self.read in (values.number_or_off, values.seconds_or_off):
             return (int,)
         return (str, int) if self.read in (values.size, values.percent) else (str,)
 
@@ -124,10 +127,11 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "remoteaddr",
         values.remotes,
-        "vps:29900",
+        "",
         None,
         BASIC,
-        "the server: host:port or host:min-max (a random port for each session); several, with commas, to fall back on",
+        "the server, which must be given (kcptun's default is vps:29900): host:port or host:min-max, a random port for "
+        "each session; several, with commas, to fall back on",
         ("r",),
     ),
     Option(
@@ -149,7 +153,13 @@ OPTIONS: tuple[Option, ...] = (
         ("t",),
     ),
     _option("key", values.text, DEFAULT_KEY, BASIC, "the secret shared with the other end; better in the environment"),
-    _option("crypt", values.OneOf(tuple(METHODS)), "aes", BASIC, f"{', '.join(METHODS)}; the same at both ends"),
+    _option(
+        "crypt",
+        values.OneOf(tuple(METHODS), "; kcptun takes other words for aes, here it must be written"),
+        "aes",
+        BASIC,
+        f"{', '.join(METHODS)}; the same at both ends",
+    ),
     _option(
         "mode",
         values.OneOf((*reversed(MODES), MANUAL), "; kcptun takes other words for manual, here it must be written"),
@@ -157,7 +167,7 @@ OPTIONS: tuple[Option, ...] = (
         BASIC,
         f"{', '.join(reversed(MODES))}: from quick to thrifty; {MANUAL}: the numbers of the expert options",
     ),
-    _option("c", values.text, "", BASIC, "JSON file with kcptun's keys; what it sets goes before the command line"),
+    _option("c", values.path, "", BASIC, "JSON file with kcptun's keys; what it sets goes before the command line"),
     Option(
         "check",
         values.switch,
@@ -175,8 +185,22 @@ OPTIONS: tuple[Option, ...] = (
         TUNING,
         "number of sessions (UDP sockets) that streams take turns on",
     ),
-    Option("autoexpire", _count, "0", None, TUNING, "seconds after which a session gets no more new streams; 0: never"),
-    Option("scavengettl", _count, "600", None, TUNING, "seconds an expired session may live on for its open streams"),
+    Option(
+        "autoexpire",
+        values.seconds_or_off,
+        "0",
+        None,
+        TUNING,
+        "seconds after which a session gets no more new streams; 0 or -1: never",
+    ),
+    Option(
+        "scavengettl",
+        values.number_or_off,
+        "600",
+        None,
+        TUNING,
+        "seconds an expired session may live on for its open streams; -1: as long as they do",
+    ),
     _option("mtu", values.Number(MTU_MIN, MTU_MAX), "1350", TUNING, "bytes of UDP payload in the largest packet"),
     Option("sndwnd", _window, "128", "1024", TUNING, "packets under way at most; bandwidth x round trip / mtu"),
     Option("rcvwnd", _window, "512", "1024", TUNING, "packets the other end may have under way at most"),
@@ -222,15 +246,15 @@ OPTIONS: tuple[Option, ...] = (
     _option(
         "gogc", values.percent, "100", STREAMS, "idle buffers kept, percent of those in use, or off; also from GOGC"
     ),
-    _option("log", values.text, "", REPORTS, "file to append the log to, instead of stderr"),
+    _option("log", values.path, "", REPORTS, "file to append the log to, instead of stderr"),
     _option(
         "loglevel", values.OneOf(("error", "warning", "info", "debug")), "info", REPORTS, "error, warning, info, debug"
     ),
-    _option("status", values.text, "", REPORTS, "JSON file to keep the state of sessions and counters in"),
+    _option("status", values.path, "", REPORTS, "JSON file to keep the state of sessions and counters in"),
     _option("quiet", values.switch, "false", REPORTS, "no lines about streams opened and closed"),
     _option(
         "snmplog",
-        values.text,
+        values.path,
         "",
         REPORTS,
         "CSV file to append counters to; Go's time layout in the name: ./snmp-20060102.log",

@@ -30,6 +30,7 @@ from kcptun_lite.app.options import (
     OPTIONS,
     Option,
 )
+from kcptun_lite.core.batch.strided import PACKET_ALIGNMENT
 from kcptun_lite.core.wire import (
     CRYPT_GCM_NONCE_SIZE,
     CRYPT_GCM_TAG_SIZE,
@@ -82,6 +83,7 @@ class _Parsing:
         variables = self._from_environment(environment)
         given = self._from_arguments(arguments)
         if path := given.get("-c", variables.get("KCPTUN_C")):
+            self._reader(self.by_flag["c"])(path)
             given |= self._from_file(path, read_file)
         for name, value in *given.items(), *variables.items():
             if value == "--":  # argparse would drop it
@@ -91,6 +93,10 @@ class _Parsing:
         self._resolve(found)
         config_class = ClientConfig if self.program == "client" else ServerConfig
         return config_class(**{name: found[name] for name in config_class.names()}), self.warnings
+
+    @property
+    def _other(self) -> str:
+        return "server" if self.program == "client" else "client"
 
     # Sources: what each sets, as texts
 
@@ -137,8 +143,7 @@ class _Parsing:
 
     def _about_unknown(self, word: str, name: str) -> str:
         if any(name in (option.name, *option.aliases) for option in OPTIONS):
-            other = "server" if self.program == "client" else "client"
-            return f"{word} is an option of the {other}, not of the {self.program}"
+            return f"{word} is an option of the {self._other}, not of the {self.program}"
         return f"{word} is not an option{values.nearest(name, self.by_flag)}"
 
     def _about_leftover(self, word: str, last: Option | None) -> str:
@@ -156,11 +161,21 @@ class _Parsing:
         for key, value in _read_object(path, read_file):
             option = by_key.get(key.lower())
             if option is None:
-                self.warnings.append(f"{path}: {key!r} is not an option of the {self.program}, ignored")
+                self.warnings.append(f"{path}: {self._about_unknown_key(key, by_key)}, ignored")
             elif value is not None:
+                if option.flag in given:
+                    self.warnings.append(f"{path}: {key!r} is there more than once, the last one counts")
                 given[option.flag] = _json_text(path, key, value, option)
                 self.places[option.dest] = f"{path}: {key!r}"
         return given
+
+    def _about_unknown_key(self, key: str, by_key: Mapping[str, Option]) -> str:
+        for option in OPTIONS:
+            if key.lower() in option.aliases and option.json_key in by_key:
+                return f"{key!r} is not an option in a file (write {option.json_key!r})"
+        if key.lower() in (option.json_key for option in OPTIONS if option.name != "c"):
+            return f"{key!r} is an option of the {self._other}"
+        return f"{key!r} is not an option of the {self.program}{values.nearest(key, by_key)}"
 
     # The parser
 
@@ -216,13 +231,17 @@ class _Parsing:
 
     def _resolve(self, found: dict[str, Any]) -> None:
         """Check options against each other and put the mode's numbers in place."""
+        if found.get("remoteaddr") == ():  # kcptun would go to `vps`, whoever has that name here
+            slips = [warning for warning in self.warnings if "remoteaddr" in warning.lower()]
+            hint = f"; {slips[0]}" if slips else ""
+            raise ConfigError(f"--remoteaddr is missing: write the server's address, --remoteaddr host:29900{hint}")
         self._check_sizes(found)
         self._apply_mode(found)
         found["ratelimit"] = max(0, found["ratelimit"])  # less than 0 is none, as in kcptun
         if found["key"] == DEFAULT_KEY:
             self.warnings.append("the key is kcptun's default, which everybody knows; set KCPTUN_KEY")
         if not found["key"]:
-            raise self._wrong("key", "the key is empty")
+            self.warnings.append("the key is empty, which everybody can guess; set KCPTUN_KEY")
         for name in ("tcp", "pprof"):
             if found[name]:
                 self.warnings.append(f"--{name} does nothing in kcptun_lite")
@@ -235,8 +254,8 @@ class _Parsing:
             self.warnings.append(f"error correction is off: datashard is {data} and parityshard {parity}")
         overhead = _PACKET_OVERHEAD.get(found["crypt"], CRYPT_HEADER_SIZE) + KCP_HEADER_SIZE
         overhead += FEC_HEADER_SIZE if data and parity else 0
-        if found["mtu"] <= overhead:
-            least = max(MTU_MIN, overhead + 1)
+        least = max(MTU_MIN, (overhead // PACKET_ALIGNMENT + 1) * PACKET_ALIGNMENT)  # packets are cut to multiples
+        if found["mtu"] < least:
             raise self._wrong(
                 "mtu", f"{found['mtu']} leaves no room for data; the headers need {overhead}, write {least} or more"
             )
@@ -273,7 +292,7 @@ def _read_object(path: str, read_file: FileReader) -> list[tuple[str, Any]]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"-c: {path} is not UTF-8 text (byte {error.start})") from error
     except json.JSONDecodeError as error:
-        raise ConfigError(f"-c: {path}: line {error.lineno}, column {error.colno}: {error.msg}") from error
+        raise ConfigError(f"-c: {path}: line {error.lineno}, column {error.colno}: {_json_slip(error)}") from error
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"-c: {path} is not JSON that can be read: {error}") from error
     if pairs is None:
@@ -281,6 +300,31 @@ def _read_object(path: str, read_file: FileReader) -> list[tuple[str, Any]]:
     if not isinstance(pairs, _Pairs):
         raise ConfigError(f"-c: {path} must hold a JSON object: {{ ... }}")
     return pairs
+
+
+def _json_slip(error: json.JSONDecodeError) -> str:
+    """What is wrong, for habits of other formats in their own words."""
+    here = error.doc[error.pos :].lstrip()
+    before = error.doc[: error.pos].rstrip()
+    if here.startswith(",") and here[1:].lstrip().startswith(("}", "]")):  # where Python 3.13 sees the fault
+        before, here = ",", here[1:].lstrip()
+    if here.startswith(("//", "/*", "#")):
+        return "a comment, which JSON does not have; remove it"
+    if before.endswith(",") and here.startswith(("}", "]")):
+        return f"a comma before {here[0]}, where nothing follows; remove it"
+    if here.startswith(","):
+        return "a comma, where a value or a name is expected"
+    if not here:
+        return (
+            "the file ends before the JSON object does" if before else "the file is empty; it must hold a JSON object"
+        )
+    if here.startswith("'"):
+        return "a text in single quotes; JSON has double ones"
+    if here.startswith('"') and error.msg.startswith("Expecting ',' delimiter"):
+        return "a comma is missing before this"
+    if error.msg == "Expecting value" and (match := re.match(r"[A-Za-z_]\w*", here)):
+        return f"{match[0]} is no value; a text needs double quotes, a switch is true or false"
+    return error.msg
 
 
 class _Pairs(list[tuple[str, Any]]):
@@ -299,7 +343,8 @@ def _json_text(path: str, key: str, value: Any, option: Option) -> str:
     """The value as it would stand on the command line."""
     if type(value) not in option.json_types:
         wanted = " or ".join(_JSON_WORDS[kind] for kind in option.json_types)
-        raise ConfigError(f"{path}: {key!r} must be {wanted}, not {json.dumps(value)[:40]}")
+        shown = f", not {json.dumps(value)[:40]}" if option.name != "key" else ""  # whose value is a secret
+        raise ConfigError(f"{path}: {key!r} must be {wanted}{shown}")
     if isinstance(value, str):
         return _HALF_CHARACTER.sub("\ufffd", value)
     return json.dumps(value) if option.is_switch else str(value)

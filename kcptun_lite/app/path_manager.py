@@ -40,7 +40,8 @@ class PathManager:
 
     def stop(self) -> None:
         self._troubled.put(None)
-        self._thread.join()
+        if self._thread.ident is not None:  # else there was no thread to be had
+            self._thread.join()
 
     def report(self, session: Session) -> None:
         """The session gets no answer."""

@@ -6,12 +6,12 @@ Knows   ports, the target (WIRE.md 8.5). Not: how a session works
 """
 
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from kcptun_lite import log
 from kcptun_lite.app.config import ServerConfig
 from kcptun_lite.app.diagnosis import UNKNOWN_EVERY, describe_adaptation, describe_refusal, describe_unknown_source
-from kcptun_lite.app.tunnel import Tunnel
+from kcptun_lite.app.tunnel import Tunnel, cannot_listen
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.crypt.crypt import fitting_methods
 from kcptun_lite.errors import RemoteProtocolError, SessionError, TransportError
@@ -37,30 +37,46 @@ class Server(Tunnel):
         self._adapted: set[Session] = set()
         "sessions whose differences were told"
 
-    def _start(self) -> None:
+    def _listen(self) -> None:
         config = self.config
-        for port in range(config.listen.port_min, config.listen.port_max + 1):
-            udp = UdpSocket.listen(config.listen.host, port, UdpOptions(config.sockbuf, config.dscp))
-            self._listeners.append(
-                Listener(
-                    self.context,
-                    udp,
-                    max_sessions=config.maxsessions,
-                    on_stream=self._on_stream,
-                    on_session=self._on_session,
-                    on_closed=self.session_closed,
-                )
+        options = UdpOptions(config.sockbuf, config.dscp)
+        sockets: list[UdpSocket] = []
+        try:
+            for port in range(config.listen.port_min, config.listen.port_max + 1):
+                sockets.append(UdpSocket.listen(config.listen.host, port, options))
+        except TransportError as exc:
+            for udp in sockets:
+                udp.close()
+            raise cannot_listen("--listen", config.listen, exc) from exc.__cause__
+        self._listeners = [
+            Listener(
+                self.context,
+                udp,
+                max_sessions=config.maxsessions,
+                on_stream=self._on_stream,
+                on_session=self._on_session,
+                on_closed=self.session_closed,
             )
+            for udp in sockets
+        ]
+
+    def _start(self) -> None:
         self.log_start(format_address(self._listeners[0].address) if len(self._listeners) == 1 else "")
+        self.look_up("--target", self.config.target)
         for listener in self._listeners:
             listener.start()
 
-    def _every_second(self, now: int) -> None:
-        super()._every_second(now)
+    def _chores(self) -> list[Callable[[int], None]]:
+        return [
+            *super()._chores(),
+            self._drop_half_open,
+            self._look_at_unknown_sources,
+            lambda now: self._look_at_adaptations(),
+        ]
+
+    def _drop_half_open(self, now: int) -> None:
         for listener in self._listeners:
             listener.drop_half_open(now)
-        self._look_at_unknown_sources(now)
-        self._look_at_adaptations()
 
     def _look_at_unknown_sources(self, now: int) -> None:
         """Say what is wrong with packets that fail their check, if a sample of them has come in."""
@@ -111,10 +127,10 @@ class Server(Tunnel):
 
     def _on_session(self, session: Session) -> None:
         self.count_session(session)
-        log.info(f"remote address: {session.remote[0]}:{session.remote[1]}")
+        log.info(f"remote address: {format_address(session.remote)}")
 
     def _on_stream(self, session: Session, stream: Stream) -> None:
-        name = f"in: {session.remote[0]}:{session.remote[1]}({stream.sid}) out: {self.config.target}"
+        name = f"in: {format_address(session.remote)}({stream.sid}) out: {self.config.target}"
         self.start_relay(self._connect, stream, lambda: name)
 
     def _connect(self) -> socket.socket:

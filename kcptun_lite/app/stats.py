@@ -11,8 +11,9 @@ import os
 from collections.abc import Callable
 from time import localtime, strftime, struct_time, time
 
-from kcptun_lite import log
+from kcptun_lite import files, log
 from kcptun_lite.core.counters import CSV_COLUMNS, Counters
+from kcptun_lite.errors import ConfigError, describe_os_error
 
 # The FEC counters stand in another order here than in the CSV file (WIRE.md 8.7).
 _LINE_FEC = ("FECRecovered", "FECErrs", "FECParityShards", "FECShortShards")
@@ -80,6 +81,19 @@ class SnmpLog:
         self._due: int | None = None
         "ms; set by the first tick, so that the first line comes a period after the start"
 
+    def check(self) -> None:
+        """Raises: ConfigError if the path is none for a file to append to."""
+        if not self._path or not self._period:
+            return
+        path = self._path_at(time())
+        try:
+            if os.path.exists(path):
+                os.close(files.open_to_append(path))
+            else:
+                os.stat(os.path.dirname(path) or ".")
+        except OSError as exc:
+            raise ConfigError(f"--snmplog: {path} cannot be written: {exc.strerror}") from exc
+
     def tick(self, now: int, counters: Callable[[], Counters]) -> None:
         """Write a line if it is time (`now` in ms); a file that cannot be written costs one line in the log."""
         if not self._path or not self._period:
@@ -89,19 +103,26 @@ class SnmpLog:
         if now < self._due:
             return
         self._due += self._period * ((now - self._due) // self._period + 1)
+        unix_s = time()
+        path = self._path_at(unix_s)
         try:
-            self._append(counters(), time())
-        except OSError as error:
-            log.warning(f"snmplog: {error.filename} cannot be written: {error.strerror}")
+            _append(path, csv_line(counters(), int(unix_s)))
+        except OSError as exc:
+            log.warning(f"--snmplog: {path} cannot be written: {describe_os_error(exc)}")
 
-    def _append(self, counters: Counters, unix_s: float) -> None:
-        # Opened anew each time, as kcptun does: the name may have changed with the date.
+    def _path_at(self, unix_s: float) -> str:
         directory, name = os.path.split(self._path)
-        path = os.path.join(directory, go_time_format(name, localtime(unix_s)))
-        with open(path, "a", encoding="ascii") as file:
-            if not file.tell():
-                file.write(csv_header())
-            file.write(csv_line(counters, int(unix_s)))
+        return os.path.join(directory, go_time_format(name, localtime(unix_s)))
+
+
+def _append(path: str, line: str) -> None:
+    # Opened anew each time, as kcptun does: the name may have changed with the date.
+    descriptor = files.open_to_append(path)
+    try:
+        is_new = not os.fstat(descriptor).st_size
+        os.write(descriptor, ((csv_header() if is_new else "") + line).encode())
+    finally:
+        os.close(descriptor)
 
 
 def go_time_format(layout: str, moment: struct_time) -> str:

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from time import time
 from typing import Any
 
-from kcptun_lite import __version__, log
+from kcptun_lite import __version__, files, log
 from kcptun_lite.core.counters import Counters
+from kcptun_lite.errors import ConfigError, describe_os_error
 from kcptun_lite.net.session.session import Session
 from kcptun_lite.net.udp.address import format_address
 
@@ -31,28 +32,42 @@ class StatusFile:
         self._started_at = started_at
         self._facts = facts
         self._due = started_at
+        self._written: files.Identity | None = None
+        "the file as we have left it"
+        self._trouble = ""
+        "why it could not be written the last time"
+        if path:
+            import json  # now, not when there may be no descriptor left to read it
+
+            self._encode = json.dumps
+
+    def check(self) -> None:
+        """Raises: ConfigError if the path is none for a status file, or something else is there."""
+        if not self._path:
+            return
+        try:
+            files.check_replaceable(self._path, _is_status)
+        except OSError as exc:
+            raise ConfigError(f"--status: {self._path} cannot be written: {exc.strerror}") from exc
 
     def tick(self, now: int) -> None:
-        """Write if it is time (ms); a file that cannot be written costs a line in the log."""
+        """Write if it is time (ms); a file that cannot be written costs a line in the log, not one each time."""
         if not self._path or now < self._due:
             return
         self._due = now + PERIOD
-        import json
-
-        fresh = f"{self._path}.new"
         try:
-            with open(fresh, "w", encoding="utf-8") as file:
-                json.dump(self._status(now), file)
-            os.replace(fresh, self._path)
+            files.check_replaceable(self._path, _is_status)
+            self._written = files.replace(self._path, self._encode(self._status(now)).encode())
+            self._trouble = ""
         except OSError as exc:
-            log.limited("status", f"--status {self._path} cannot be written: {exc.strerror}")
+            trouble = f"--status: {self._path} cannot be written: {describe_os_error(exc)}"
+            if trouble != self._trouble:
+                log.warning(trouble)
+            self._trouble = trouble
 
     def remove(self) -> None:
-        if self._path:
-            try:
-                os.unlink(self._path)
-            except OSError:
-                pass
+        """Remove the file, unless another program has its own there by now."""
+        files.remove(self._path, self._written)
 
     def _status(self, now: int) -> dict[str, Any]:
         sessions, counters, diagnosis = self._facts()
@@ -90,9 +105,13 @@ def _describe(session: Session, now: int) -> dict[str, Any]:
     }
 
 
+def _is_status(beginning: bytes) -> bool:
+    return beginning.startswith(b'{"pid": ')
+
+
 def _resident_bytes() -> int:
     try:
-        with open("/proc/self/statm", encoding="ascii") as file:
+        with open("/proc/self/statm", "rb") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
     except (OSError, ValueError):
         return 0

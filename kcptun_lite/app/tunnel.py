@@ -7,32 +7,41 @@ Knows   lifetimes and their order. Not: who dials whom
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from threading import Condition, Event, Lock
+from contextlib import suppress
+from errno import EACCES, EADDRINUSE
+from signal import Signals
+from socket import SOCK_STREAM
+from threading import Condition, Event, Lock, Thread
+from time import sleep
 
 from kcptun_lite import log
 from kcptun_lite.app import memory, signals
-from kcptun_lite.app.config import ClientConfig, ServerConfig, describe
+from kcptun_lite.app.config import ClientConfig, Endpoint, ServerConfig, describe
 from kcptun_lite.app.diagnosis import REPEAT_AFTER, Spoken
 from kcptun_lite.app.stats import SnmpLog, snmp_line
 from kcptun_lite.app.status import StatusFile
 from kcptun_lite.core.batch.pool import BufferPool
 from kcptun_lite.core.budget import Budget
-from kcptun_lite.core.conversation import ConversationParams
+from kcptun_lite.core.conversation import Conversation, ConversationParams
 from kcptun_lite.core.counters import Counters, total
 from kcptun_lite.core.crypt.crypt import METHODS, derive_key
 from kcptun_lite.core.crypt.qpp import QppPads, QppStream
 from kcptun_lite.core.kcp.kcp import KcpParams
-from kcptun_lite.errors import SessionClosed, SessionError
+from kcptun_lite.errors import REMEDIES, SessionClosed, SessionError, TransportError, describe_exception
 from kcptun_lite.net.ends.context import SessionContext
 from kcptun_lite.net.ends.failed_packets import FailedPackets
 from kcptun_lite.net.session.session import Session
 from kcptun_lite.net.session.stream import Stream
 from kcptun_lite.net.session.update_thread import UpdateThread, monotonic_ms
 from kcptun_lite.net.tcp.relay import Opener, Relay
+from kcptun_lite.net.udp.address import resolve
 
 HOUSEKEEPING = 1.0  # s between looks at expiry, statistics, idle buffers
 MEMORY_PAUSE = 0.05  # s between looks whether --memlimit leaves room for a stream
 FLUSH_LIMIT = 1500  # ms that a stopping program waits for its peers to acknowledge what was queued
+STOP_LIMIT = 2500  # ms after which it ends without those threads that wait for the system: a resolver, a slow reader
+PORT_PATIENCE = 5000  # ms that a port may be in use at the start: by the program that was killed just now
+PORT_LOOK = 0.1  # s
 
 
 class Tunnel(ABC):
@@ -55,7 +64,7 @@ class Tunnel(ABC):
         self._relay_gone = Condition(self._lock)
         self._relays: set[Relay] = set()
         self._snmp_log = SnmpLog(config.snmplog, config.snmpperiod)
-        self._status = StatusFile(
+        self._status_file = StatusFile(
             config.status,
             "client" if isinstance(config, ClientConfig) else "server",
             monotonic_ms(),
@@ -80,8 +89,7 @@ class Tunnel(ABC):
     def wait_for_relay_slot(self) -> bool:
         """Block while --maxstreams are open or --memlimit leaves no room; False when the program stops."""
         with self._lock:
-            while len(self._relays) >= self.config.maxstreams and not self.is_stopping:
-                self._relay_gone.wait()
+            self._relay_gone.wait_for(lambda: len(self._relays) < self.config.maxstreams or self.is_stopping)
         while self.pool.budget.free < self.pool.relay_bytes and not self.wait_for_stop(MEMORY_PAUSE):
             pass
         return not self.is_stopping
@@ -102,14 +110,15 @@ class Tunnel(ABC):
             if is_welcome:
                 self._relays.add(relay)
         if not is_welcome:
-            log.limited("maxstreams", f"stream refused: --maxstreams {self.config.maxstreams} are open")
+            why = "the program stops" if self.is_stopping else f"--maxstreams {self.config.maxstreams} are open"
+            log.limited("maxstreams", f"stream refused: {why}")
             stream.close()
             return False
         log.stream(f"stream opened {name()}")
         try:
             relay.start()
         except RuntimeError as exc:  # no thread to be had
-            log.limited("thread", f"stream refused: {exc}", log.Level.ERROR)
+            log.limited("thread", f"stream refused: {describe_exception(exc)}", log.Level.ERROR)
             relay.abandon()
             return False
         return True
@@ -119,7 +128,7 @@ class Tunnel(ABC):
         log.stream(f"stream closed {name}{cause}")
         with self._lock:
             self._relays.discard(relay)
-            self._relay_gone.notify()
+            self._relay_gone.notify_all()
 
     def diagnosed(self, sentence: str, key: str, pause: int = REPEAT_AFTER) -> None:
         """Say what is wrong, unless the same (`key`) was said within the last `pause` ms."""
@@ -154,61 +163,150 @@ class Tunnel(ABC):
     # -- life ----------------------------------------------------------------------------------
 
     def run(self) -> int:
-        """Work until SIGTERM or SIGINT; returns the exit code."""
+        """Work until SIGTERM or SIGINT; returns the exit code.
+
+        Raises: ConfigError, TransportError, RuntimeError if it cannot begin; nothing of it is left then.
+        """
         log.info(f"initiating key derivation with {self.config.crypt}")
         if remark := METHODS[self.config.crypt].remark:
             log.warning(f"--crypt {self.config.crypt}: {remark}")
+        self._snmp_log.check()
+        self._status_file.check()
+        self._load_libraries()
+        self._listen_patiently()
         signals.block()
-        self.ticker.start()
+        try:
+            self.ticker.start()
+        except RuntimeError:
+            self._stop_accepting()
+            raise
         try:
             self._start()
-            while (number := signals.wait(HOUSEKEEPING)) not in signals.STOP:
-                if number == signals.REPORT:
-                    log.info(snmp_line(self.counters()))
-                elif number == signals.REDIAL:
-                    self._redial()
-                self._every_second(monotonic_ms())
+            self._work()
         finally:
             self._shut_down()
+        log.info("stopped")
         return 0
 
+    def _load_libraries(self) -> None:
+        """What a session needs, by making what one is made of: later there may be no descriptor to load it with.
+
+        Raises: ConfigError if something is not installed.
+        """
+        crypt = self.context.make_crypt()
+        params = self.context.params._replace(adapts=False)  # else it waits for its peer's first bytes
+        Conversation(
+            0, params, Counters(), is_client=True, headroom=crypt.headroom, tailroom=crypt.tailroom, now=monotonic_ms()
+        )
+
+    def _listen_patiently(self) -> None:
+        """`_listen`, again for a while if the port is in use: whoever restarts a program does not wait for its end."""
+        deadline = monotonic_ms() + PORT_PATIENCE
+        has_told = False
+        while True:
+            try:
+                return self._listen()
+            except TransportError as exc:
+                is_in_use = isinstance(exc.__cause__, OSError) and exc.__cause__.errno == EADDRINUSE
+                if not is_in_use or monotonic_ms() >= deadline:
+                    raise
+                if not has_told:
+                    log.info(f"{exc}; trying for {PORT_PATIENCE // 1000} s")
+                has_told = True
+            sleep(PORT_LOOK)
+
+    def _work(self) -> None:
+        """Until a signal to stop. Nothing that fails here ends the program: neither a bug nor a system that has no more
+        descriptors, memory or threads."""
+        while (number := signals.wait(HOUSEKEEPING)) not in signals.STOP:
+            if number == signals.REPORT:
+                self._try(lambda: log.info(snmp_line(self.counters())))
+            elif number == signals.REDIAL:
+                self._try(log.reopen)
+                self._try(self._redial)
+            self._every_second(monotonic_ms())
+        log.info(f"stopping: {Signals(number).name}")
+
+    def _try(self, step: Callable[[], None]) -> None:
+        """A step of the main thread, whose failure is told and must not keep the others from being taken."""
+        try:
+            step()
+        except Exception as exc:
+            with suppress(Exception):  # not even memory for a line
+                log.limited(f"main {type(exc).__name__}", f"housekeeping: {describe_exception(exc)}", log.Level.ERROR)
+
     def _every_second(self, now: int) -> None:
-        self._snmp_log.tick(now, self.counters)
-        self._status.tick(now)
+        for chore in self._chores():
+            self._try(lambda chore=chore: chore(now))  # type: ignore[misc]
+
+    def _chores(self) -> list[Callable[[int], None]]:
+        """What is to be done each second (ms)."""
+        return [
+            lambda now: self._snmp_log.tick(now, self.counters),
+            self._status_file.tick,
+            lambda now: self._give_memory_back(),
+            self._tell_of_memory,
+        ]
+
+    def _give_memory_back(self) -> None:
         was_quiet, self._is_quiet = self._is_quiet, self.pool.trim()
         if self._is_quiet and not was_quiet:
             memory.release_heap()
+
+    def _tell_of_memory(self, now: int) -> None:
         waits = self.pool.budget.waits
         if waits > self._memory_waits and self._spoken.is_due("memory", now, REPEAT_AFTER):
             log.warning(f"near --memlimit {self.config.memlimit}: windows are smaller and reads wait, so it is slower")
         self._memory_waits = waits
 
     def _shut_down(self) -> None:
-        """Stop from the outside in: peer sockets, relays, sessions, update thread."""
-        self.stop_event.set()
-        self._stop_accepting()
+        """Stop from the outside in: peer sockets, relays, sessions, update thread. Whatever fails, the rest is done."""
+        deadline = monotonic_ms() + STOP_LIMIT
         with self._lock:
+            self.stop_event.set()
+            self._relay_gone.notify_all()  # who waits for a relay's end waits no more
             relays = list(self._relays)
-            self._relay_gone.notify_all()
+        self._try(self._stop_accepting)
         for relay in relays:
-            relay.stop()
+            self._try(relay.stop)
+        self._try(self._wait_until_flushed)
+        with self._lock:
+            self._relay_gone.wait_for(lambda: not self._relays, max(0, deadline - monotonic_ms()) / 1000)
+        self._try(self._close_sessions)
+        self.ticker.stop()
+        self.ticker.join()
+        self._status_file.remove()
+
+    def _wait_until_flushed(self) -> None:
         deadline = monotonic_ms() + FLUSH_LIMIT
         pause = Event()
         while monotonic_ms() < deadline and not all(session.is_flushed() for session in self._sessions()):
             pause.wait(0.01)
-        for relay in relays:
-            relay.join()
-        self._close_sessions()
-        self.ticker.stop()
-        self.ticker.join()
-        self._status.remove()
 
     def log_start(self, listening: str) -> None:
         for line in describe(self.config, listening):
             log.info(line)
         log.info(memory.describe(self.config, self.context.params))
 
+    def look_up(self, option: str, endpoint: Endpoint) -> None:
+        """Tell in the log if a name is not known now, in a thread, as the resolver may take its time."""
+
+        def look() -> None:
+            try:
+                resolve(endpoint.host, endpoint.port_min, SOCK_STREAM)
+            except TransportError as exc:
+                if not self.is_stopping:
+                    log.warning(f"{option} {endpoint}: {exc}; it is tried again each time it is needed")
+
+        if not endpoint.path:
+            with suppress(RuntimeError):  # no thread to be had: the first use will tell
+                Thread(target=look, name="look-up", daemon=True).start()
+
     # -- what differs --------------------------------------------------------------------------
+
+    @abstractmethod
+    def _listen(self) -> None:
+        """Take the addresses that the program listens on, all or none. Raises: TransportError that names the option."""
 
     @abstractmethod
     def _start(self) -> None: ...
@@ -228,6 +326,18 @@ class Tunnel(ABC):
 
     def _other_counters(self) -> Iterable[Counters]:
         return ()
+
+
+def cannot_listen(option: str, endpoint: Endpoint, exc: TransportError) -> TransportError:
+    """What stopped an option's address from being listened on, with the option's name and what can be done."""
+    text, cause = str(exc), exc.__cause__
+    if isinstance(cause, OSError):
+        remedy = REMEDIES.get(cause.errno or 0, "")
+        if cause.errno == EACCES and 0 < endpoint.port_min < 1024:
+            remedy = "ports below 1024 are for root, or need CAP_NET_BIND_SERVICE"
+        if remedy and remedy not in text:
+            text += f" ({remedy})"
+    return TransportError(f"{option}: {text}")
 
 
 def make_context(config: ClientConfig | ServerConfig, pool: BufferPool, ticker: UpdateThread) -> SessionContext:

@@ -27,14 +27,45 @@ _SIZE_FACTORS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
-    """` (did you mean X?)` in whatever case X has, or nothing if no word is near."""
-    by_lower = {known.lower(): known for known in words}
-    close = difflib.get_close_matches(word.lower(), by_lower, n=1)
+    """` (did you mean X?)` in whatever case X has, or nothing if no word is near.
+
+    Another number is another thing and no slip: aes-256 is not meant to be aes-192, but aes.
+    """
+    by_lower = {
+        known.lower(): known for known in words if not _digits(known) or _digits(known).startswith(_digits(word))
+    }
+    close = difflib.get_close_matches(word.lower(), by_lower, n=1) if len(word) > 1 else []
     return f" (did you mean {by_lower[close[0]]}?)" if close else ""
+
+
+def _digits(word: str) -> str:
+    return "".join(filter(str.isdigit, word))
 
 
 def text(value: str) -> str:
     return value
+
+
+def path(value: str) -> str:
+    """The name of a file, as the system takes it; a shell's ~ is none."""
+    if "\0" in value:
+        raise ValueError(f"{value!r} has a zero byte in it, which no file's name has")
+    if re.match(r"~[^/]*(/|$)", value):
+        raise ValueError(f"{value!r} begins with ~, which only a shell replaces, and not here; write the whole path")
+    if re.match(r"\w+://", value):
+        raise ValueError(f"{value!r} is no path; write the path alone, without {value.partition('//')[0]}//")
+    return value
+
+
+def number_or_off(value: str) -> int | None:
+    """Seconds; less than 0 is kcptun's users' way to write off."""
+    found = Number(-INT32_MAX)(value)
+    return found if found >= 0 else None
+
+
+def seconds_or_off(value: str) -> int:
+    """Seconds; 0 and less are off."""
+    return number_or_off(value) or 0
 
 
 def switch(value: str) -> bool:
@@ -110,12 +141,14 @@ def listening_range(value: str) -> Endpoint:
 
 
 def listening_or_path(value: str) -> Endpoint:
-    return Endpoint(path=value) if _is_path(value) else listening(value)
+    return Endpoint(path=_socket_path(value)) if _is_path(value) else listening(value)
 
 
 def remotes(value: str) -> tuple[Endpoint, ...]:
-    """One or more host:port or host:min-max, with commas between."""
+    """host:port or host:min-max, several with commas between; none for an empty text."""
     result = []
+    if not value:
+        return ()
     for part in value.split(","):
         host, port_min, port_max = _split(part.strip(), lowest_port=1)
         result.append(Endpoint(host or "127.0.0.1", port_min, port_max))
@@ -124,11 +157,14 @@ def remotes(value: str) -> tuple[Endpoint, ...]:
 
 def target(value: str) -> Endpoint:
     if _is_path(value):
-        return Endpoint(path=value)
+        return Endpoint(path=_socket_path(value))
     found = remotes(value)
-    if len(found) > 1 or found[0].port_min != found[0].port_max:
+    if len(found) != 1 or found[0].port_min != found[0].port_max:
         raise ValueError(f"{value!r} must be one host and one port")
     return found[0]
+
+
+SOCKET_PATH_MAX = 107  # bytes; sun_path of Linux has 108, with a zero byte at the end
 
 
 def _is_path(value: str) -> bool:
@@ -136,7 +172,20 @@ def _is_path(value: str) -> bool:
 
     kcptun takes everything that is not host:port for a path; with a forgotten port it makes a socket file "127.0.0.1".
     """
-    return "/" in value or value.startswith("@")
+    return "/" in value or value.startswith("@") or value.startswith("unix:")
+
+
+def _socket_path(value: str) -> str:
+    if match := re.match(r"(\w+:)(//)?(.*)", value):
+        scheme, _, rest = match.groups()
+        if scheme == "unix:" or match[2]:
+            raise ValueError(f"{value!r} begins with {scheme}, which kcptun does not know; write {rest or 'the path'}")
+    if value == "@":
+        raise ValueError("'@' lacks the name of the unix socket; write @name")
+    path(value)
+    if len(value.encode(errors="surrogateescape")) > SOCKET_PATH_MAX:
+        raise ValueError(f"{value!r} is too long for a unix socket; {SOCKET_PATH_MAX} bytes is the most")
+    return value
 
 
 def _split(value: str, lowest_port: int) -> tuple[str, int, int]:
@@ -145,11 +194,11 @@ def _split(value: str, lowest_port: int) -> tuple[str, int, int]:
     An IPv6 address may come without brackets as long as it can be read in one way only. In fe80::1:443 the last
     group can be a port or not, so that is refused; in ::1:29900 it must be one, having five digits.
     """
+    if re.match(r"\w+://", value):
+        raise ValueError(f"{value!r} is no address with a port; write {value.partition('//')[2].rstrip('/')}")
     match = re.fullmatch(r"(.*):(\d{1,5})(?:-(\d{1,5}))?", value)
     if not match:
-        raise ValueError(
-            f"{value!r} has no port; write host:port, [IPv6]:port or, for a unix socket, a path with a slash"
-        )
+        raise ValueError(f"{value!r} has no port; write {_with_port(value, lowest_port)}")
     host = match[1]
     port_min, port_max = int(match[2]), int(match[3] or match[2])
     if not lowest_port <= port_min <= port_max <= 65535 or (port_min == 0 and port_max):
@@ -163,9 +212,18 @@ def _split(value: str, lowest_port: int) -> tuple[str, int, int]:
             raise ValueError(f"{value!r} is no address with a port; write an IPv6 address as [address]:port")
         if _is_ipv6(value):
             raise ValueError(f"{value!r} can be read in two ways; write [{host}]:{match[2]} or [{value}]:port")
-    elif any(char in "[]/@" or char.isspace() for char in host):
+    elif any(char in "[]/@" or char.isspace() or not char.isprintable() for char in host):
         raise ValueError(f"{value!r} is no address with a port; write host:port")
     return host, port_min, port_max
+
+
+def _with_port(value: str, lowest_port: int) -> str:
+    """What to write in place of an address without a port."""
+    if re.fullmatch(r"\d{1,5}(-\d{1,5})?", value):
+        return f"host:{value}" if lowest_port else f":{value}"
+    if re.fullmatch(r"[\w.-]+", value):
+        return f"{value}:port"
+    return "host:port, [IPv6]:port or, for a unix socket, a path with a slash"
 
 
 def _is_ipv6(value: str) -> bool:

@@ -11,8 +11,9 @@ import threading
 from collections.abc import Sequence
 
 from kcptun_lite import log
+from kcptun_lite.app import signals
 from kcptun_lite.app.config import ClientConfig, Plain, ServerConfig
-from kcptun_lite.errors import KcptunError
+from kcptun_lite.errors import KcptunError, describe_exception
 
 STACK_BYTES = 256 * 1024  # per thread; the default is 8 MiB of address space, which small systems count
 SWITCH_INTERVAL_S = 0.001  # how long a thread may hold the interpreter; Python's 5 ms add to every round trip
@@ -20,6 +21,7 @@ SWITCH_INTERVAL_S = 0.001  # how long a thread may hold the interpreter; Python'
 
 def main(program: str, plain: Plain, warnings: Sequence[str]) -> int:
     """Run the client or the server until it ends; returns the exit code."""
+    signals.hold()
     threading.stack_size(STACK_BYTES)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     _name_process(f"kcptun-lite-{program}")
@@ -42,6 +44,9 @@ def main(program: str, plain: Plain, warnings: Sequence[str]) -> int:
     except KcptunError as error:
         log.error(str(error))
         return error.exit_code
+    except Exception as error:  # a bug, or a system without memory, descriptors or threads to begin with
+        log.error(f"cannot go on: {describe_exception(error)}")
+        return KcptunError.exit_code
 
 
 def _raise_descriptor_limit() -> None:

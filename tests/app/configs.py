@@ -14,14 +14,14 @@ from kcptun_lite.app.config import ClientConfig, ServerConfig
 from kcptun_lite.app.parsing import Program, parse
 from kcptun_lite.errors import ConfigError
 
-KEY = {"KCPTUN_KEY": "test key"}
-"in the environment: without it the default key brings a warning"
+NEEDED = {"KCPTUN_KEY": "test key", "KCPTUN_REMOTEADDR": "vps:29900"}
+"in the environment: without a key there is a warning, without a server no client"
 
 
 def read(
     program: Program,
     arguments: Sequence[str] = (),
-    environment: Mapping[str, str] = KEY,
+    environment: Mapping[str, str] = NEEDED,
     file: str | bytes | None = None,
 ) -> tuple[Any, list[str]]:
     """The configuration and the warnings; `file` is what every path holds."""
@@ -34,7 +34,7 @@ def read(
     return parse(program, arguments, environment, read_file)
 
 
-def client(*arguments: str, environment: Mapping[str, str] = KEY, file: str | bytes | None = None) -> ClientConfig:
+def client(*arguments: str, environment: Mapping[str, str] = NEEDED, file: str | bytes | None = None) -> ClientConfig:
     """The client's configuration, from options that bring no warning."""
     config, warnings = read("client", arguments, environment, file)
     assert not warnings
@@ -52,7 +52,7 @@ def server(*arguments: str) -> ServerConfig:
 def complaint(
     *arguments: str,
     program: Program = "client",
-    environment: Mapping[str, str] = KEY,
+    environment: Mapping[str, str] = NEEDED,
     file: str | bytes | None = None,
 ) -> str:
     """The one sentence about options that cannot be used."""

@@ -67,6 +67,7 @@ def test_each_step_has_its_exit_code() -> None:
             program.stop()
         assert found == code, lines
         assert [step.split()[0] for step in steps(lines)] == ["ok"] * passed + ["FAIL"]
+        assert ("of before 2021 and has no error correction" in lines[-1]) == (code == 12)
 
     with Target(echo_handler) as target, ThreadPoolExecutor(3) as pool:  # they mostly wait
         outcomes = [pool.submit(fail, *case) for case in FAILURES]

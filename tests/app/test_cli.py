@@ -3,10 +3,11 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 
 from kcptun_lite import __version__
 from kcptun_lite.app import signals
+from tests.programs import Program, wait_until
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -22,10 +24,11 @@ SPY = """
 import json, os, sys
 import kcptun_lite.app.cli as cli
 cli.BOOTSTRAP = cli.BOOTSTRAP.replace(
-    "from kcptun_lite.app.worker import main; sys.exit(main(*job))",
+    "from kcptun_lite.app.worker import main; os._exit(main(*job))",
     "import kcptun_lite.app.worker, json; print(json.dumps(dict(job=job, pid=os.getpid(), argv=sys.orig_argv, "
     "environ=dict(os.environ), path=sys.path, flags=repr(sys.flags), x=list(sys._xoptions), modules=list(sys.modules), "
-    "files=sorted(map(int, os.listdir('/proc/self/fd'))))))",
+    "files=sorted(map(int, os.listdir('/proc/self/fd'))), "
+    "blocked=list(map(int, __import__('signal').pthread_sigmask(0, ()))))))",
 )
 print(json.dumps(dict(pid=os.getpid(), path=sys.path)), flush=True)
 cli.main("client", sys.argv[1:])
@@ -38,7 +41,7 @@ def run(arguments: Sequence[str], **environment: str) -> subprocess.CompletedPro
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env={"PATH": os.defpath, **environment},
+        env={"PATH": os.defpath, "KCPTUN_REMOTEADDR": "server:29900", **environment},
         timeout=60,
     )
 
@@ -154,7 +157,7 @@ def test_closed_standard_files_are_filled_in() -> None:
     script = f"exec {sys.executable} -m kcptun_lite client --mtu 20 <&- >&- 2>&-"
     assert subprocess.run(["sh", "-c", script], cwd=ROOT, timeout=60).returncode == 2
     done = subprocess.run(
-        ["sh", "-c", f'exec {sys.executable} -c "$CODE" --key k <&- 2>&-'],
+        ["sh", "-c", f'exec {sys.executable} -c "$CODE" --key k -r a:1 <&- 2>&-'],
         stdout=subprocess.PIPE,
         cwd=ROOT,
         env={"PATH": os.defpath, "CODE": SPY},
@@ -165,6 +168,20 @@ def test_closed_standard_files_are_filled_in() -> None:
 
 
 # Signals
+
+
+def test_no_signal_comes_while_the_interpreter_starts_again() -> None:
+    """One to stop would end in a traceback there; they wait until the worker wants them."""
+    _, worker = spy("--key", "k")
+    assert set(worker["blocked"]) == {signal.SIGHUP, signal.SIGUSR1, signal.SIGTERM, signal.SIGINT}
+
+
+def test_signals_to_stop_end_a_worker_that_waits_for_its_port() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        arguments = ["client", "-r", "127.0.0.1:1", "-l", f"127.0.0.1:{taken.getsockname()[1]}"]
+        program = Program("client", [sys.executable, "-m", "kcptun_lite", *arguments], env={"KCPTUN_KEY": "k"})
+        program.wait_for_log("trying for 5 s")
+        assert program.stop() == -signal.SIGTERM
 
 
 def test_blocked_signals_wait_to_be_asked_for() -> None:
@@ -180,3 +197,58 @@ def test_blocked_signals_wait_to_be_asked_for() -> None:
         assert signals.wait(30.0) in signals.STOP
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@pytest.fixture
+def starting(tmp_path: Path) -> Iterator[tuple[Program, Callable[[], None]]]:
+    """A server in the middle of its start, reading its file; and how to let it go on."""
+    fifo = tmp_path / "config.json"
+    os.mkfifo(fifo)
+    program = Program(
+        "server", [sys.executable, "-m", "kcptun_lite", "server", "-c", str(fifo)], env={"KCPTUN_KEY": "k"}
+    )
+    with open(fifo, "w") as file:  # waits until the program has it open
+
+        def go_on() -> None:
+            file.write('{"listen": "127.0.0.1:0"}')
+            file.close()
+
+        try:
+            yield program, go_on
+        finally:
+            program.stop(signal.SIGKILL)
+
+
+def test_signals_to_go_on_are_kept_during_the_start(starting: tuple[Program, Callable[[], None]]) -> None:
+    program, go_on = starting
+    for number in (signal.SIGHUP, signal.SIGUSR1):
+        os.kill(program.pid, number)
+    go_on()
+    program.wait_for_log("KCP SNMP")
+    assert program.is_running()
+    assert program.stop() == 0
+    assert [line[20:] for line in program.log[-2:]] == ["stopping: SIGTERM", "stopped"]
+
+
+def test_a_signal_that_an_init_script_has_ignored_is_heard_when_the_program_runs(tmp_path: Path) -> None:
+    """What comes before Python has read its first line of ours cannot be kept otherwise."""
+    path = tmp_path / "log"
+    arguments = f"-m kcptun_lite server -l 127.0.0.1:0 --log {path}"
+    script = f"trap '' HUP USR1; kill -HUP $$; exec {sys.executable} {arguments}"
+    program = Program("server", ["sh", "-c", script], env={"KCPTUN_KEY": "k"})
+    try:
+        wait_until(lambda: path.exists() and "memory:" in path.read_text(), "it runs")
+        path.rename(tmp_path / "log.1")
+        os.kill(program.pid, signal.SIGHUP)
+        wait_until(path.exists, "the log is opened anew")
+        os.kill(program.pid, signal.SIGUSR1)
+        wait_until(lambda: "KCP SNMP" in path.read_text(), "it writes there")
+    finally:
+        assert program.stop() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_to_stop_end_the_start_at_once(number: int, starting: tuple[Program, Callable[[], None]]) -> None:
+    program, _ = starting
+    assert program.stop(number) == -number
+    assert not program.log

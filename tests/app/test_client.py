@@ -4,9 +4,11 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from pathlib import Path
 
 import pytest
 
+from kcptun_lite import log
 from kcptun_lite.app import client as room
 from kcptun_lite.app.client import Client
 from kcptun_lite.core.batch.packets import Address
@@ -91,6 +93,109 @@ def test_a_connection_that_is_gone_before_it_is_served_stops_nobody(start: Start
     assert client._acceptor.is_alive()
 
 
+def test_an_accident_costs_one_connection(start: Starter, target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = start()
+    open_stream = client._open_stream
+    accidents = [RuntimeError("can't start new thread"), MemoryError(), ValueError("a bug")]
+
+    def fail_first(slot: int) -> object:
+        if accidents:
+            raise accidents.pop()
+        return open_stream(slot)
+
+    monkeypatch.setattr(client, "_open_stream", fail_first)
+    for _ in range(3):
+        with pytest.raises(ConnectionResetError), connect(client) as application:
+            application.recv(1)
+    for sock in use(client, target):
+        sock.close()
+
+
+def test_an_accident_in_accepting_costs_a_moment(
+    start: Starter, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = start()
+    listening, accidents = client._listening, [OSError(24, "Too many open files"), MemoryError()]
+
+    class Troubled:
+        def __getattr__(self, name: str) -> object:
+            return getattr(listening, name)
+
+        def accept(self) -> object:
+            if accidents:
+                raise accidents.pop()
+            return listening.accept()
+
+    monkeypatch.setattr(room, "ACCEPT_PAUSE", 0.01)
+    client._listening = Troubled()  # type: ignore[assignment]
+    for _ in range(2):  # the first one is accepted by a call that was made before
+        for sock in use(client, target):
+            sock.close()
+    assert not accidents
+
+
+# -- where it listens ----------------------------------------------------------------------------------------
+
+
+def listening(**options: object) -> Client:
+    client = make_client("127.0.0.1:9", **options)
+    client._listen()
+    return client
+
+
+@pytest.mark.parametrize("local", [":0", "[::]:0"])
+def test_all_addresses_are_those_of_both_families(local: str) -> None:
+    client = listening(localaddr=local)
+    port = client._listening.getsockname()[1]
+    for host in ("127.0.0.1", "::1"):
+        socket.create_connection((host, port)).close()
+    client._listening.close()
+
+
+def test_without_ipv6_in_the_kernel_it_is_ipv4_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: False)
+    client = listening(localaddr=":0")
+    assert room._socket_name(client._listening).startswith("0.0.0.0:")
+    client._listening.close()
+
+
+@pytest.mark.parametrize(
+    ("local", "shown"), [("@kcptun-test", "@kcptun-test"), ("[::1]:0", "[::1]:"), ("127.0.0.1:0", "127.0.0.1:")]
+)
+def test_the_log_shows_an_address_as_it_is_written(local: str, shown: str) -> None:
+    client = listening(localaddr=local)
+    assert room._socket_name(client._listening).startswith(shown)
+    client._listening.close()
+
+
+def test_a_unix_socket_goes_with_the_program_but_not_another_programs(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with running(make_client("127.0.0.1:9", localaddr=str(path))):
+        assert path.is_socket()
+    assert not path.exists()
+    first = listening(localaddr=str(path))
+    path.unlink()
+    second = listening(localaddr=str(path))
+    first._stop_accepting()
+    assert path.is_socket()
+    second._stop_accepting()
+    assert not path.exists()
+
+
+def test_a_unix_socket_in_use_is_left_alone_and_an_abandoned_one_is_taken(tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+    first = listening(localaddr=path)
+    first._listening.listen(0)
+    with ExitStack() as stack:
+        for _ in range(3):  # a full queue is no sign that nobody is there
+            with pytest.raises(TransportError, match="Address already in use"):
+                listening(localaddr=path)
+            stack.enter_context(sock := socket.socket(socket.AF_UNIX)).setblocking(False)
+            sock.connect_ex(path)
+    first._listening.close()  # as if it had been killed: the file is still there
+    listening(localaddr=path)._stop_accepting()
+
+
 # -- expiry --------------------------------------------------------------------------------------------------
 
 
@@ -169,6 +274,37 @@ def test_a_session_without_stream_ids_gives_its_slot_to_a_new_one(start: Starter
         sock.close()
 
 
+def test_without_a_limit_the_grace_ends_with_the_streams(start: Starter, target: Target, shift: Shift) -> None:
+    client = start(autoexpire=60, scavengettl=-1)
+    application, tcp = use(client, target)
+    (old,) = live_sessions(client)
+    shift.ms = 100_000_000
+    client._scavenge(shift())
+    assert not old.is_closed
+    for sock in (application, tcp):
+        sock.close()
+    wait_until(lambda: not old.stream_count and old.is_flushed())
+    client._scavenge(shift())
+    assert old.is_closed
+
+
+def test_an_expired_session_stays_until_its_last_bytes_are_acknowledged(
+    start: Starter, target: Target, shift: Shift, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = start(autoexpire=60, scavengettl=600)
+    for sock in use(client, target):
+        sock.close()
+    (old,) = live_sessions(client)
+    wait_until(lambda: not old.stream_count and old.is_flushed())
+    shift.ms = 61_000
+    with monkeypatch.context() as patch:
+        patch.setattr(old, "is_flushed", lambda: False)
+        client._scavenge(shift())
+        assert not old.is_closed
+    client._scavenge(shift())
+    assert old.is_closed
+
+
 def test_without_autoexpire_sessions_live_on(start: Starter, target: Target, shift: Shift) -> None:
     client = start()
     for sock in use(client, target):
@@ -211,11 +347,50 @@ def test_while_there_is_no_way_connections_wait(
             raise TransportError("no name server")
         return dial(host, port, options)  # type: ignore[arg-type]
 
+    lines: list[str] = []
+    monkeypatch.setattr(log, "_write", lambda level, text: lines.append(text))
     monkeypatch.setattr(room, "REDIAL_PAUSE", 0.01)
     monkeypatch.setattr(UdpSocket, "dial", fail_twice)
     for sock in use(client, target):
         sock.close()
     assert len(tries) == 3
+    assert [line for line in lines if line.startswith("re-connecting")] == [
+        "re-connecting: no name server; trying again every 0.01 s"
+    ]
+
+
+def test_while_there_is_no_way_another_session_must_do(
+    start: Starter, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = start(conn=2)
+    first = use(client, target)
+    with monkeypatch.context() as patch:
+
+        def fail(host: str, port: int, options: object) -> None:
+            raise TransportError("no name server")
+
+        patch.setattr(UdpSocket, "dial", fail)
+        second = use(client, target)
+        (session,) = live_sessions(client)
+        assert session.stream_count == 2
+    third, fourth = use(client, target), use(client, target)
+    assert [session.stream_count for session in live_sessions(client)] == [3, 1], "the slot is filled when it can be"
+    for pair in (first, second, third, fourth):
+        for sock in pair:
+            sock.close()
+
+
+def test_a_connection_waits_a_second_between_two_tries() -> None:
+    assert room.REDIAL_PAUSE == 1.0, "as kcptun does"
+
+
+def test_what_was_wrong_is_forgotten_when_all_is_well(start: Starter, target: Target) -> None:
+    client = start()
+    for sock in use(client, target):
+        sock.close()
+    client.last_diagnosis = "nothing comes back"
+    client._look_at_sessions(monotonic_ms())
+    assert client.last_diagnosis == ""
 
 
 def test_a_client_that_finds_no_way_can_be_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,5 +413,5 @@ def test_the_address_in_use_is_told_before_anything_is_started() -> None:
     before = threading.active_count()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         with pytest.raises(TransportError, match="cannot listen on"):
-            make_client("127.0.0.1:9", localaddr=f"127.0.0.1:{taken.getsockname()[1]}")
+            make_client("127.0.0.1:9", localaddr=f"127.0.0.1:{taken.getsockname()[1]}")._listen()
     assert threading.active_count() == before

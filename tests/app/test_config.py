@@ -13,13 +13,13 @@ from kcptun_lite.app.config import ClientConfig, Endpoint, ServerConfig, describ
 from kcptun_lite.app.options import OPTIONS
 from kcptun_lite.app.parsing import Program
 from kcptun_lite.errors import ConfigError
-from tests.app.configs import KEY, client, complaint, read, server
+from tests.app.configs import NEEDED, client, complaint, read, server
 
 # Defaults
 
 
 def test_the_clients_defaults_are_kcptuns() -> None:
-    assert read("client", environment={})[0] == ClientConfig(
+    assert read("client", ["-r", "vps:29900"], {})[0] == ClientConfig(
         localaddr=Endpoint("", 12948, 12948),
         remoteaddr=(Endpoint("vps", 29900, 29900),),
         key="it's a secrect",
@@ -70,7 +70,7 @@ def test_the_servers_defaults_differ_where_kcptuns_do() -> None:
 
 
 def test_the_default_key_is_warned_of() -> None:
-    _, warnings = read("client", environment={})
+    _, warnings = read("server", environment={})
     assert warnings == ["the key is kcptun's default, which everybody knows; set KCPTUN_KEY"]
 
 
@@ -147,6 +147,7 @@ def test_slips_of_the_keyboard(arguments: list[str], sentence: str) -> None:
 def test_every_option_has_its_variable() -> None:
     environment = {
         "KCPTUN_KEY": "from outside",
+        "KCPTUN_REMOTEADDR": "outside:1",
         "KCPTUN_LOCALADDR": ":1",
         "KCPTUN_CRYPT": "xor",
         "KCPTUN_NOCOMP": "true",
@@ -170,16 +171,16 @@ def test_no_variable_is_forgotten(option: Any) -> None:
 
 
 def test_an_empty_variable_is_none() -> None:
-    assert client(environment=KEY | {"KCPTUN_MTU": "", "GOGC": ""}).mtu == 1350
+    assert client(environment=NEEDED | {"KCPTUN_MTU": "", "GOGC": ""}).mtu == 1350
 
 
 def test_unknown_variables_are_told_but_not_those_of_the_other_program() -> None:
-    _, warnings = read("client", environment=KEY | {"KCPTUN_LISTEN": "x", "KCPTUN_MTUU": "1"})
+    _, warnings = read("client", environment=NEEDED | {"KCPTUN_LISTEN": "x", "KCPTUN_MTUU": "1"})
     assert warnings == ["KCPTUN_MTUU is not an option (did you mean KCPTUN_MTU?)"]
 
 
 def test_gos_own_variables_count_unless_ours_are_there() -> None:
-    environment = KEY | {"GOGC": "20", "GOMEMLIMIT": "24MiB"}
+    environment = NEEDED | {"GOGC": "20", "GOMEMLIMIT": "24MiB"}
     config = client(environment=environment)
     assert (config.gogc, config.memlimit) == (20, 24 << 20)
     config = client(environment=environment | {"KCPTUN_GOGC": "off", "KCPTUN_MEMLIMIT": "32M"})
@@ -192,7 +193,7 @@ def test_gos_own_variables_count_unless_ours_are_there() -> None:
 
 
 def test_file_before_command_line_before_environment_before_default() -> None:
-    environment = KEY | {"KCPTUN_MTU": "1001", "KCPTUN_DSCP": "1", "KCPTUN_CONN": "11", "KCPTUN_KEY": "outside"}
+    environment = NEEDED | {"KCPTUN_MTU": "1001", "KCPTUN_DSCP": "1", "KCPTUN_CONN": "11", "KCPTUN_KEY": "outside"}
     config = client("-c", "f", "--dscp=2", "--conn=12", environment=environment, file='{"conn": 13, "key": "inside"}')
     assert (config.mtu, config.dscp, config.conn, config.rcvwnd, config.key) == (1001, 2, 13, 512, "inside")
 
@@ -203,7 +204,7 @@ def test_a_switch_in_the_file_can_switch_off() -> None:
 
 
 def test_the_file_can_come_from_the_environment() -> None:
-    assert client(environment=KEY | {"KCPTUN_C": "f"}, file='{"mtu": 1000}').mtu == 1000
+    assert client(environment=NEEDED | {"KCPTUN_C": "f"}, file='{"mtu": 1000}').mtu == 1000
 
 
 def test_upstreams_example_files_are_understood() -> None:
@@ -225,13 +226,20 @@ def test_every_option_but_the_file_itself_has_a_key() -> None:
 
 
 def test_unknown_keys_are_told_by_name() -> None:
-    _, warnings = read("client", ["-c", "f"], file='{"mtuu": {"deep": [1]}, "c": "g", "listen": 1, "ds": 1}')
-    assert warnings == [f"f: {key!r} is not an option of the client, ignored" for key in ("mtuu", "c", "listen", "ds")]
+    _, warnings = read("client", ["-c", "f"], file='{"mtuu": {"deep": [1]}, "c": "g", "listen": 1, "ds": 1, "//": ""}')
+    assert warnings == [
+        "f: 'mtuu' is not an option of the client (did you mean mtu?), ignored",
+        "f: 'c' is not an option of the client, ignored",
+        "f: 'listen' is an option of the server, ignored",
+        "f: 'ds' is not an option in a file (write 'datashard'), ignored",
+        "f: '//' is not an option of the client, ignored",
+    ]
 
 
 def test_null_leaves_the_value_and_the_last_of_equal_keys_counts() -> None:
     assert client("--mtu=1000", "-c", "f", file='{"mtu": null}').mtu == 1000
-    assert client("-c", "f", file='{"mtu": 1000, "MTU": 1100}').mtu == 1100
+    config, warnings = read("client", ["-c", "f"], file='{"mtu": 1000, "MTU": 1100}')
+    assert config.mtu == 1100 and warnings == ["f: 'MTU' is there more than once, the last one counts"]
     assert client("--mtu=1000", "-c", "f", file="null").mtu == 1000
 
 
@@ -246,7 +254,7 @@ def test_only_the_first_json_value_is_read() -> None:
         ('{"mtu": "1350"}', "f: 'mtu' must be a whole number without quotes, not \"1350\""),
         ('{"mtu": 1350.0}', "f: 'mtu' must be a whole number without quotes, not 1350.0"),
         ('{"mtu": true}', "f: 'mtu' must be a whole number without quotes, not true"),
-        ('{"key": 1}', "f: 'key' must be a text in double quotes, not 1"),
+        ('{"crypt": 1}', "f: 'crypt' must be a text in double quotes, not 1"),
         ('{"nocomp": 1}', "f: 'nocomp' must be true or false, not 1"),
         ('{"memlimit": false}', "f: 'memlimit' must be a text in double quotes or a whole number without quotes, not"),
         ('{"mtu": 20}', "f: 'mtu': 20 is out of range; it must be 50 to 1500"),

@@ -25,8 +25,9 @@ from tests.app.configs import client, complaint, read, server
         (["--mtu", "49"], "--mtu: 49 is out of range; it must be 50 to 1500"),
         (["--mtu", "1.5"], "--mtu: '1.5' is not a whole number"),
         (["--mtu", "010"], "--mtu: '010' is not a whole number"),
-        (["--mtu", "52"], "--mtu: 52 leaves no room for data; the headers need 52, write 53 or more"),
-        (["--mtu", "60", "--crypt", "aes-128-gcm"], "--mtu: 60 leaves no room for data; the headers need 60, write 61"),
+        (["--mtu", "52"], "--mtu: 52 leaves no room for data; the headers need 52, write 64 or more"),
+        (["--mtu", "63"], "--mtu: 63 leaves no room for data; the headers need 52, write 64 or more"),
+        (["--mtu", "63", "--crypt", "aes-128-gcm"], "--mtu: 63 leaves no room for data; the headers need 60, write 64"),
         (["--sndwnd", "0"], "--sndwnd: 0 is out of range; it must be 1 to 65535"),
         (["--rcvwnd", "65536"], "--rcvwnd: 65536 is out of range; it must be 1 to 65535"),
         (["--conn", "0"], "--conn: 0 is out of range; it must be 1 to 65535"),
@@ -43,12 +44,10 @@ from tests.app.configs import client, complaint, read, server
             "--smuxbuf: streambuf (2097152) must not be over smuxbuf (2097151); lower streambuf",
         ),
         (["--streambuf", "5000000"], "--streambuf: streambuf (5000000) must not be over smuxbuf (4194304)"),
-        (["--scavengettl", "-1"], "--scavengettl: -1 is out of range"),
         (["--maxstreams", "0"], "--maxstreams: 0 is out of range"),
         (["--memlimit", "24X"], "--memlimit: '24X' is not a size (write 24M, 24MiB or a number of bytes)"),
         (["--gogc", "much"], "--gogc: 'much' is not a whole number"),
         (["--loglevel", "trace"], "--loglevel: 'trace' is not known; it can be error, warning, info, debug"),
-        (["--key", ""], "--key: the key is empty"),
     ],
 )
 def test_wrong_values_name_the_option_and_the_remedy(arguments: list[str], sentence: str) -> None:
@@ -56,10 +55,17 @@ def test_wrong_values_name_the_option_and_the_remedy(arguments: list[str], sente
 
 
 def test_the_smallest_mtu_follows_the_headers() -> None:
-    assert client("--mtu", "53").mtu == 53
+    assert client("--mtu", "64").mtu == 64
+    assert client("--mtu", "64", "--crypt", "aes-128-gcm").mtu == 64
     assert client("--mtu", "50", "--ds", "0", "--ps", "0").mtu == 50
     assert client("--mtu", "50", "--crypt", "null").mtu == 50
-    assert complaint("--mtu", "51", "--crypt", "aes-128-gcm", "--ds=0", "--ps=0").endswith("write 53 or more")
+    assert complaint("--mtu", "51", "--crypt", "aes-128-gcm", "--ds=0", "--ps=0").endswith("write 64 or more")
+
+
+def test_as_many_shards_as_the_code_has() -> None:
+    config = client("--ds", "253", "--ps", "3")
+    assert config.datashard + config.parityshard == 256
+    assert "are over 256 together" in complaint("--ds", "253", "--ps", "4")
 
 
 @pytest.mark.parametrize("arguments", [["--ds", "0"], ["--ps", "0"]])
@@ -90,6 +96,19 @@ def test_a_negative_ratelimit_is_none() -> None:
 def test_what_we_do_not_do_is_said(name: str) -> None:
     _, warnings = read("server", [f"--{name}"])
     assert warnings == [f"--{name} does nothing in kcptun_lite"]
+
+
+@pytest.mark.parametrize("name", ["autoexpire", "scavengettl"])
+@pytest.mark.parametrize("text", ["-1", "-5"])
+def test_less_than_no_seconds_is_off(name: str, text: str) -> None:
+    off = {"autoexpire": 0, "scavengettl": None}[name]
+    assert getattr(client(f"--{name}={text}"), name) == off
+    assert getattr(client("-c", "f", file=f'{{"{name}": {text}}}'), name) == off
+
+
+def test_an_empty_key_is_taken_with_a_warning() -> None:
+    config, warnings = read("server", ["--key", ""], {})
+    assert config.key == "" and warnings == ["the key is empty, which everybody can guess; set KCPTUN_KEY"]
 
 
 # Modes
@@ -149,8 +168,10 @@ def test_addresses_to_listen_on(text: str, host: str, ports: tuple[int, int]) ->
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("127.0.0.1", "has no port"),
-        ("", "has no port"),
+        ("127.0.0.1", "has no port; write 127.0.0.1:port"),
+        ("29900", "has no port; write :29900"),
+        ("29900-29910", "has no port; write :29900-29910"),
+        ("", "has no port; write host:port, [IPv6]:port or"),
         ("host:", "has no port"),
         ("host:http", "has no port"),
         ("host:65536", "has no usable port"),

@@ -33,7 +33,7 @@ PARAMS = ConversationParams(KcpParams())
 
 
 def config(*arguments: str) -> memory.ClientConfig | memory.ServerConfig:
-    return parse("client", ["--key", "k", *arguments], {}, lambda path: b"")[0]
+    return parse("client", ["--key", "k", "-r", "a:1", *arguments], {}, lambda path: b"")[0]
 
 
 # -- what is said at the start ----------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from kcptun_lite.app import server as room
 from kcptun_lite.net.ends.listener import UNVALIDATED_TIME
 from kcptun_lite.net.session.update_thread import monotonic_ms
 from kcptun_lite.net.tcp.sockets import listen
@@ -108,3 +109,19 @@ def test_maxsessions_holds_for_real_clients(target: Target) -> None:
             assert len(server._sessions()) == 1
             first.close()
             second.close()
+
+
+@pytest.mark.parametrize(("fitting", "hints"), [(["aes"], 1), (["none", "null"], 0), (["none", "aes"], 1), ([], 0)])
+def test_a_hint_goes_to_who_has_shown_that_he_knows_the_key(
+    fitting: list[str], hints: int, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under none and null a packet fits whoever has made it."""
+    given: list[object] = []
+    monkeypatch.setattr(room, "hint", lambda context, sample: given.append(sample))
+    monkeypatch.setattr(room, "fitting_methods", lambda key, packet: fitting)
+    with running(server := make_server(target.address)), Peer() as unknown:
+        unknown.send(memoryview(bytes(range(100))), server._listeners[0].address)
+        wait_until(lambda: server.counters().in_checksum_errors == 1)
+        for _ in range(2):  # the first one may come before the sample, or bring it
+            server._look_at_unknown_sources(monotonic_ms())
+        assert len(given) == hints

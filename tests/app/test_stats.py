@@ -10,6 +10,7 @@ from kcptun_lite import log
 from kcptun_lite.app import stats
 from kcptun_lite.app.stats import SnmpLog, csv_header, csv_line, go_time_format, snmp_line
 from kcptun_lite.core.counters import CSV_COLUMNS, Counters
+from kcptun_lite.errors import ConfigError
 
 # Real output of kcptun 20210922 (WIRE.md 8.6, 8.7).
 HEADER_2021 = (
@@ -130,4 +131,18 @@ def test_a_file_that_cannot_be_written_is_said_and_survived(tmp_path: Path) -> N
     log.setup()
     lines = (tmp_path / "log").read_text().splitlines()
     assert len(lines) == 2
-    assert lines[0].endswith(f"warning: snmplog: {tmp_path}/missing/x cannot be written: No such file or directory")
+    assert lines[0].endswith(f"warning: --snmplog: {tmp_path}/missing/x cannot be written: No such file or directory")
+
+
+def test_only_files_and_the_like_are_written_to(tmp_path: Path) -> None:
+    SnmpLog("/dev/null", 1).check()
+    SnmpLog("", 1).check()
+    SnmpLog(str(tmp_path / "missing" / "x"), 0).check()
+    for path, reason in (("/dev/zero", "it is a device"), (f"{tmp_path}/missing/x", "No such file")):
+        with pytest.raises(ConfigError, match=reason):
+            SnmpLog(path, 1).check()
+
+
+def test_a_check_leaves_no_file_behind(tmp_path: Path) -> None:
+    SnmpLog(str(tmp_path / "x"), 1).check()
+    assert not list(tmp_path.iterdir())

@@ -1,5 +1,7 @@
 """What client and server have in common: relays and their limit, sums of counters, an orderly end."""
 
+import errno
+import signal
 import socket
 import threading
 from typing import Any
@@ -7,8 +9,16 @@ from typing import Any
 import pytest
 
 from kcptun_lite import log
+from kcptun_lite.app import client as client_room
+from kcptun_lite.app import server as server_room
+from kcptun_lite.app import signals
+from kcptun_lite.app import tunnel as tunnel_room
+from kcptun_lite.app.client import Client
+from kcptun_lite.app.server import Server
+from kcptun_lite.app.tunnel import Tunnel
 from kcptun_lite.core.counters import Counters
-from kcptun_lite.errors import SessionClosed, TransportError
+from kcptun_lite.errors import SessionClosed, TransportError, describe_exception
+from kcptun_lite.net.udp.udp_socket import UdpSocket
 from tests.app.tunnels import Target, connect, make_client, make_server, running, udp_address
 from tests.net.fakes import PATIENCE_S, in_background, wait_until
 
@@ -50,7 +60,6 @@ def test_what_closed_sessions_have_counted_stays_in_the_sum() -> None:
     counters = client.counters()
     assert (counters.in_packets, counters.active_opens) == (5, 1)
     assert (counters.current_established, counters.max_connections) == (1, 2)
-    client._listening.close()
 
 
 def test_streams_are_told_in_the_log_with_both_ends_and_the_reason(lines: list[str]) -> None:
@@ -172,6 +181,7 @@ def test_a_stop_while_a_relay_begins_is_no_accident(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(log, "stream", slow_log)
     with Target() as target:
         server = make_server(target.address)
+        server._listen()
         server.ticker.start()
         server._start()
         with running(client := make_client(udp_address(server))), connect(client):
@@ -201,4 +211,198 @@ def test_a_thread_that_cannot_be_had_costs_one_stream(monkeypatch: pytest.Monkey
     stream: Any = NoStream()
     assert not client.start_relay(socket.socket, stream, lambda: "name")
     assert stream.is_closed and not client._relays
+
+
+def test_sessions_are_counted_under_the_lock() -> None:
+    class Watched(Client):
+        def __setattr__(self, name: str, value: object) -> None:
+            if name.endswith("_established"):
+                assert self._lock.locked(), name
+            super().__setattr__(name, value)
+
+    client = make_client("127.0.0.1:9")
+    client._lock = threading.Lock()
+    client.__class__ = Watched
+    over: Any = type("Over", (), {"counters": Counters(), "conversation": None, "remote": None})
+    client.count_session(over)
+    Tunnel.session_closed(client, over, SessionClosed("over"))
+    assert client.counters().max_connections == 1
+
+
+# -- nothing ends a running program ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        OSError(errno.EMFILE, "Too many open files"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        MemoryError(),
+        RuntimeError("can't start new thread"),
+        ValueError("a bug"),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("program", ["client", "server"])
+def test_a_chore_that_fails_keeps_no_other_from_being_done(
+    trouble: Exception, program: str, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tunnel = make_client("127.0.0.1:9") if program == "client" else make_server("127.0.0.1:9")
+    count = len(tunnel._chores())
+    done: list[int] = []
+
+    def fail(number: int) -> None:
+        done.append(number)
+        raise trouble
+
+    chores = [lambda now, number=number: fail(number) for number in range(count)]
+    monkeypatch.setattr(tunnel, "_chores", lambda: chores)
+    monkeypatch.setattr(log, "_keys", {})
+    tunnel._every_second(0)
+    assert done == list(range(count)) and count >= 5
+    assert len(lines) == 1 and lines[0].startswith("housekeeping: ")
+
+
+def test_a_signal_that_cannot_be_served_costs_a_line(lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    server = make_server("127.0.0.1:9")
+    numbers = iter([signals.REPORT, signals.REDIAL, None, signal.SIGTERM])
+    monkeypatch.setattr(signals, "wait", lambda timeout_s: next(numbers))
+
+    def fail() -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(server, "counters", fail)
+    monkeypatch.setattr(server, "_redial", fail)
+    server._work()
+    assert lines == ["housekeeping: no memory left", "stopping: SIGTERM"]
+
+
+def test_without_memory_for_a_line_it_goes_on_without_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(log, "limited", fail)
+    make_server("127.0.0.1:9")._try(fail)
+
+
+def test_a_program_that_gets_no_thread_says_so_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = make_client("127.0.0.1:9")
+
+    def fail(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(signals, "block", lambda: None)
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError) as caught:
+        patch.setattr(threading.Thread, "start", fail)
+        client.run()
+    assert describe_exception(caught.value).startswith("no thread can be started (raise the limit")
+    assert client._listening.fileno() == -1
+
+
+# -- nothing holds up the end ------------------------------------------------------------------------------------
+
+
+def test_stopping_wakes_who_waits_for_a_streams_end() -> None:
+    with Target() as target, running(server := make_server(target.address)):
+        with running(client := make_client(udp_address(server), maxstreams=1)):
+            with connect(client) as application, target.accept() as tcp:
+                application.sendall(b"x")
+                assert tcp.recv(1) == b"x"
+                wait_until(lambda: bool(client._relay_gone._waiters))  # type: ignore[attr-defined]
+                in_background(client._shut_down).result()
+                client._shut_down = lambda: None  # type: ignore[method-assign]
+
+
+def test_stopping_leaves_a_thread_behind_that_the_system_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    resolving, answered = threading.Event(), threading.Event()
+
+    def resolve(*arguments: object) -> socket.socket:
+        resolving.set()
+        answered.wait(PATIENCE_S)
+        raise TransportError("cannot resolve")
+
+    monkeypatch.setattr(tunnel_room, "STOP_LIMIT", 50)
+    monkeypatch.setattr(server_room, "connect", resolve)
+    server = make_server("nowhere.invalid:1")
+    with running(server):
+        with running(client := make_client(udp_address(server))), connect(client) as application:
+            application.sendall(b"x")
+            assert resolving.wait(PATIENCE_S)
+            server._shut_down()
+            server._shut_down = lambda: None  # type: ignore[method-assign]
+            assert server._relays and not answered.is_set()
+            answered.set()
+
+
+# -- the start ---------------------------------------------------------------------------------------------------
+
+
+def test_a_port_that_is_freed_soon_is_waited_for(lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = socket.create_server(("127.0.0.1", 0))
+    client = make_client("127.0.0.1:9", localaddr=f"127.0.0.1:{taken.getsockname()[1]}")
+    monkeypatch.setattr(tunnel_room, "sleep", lambda seconds: taken.close())
+    client._listen_patiently()
     client._listening.close()
+    assert len(lines) == 1
+    assert lines[0].startswith("--localaddr: cannot listen on ") and lines[0].endswith("; trying for 5 s")
+
+
+def test_a_servers_port_as_well_and_all_of_a_range(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        server = make_server("127.0.0.1:9", listen=f"127.0.0.1:{port}")
+        monkeypatch.setattr(tunnel_room, "sleep", lambda seconds: taken.close())
+        server._listen_patiently()
+        assert server._listeners[0].address[1] == port
+        server._close_sessions()
+
+
+def test_a_port_that_stays_in_use_is_told_at_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tunnel_room, "PORT_PATIENCE", 0)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        client = make_client("127.0.0.1:9", localaddr=f"127.0.0.1:{taken.getsockname()[1]}")
+        with pytest.raises(TransportError, match="another program listens there"):
+            client._listen_patiently()
+
+
+@pytest.mark.parametrize(
+    ("address", "number", "remedy"),
+    [
+        ("127.0.0.1:443", errno.EACCES, " (ports below 1024 are for root, or need CAP_NET_BIND_SERVICE)"),
+        ("127.0.0.1:8443", errno.EACCES, ""),
+        ("/run/x", errno.EACCES, ""),
+        ("127.0.0.1:0", errno.EMFILE, " (raise the limit: ulimit -n, LimitNOFILE= of systemd)"),
+    ],
+)
+@pytest.mark.parametrize("program", ["client", "server"])
+def test_what_stops_it_from_listening_is_told_with_the_remedy(
+    program: str, address: str, number: int, remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise TransportError("cannot listen") from OSError(number, "")
+
+    if program == "client":
+        monkeypatch.setattr(client_room, "listen", fail)
+        tunnel: Client | Server = make_client("127.0.0.1:9", localaddr=address)
+    elif "/" in address:
+        return
+    else:
+        monkeypatch.setattr(UdpSocket, "listen", fail)
+        tunnel = make_server("127.0.0.1:9", listen=address)
+    with pytest.raises(TransportError) as caught:
+        tunnel._listen_patiently()
+    option = "--localaddr" if program == "client" else "--listen"
+    assert str(caught.value) == f"{option}: cannot listen{remedy}"
+
+
+@pytest.mark.parametrize("program", ["client", "server"])
+def test_a_name_that_is_not_known_is_told_at_the_start(program: str, lines: list[str]) -> None:
+    if program == "client":
+        tunnel: Client | Server = make_client("nowhere.invalid:1,127.0.0.1:2")
+        option = "--remoteaddr"
+    else:
+        tunnel, option = make_server("nowhere.invalid:1"), "--target"
+    with running(tunnel):
+        wait_until(lambda: any(line.startswith(f"{option} nowhere.invalid:1: cannot resolve") for line in lines))
+    assert not any("127.0.0.1:2" in line and "cannot" in line for line in lines)

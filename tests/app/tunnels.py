@@ -41,6 +41,7 @@ def make_client(remote: str, **options: object) -> Client:
 @contextmanager
 def running(tunnel: Tunnel) -> Iterator[None]:
     """What `Tunnel.run` does, but for signals and the passing of seconds."""
+    tunnel._listen()
     tunnel.ticker.start()
     try:
         tunnel._start()

@@ -19,7 +19,7 @@ def test_it_does_no_harm_any_more(target: str, program: bytes) -> None:
 
 
 def test_half_a_character_is_read_as_go_reads_it() -> None:
-    found, _ = parse("client", ["-c", "file"], {}, lambda path: b'{"key": "a\\ud800b\\ud83d\\ude00"}')
+    found, _ = parse("server", ["-c", "file"], {}, lambda path: b'{"key": "a\\ud800b\\ud83d\\ude00"}')
     assert found.key == "a\ufffdb\U0001f600"
 
 

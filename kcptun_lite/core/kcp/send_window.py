@@ -264,7 +264,7 @@ class SendWindow:
         return due
 
     def _hold(self, run: list[tuple[Segment, Cause]], now: int, loss_delay: int) -> bool:
-        """Doubt that a long run of segments is lost, with others acknowledged before and behind it; whether any is held.
+        """Doubt that a long run is lost, with others acknowledged before and behind it; whether any segment is held.
 
         It is rather their ACKs that were lost, all in one datagram, and are not sent again: `una` will tell of them
         when the holes before are closed, which takes a round trip more. If they are lost, it stops at the first.

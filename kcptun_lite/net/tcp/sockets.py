@@ -14,7 +14,7 @@ import struct
 from collections.abc import Callable
 
 from kcptun_lite.core.batch.packets import Address
-from kcptun_lite.errors import TransportError
+from kcptun_lite.errors import TransportError, describe_os_error
 from kcptun_lite.net.udp.address import format_address, resolve
 from kcptun_lite.net.udp.sockopt import set_timeout
 
@@ -52,7 +52,7 @@ def connect(host: str, port: int, path: str, is_stopping: Callable[[], bool] = l
                 break
     assert failure is not None
     where = path or format_address((host, port))
-    raise TransportError(f"cannot connect to {where}: {failure.strerror or failure}") from failure
+    raise TransportError(f"cannot connect to {where}: {describe_os_error(failure)}") from failure
 
 
 def _connect(sock: socket.socket, address: Address | str, is_stopping: Callable[[], bool]) -> None:
@@ -74,19 +74,33 @@ def _connect(sock: socket.socket, address: Address | str, is_stopping: Callable[
 
 
 def listen(host: str, port: int, path: str) -> socket.socket:
-    """A listening socket; an empty host is all addresses, both families. Raises: TransportError."""
+    """A listening socket; an empty host and :: are all addresses of both families, if the system has both.
+
+    Raises: TransportError.
+    """
+    where = path or format_address((host, port))
     try:
         if path:
             return _listen_unix(path)
-        family, address = resolve(host, port, socket.SOCK_STREAM, to_listen=True)[0]
-        listening = socket.create_server(
-            address, family=family, backlog=BACKLOG, dualstack_ipv6=family == socket.AF_INET6 and not host
-        )
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)  # inherited, so true before `tune` as well
-        return listening
+        addresses = resolve(host, port, socket.SOCK_STREAM, to_listen=True)
+        for index, (family, address) in enumerate(addresses):
+            try:
+                return _listen_tcp(family, address, to_both=host in ("", "::"))
+            except OSError as exc:
+                if exc.errno != errno.EAFNOSUPPORT or index + 1 == len(addresses):
+                    raise
+        raise AssertionError("never without an address")
     except OSError as exc:
-        where = path or format_address((host, port))
-        raise TransportError(f"cannot listen on {where}: {exc.strerror or exc}") from exc
+        raise TransportError(f"cannot listen on {where}: {describe_os_error(exc)}") from exc
+
+
+def _listen_tcp(family: socket.AddressFamily, address: Address, *, to_both: bool) -> socket.socket:
+    is_dual = to_both and family == socket.AF_INET6
+    if is_dual and not socket.has_dualstack_ipv6():
+        raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
+    listening = socket.create_server(address, family=family, backlog=BACKLOG, dualstack_ipv6=is_dual)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)  # inherited, so true before `tune` as well
+    return listening
 
 
 def _listen_unix(path: str) -> socket.socket:
@@ -103,12 +117,18 @@ def _listen_unix(path: str) -> socket.socket:
 
 
 def _is_abandoned(path: str) -> bool:
-    """Whether this is a socket file that nobody listens on any more, left by a process that was killed."""
-    try:
-        if path.startswith("@") or not stat.S_ISSOCK(os.stat(path).st_mode):
-            return False
-    except OSError:
+    """Whether this is a socket file that nobody listens on any more, left by a process that was killed.
+
+    Raises: OSError if it is no socket; a file of another kind is not ours to remove.
+    """
+    if path.startswith("@"):
         return False
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return False
+    if not stat.S_ISSOCK(mode):
+        raise OSError(errno.ENOTSOCK, "what is there is no socket; remove it, or name another path")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         return probe.connect_ex(path) == errno.ECONNREFUSED
