@@ -18,10 +18,11 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from kcptun_lite.core.batch.packets import PacketBatch
 from kcptun_lite.core.batch.pool import BATCH_BYTES, POISON
-from kcptun_lite.core.conversation import Conversation, ConversationParams
+from kcptun_lite.core.conversation import Conversation
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.kcp.kcp import Flush, Kcp, KcpParams
 from kcptun_lite.core.mux.smux import Event, StreamOpened
+from kcptun_lite.core.params import ConversationParams
 
 CONV = 0x11223344
 CRYPT_HEADROOM = 20  # bytes; nonce and CRC, which travel as zeros here

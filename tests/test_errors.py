@@ -34,5 +34,5 @@ def test_a_bug_is_told_with_the_last_place_of_ours() -> None:
     with pytest.raises(TypeError) as caught:
         resolve(None, 1, socket.SOCK_STREAM)  # type: ignore[arg-type]
     text = describe_exception(caught.value)
-    assert text.startswith("TypeError(") and " at net.address:" in text
+    assert text.startswith("TypeError(") and " at net.udp.address:" in text
     assert describe_exception(ValueError("x")) == "ValueError('x')"

@@ -146,7 +146,7 @@ class Check:
         """What else it may be: a server of before 2021 drops all that comes with error correction if it has none."""
         if rule not in ("nothing", "key"):
             return ""
-        has_fec = self._config.datashard and self._config.parityshard
+        has_fec = self._context.params.has_fec
         return (
             f", or it is of before 2021 and has {'no' if has_fec else 'an'} error correction (--ds, --ps), unlike here"
         )

@@ -69,13 +69,13 @@ class CommonConfig(Record):
     crypt: str
     mtu: int
     "bytes of UDP payload"
-    sndwnd: int
-    "segments"
-    rcvwnd: int
-    "segments"
-    datashard: int
-    "0, together with parityshard: no error correction is sent"
-    parityshard: int
+    sndwnd: int | None
+    "segments; None: what the line carries"
+    rcvwnd: int | None
+    "segments; None: what the other end needs"
+    datashard: int | None
+    "0, together with parityshard: no error correction is sent; None: kcptun's with kcptun, none with our kind"
+    parityshard: int | None
     nodelay: int
     "this and the next three: the mode's numbers"
     interval: int
@@ -186,10 +186,10 @@ def describe(config: ClientConfig | ServerConfig, listening: str = "") -> list[s
     if client:
         lines.append(f"remote address: {','.join(map(str, client.remoteaddr))}")
     lines += [
-        f"sndwnd: {config.sndwnd} rcvwnd: {config.rcvwnd}",
+        f"sndwnd: {_auto(config.sndwnd)} rcvwnd: {_auto(config.rcvwnd)}",
         f"compression: {_go(not config.nocomp)}",
         f"mtu: {config.mtu}",
-        f"datashard: {config.datashard} parityshard: {config.parityshard}",
+        f"datashard: {_auto(config.datashard)} parityshard: {_auto(config.parityshard)}",
         f"acknodelay: {_go(config.acknodelay)}",
         f"dscp: {config.dscp}",
         f"sockbuf: {config.sockbuf}",
@@ -207,6 +207,10 @@ def describe(config: ClientConfig | ServerConfig, listening: str = "") -> list[s
     if server:
         lines.append("pprof: false")
     return [*lines, f"quiet: {_go(config.quiet)}", "tcp: false"]
+
+
+def _auto(value: int | None) -> str:
+    return "auto" if value is None else str(value)
 
 
 def _go(value: bool) -> str:

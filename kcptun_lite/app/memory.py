@@ -12,10 +12,11 @@ import sys
 from kcptun_lite.app.config import ClientConfig, ServerConfig
 from kcptun_lite.core.batch.pool import BATCH_BYTES, BULK_FACTOR, RELAY_BYTES
 from kcptun_lite.core.budget import HEADROOM, SEGMENT_BYTES, SEGMENT_COST
-from kcptun_lite.core.conversation import EXPANDED_BYTES, RECEIVE_LEAST, SEND_LEAST, ConversationParams
+from kcptun_lite.core.conversation import EXPANDED_BYTES, RECEIVE_LEAST, SEND_LEAST
 from kcptun_lite.core.fec.decoder import HELD_BYTES_MAX
-from kcptun_lite.core.kcp.kcp import READ_SEGMENTS
+from kcptun_lite.core.kcp.kcp import RCV_WND_START, READ_SEGMENTS
 from kcptun_lite.core.kcp.sender import QUEUE_TARGET
+from kcptun_lite.core.params import ConversationParams
 from kcptun_lite.core.wire import SNAPPY_CHUNK_MAX
 from kcptun_lite.errors import ConfigError
 from kcptun_lite.net.session.stream import READ_LIMIT
@@ -23,6 +24,9 @@ from kcptun_lite.net.session.stream import READ_LIMIT
 THRIFTY_GOGC = 50  # percent; who sets so little, or a limit, has a small device
 BATCHES = 3  # of one session at once: receiving, sending, key stream
 MIB = 2**20
+SHARE_OF_FREE = 16  # a window that nobody has set may hold this part of what the system has free, each way
+FREE_UNKNOWN = 256 * MIB  # bytes
+WINDOW_MOST = 0xFFFF  # segments; the field has 16 bits
 
 
 def bulk_factor(config: ClientConfig | ServerConfig) -> int:
@@ -31,11 +35,23 @@ def bulk_factor(config: ClientConfig | ServerConfig) -> int:
     return 1 if is_small else BULK_FACTOR
 
 
+def auto_window(config: ClientConfig | ServerConfig) -> int:
+    """Segments that a window may grow to where none is set: a limit is kept to anyway, else some of what is free."""
+    if config.memlimit:
+        return WINDOW_MOST
+    try:
+        with open("/proc/meminfo", "rb") as file:
+            free = next(int(line.split()[1]) * 1024 for line in file if line.startswith(b"MemAvailable"))
+    except (OSError, StopIteration):
+        free = FREE_UNKNOWN
+    return max(RCV_WND_START, min(WINDOW_MOST, free // SHARE_OF_FREE // SEGMENT_BYTES))
+
+
 def most_of_session(params: ConversationParams) -> int:
     """Bytes that one session can hold if its peer and its readers want the worst."""
     kcp = params.kcp
     sending = QUEUE_TARGET + RELAY_BYTES + kcp.snd_wnd * (kcp.mtu + SEGMENT_COST)
-    unread = 2 * kcp.rcv_wnd * SEGMENT_BYTES  # in order, and as many beyond a gap
+    unread = 2 * max(kcp.rcv_wnd, kcp.rcv_wnd_max) * SEGMENT_BYTES  # in order, and as many beyond a gap
     read = params.smux_buffer + READ_SEGMENTS * (EXPANDED_BYTES if params.compress else SEGMENT_BYTES)
     return BATCHES * params.batch_bytes + sending + unread + read + HELD_BYTES_MAX
 

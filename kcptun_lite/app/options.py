@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from kcptun_lite.app import values
 from kcptun_lite.core.crypt.crypt import METHODS
-from kcptun_lite.core.wire import FEC_MAX_SHARDS, MTU_MAX
+from kcptun_lite.core.wire import FEC_DEFAULT_SHARDS, FEC_MAX_SHARDS, MTU_MAX
 
 DEFAULT_KEY = "it's a secrect"  # kcptun's own, spelt as there; everybody knows it
 MANUAL = "manual"
@@ -24,6 +24,8 @@ MODES: dict[str, tuple[int, int, int, int]] = {
     "fast2": (1, 20, 2, 1),
     "fast3": (1, 10, 2, 1),
 }
+
+WINDOWS = {"client": (128, 512), "server": (1024, 1024)}  # sndwnd and rcvwnd of kcptun, segments
 
 MTU_MIN = 50  # bytes; kcp-go ignores less
 WINDOW_MAX = 0xFFFF  # segments; `wnd` has 16 bits on the wire
@@ -87,7 +89,9 @@ class Option:
             return (bool,)
         if isinstance(self.read, values.Number) or self.read in (values.number_or_off, values.seconds_or_off):
             return (int,)
-        return (str, int) if self.read in (values.size, values.percent) else (str,)
+        if isinstance(self.read, values.NumberOrAuto) or self.read in (values.size, values.percent):
+            return (str, int)
+        return (str,)
 
     @property
     def is_switch(self) -> bool:
@@ -96,7 +100,7 @@ class Option:
     @property
     def metavar(self) -> str:
         """What stands for the value in the help text; a switch is not followed by one, but may be by `=false`."""
-        if isinstance(self.read, values.Number):
+        if isinstance(self.read, values.Number | values.NumberOrAuto):
             return "N"
         return _METAVARS.get(self.read, "WORD")
 
@@ -104,15 +108,24 @@ class Option:
         return self.client if program == "client" else self.server
 
 
-def _option(name: str, read: values.Reader, default: str, group: str, help: str, json: str = "") -> Option:
+def _option(
+    name: str,
+    read: values.Reader,
+    default: str,
+    group: str,
+    help: str,
+    *,
+    aliases: tuple[str, ...] = (),
+    json: str = "",
+) -> Option:
     """An option of both programs with one default."""
-    return Option(name, read, default, default, group, help, json=json)
+    return Option(name, read, default, default, group, help, aliases, json)
 
 
 _count = values.Number(0)
 _bytes = values.Number(1)
-_shards = values.Number(0, FEC_MAX_SHARDS)
-_window = values.Number(1, WINDOW_MAX)
+_shards = values.NumberOrAuto(values.Number(0, FEC_MAX_SHARDS))
+_window = values.NumberOrAuto(values.Number(1, WINDOW_MAX))
 
 OPTIONS: tuple[Option, ...] = (
     Option(
@@ -202,10 +215,24 @@ OPTIONS: tuple[Option, ...] = (
         "seconds an expired session may live on for its open streams; -1: as long as they do",
     ),
     _option("mtu", values.Number(MTU_MIN, MTU_MAX), "1350", TUNING, "bytes of UDP payload in the largest packet"),
-    Option("sndwnd", _window, "128", "1024", TUNING, "packets under way at most; bandwidth x round trip / mtu"),
-    Option("rcvwnd", _window, "512", "1024", TUNING, "packets the other end may have under way at most"),
-    Option("datashard", _shards, "10", "10", TUNING, "packets in an error correction group; 0: none", ("ds",)),
-    Option("parityshard", _shards, "3", "3", TUNING, "packets added to each group; 0: none", ("ps",)),
+    _option("sndwnd", _window, "auto", TUNING, "packets under way at most; auto: what the line carries"),
+    _option("rcvwnd", _window, "auto", TUNING, "packets the other end may have under way at most; auto: as it needs"),
+    _option(
+        "datashard",
+        _shards,
+        "auto",
+        TUNING,
+        f"packets in an error correction group, 0: none; auto: {FEC_DEFAULT_SHARDS[0]} with kcptun, else none",
+        aliases=("ds",),
+    ),
+    _option(
+        "parityshard",
+        _shards,
+        "auto",
+        TUNING,
+        f"packets added to each group, 0: none; auto: {FEC_DEFAULT_SHARDS[1]} with kcptun, else none",
+        aliases=("ps",),
+    ),
     _option("dscp", values.Number(0, 63), "0", TUNING, "DSCP class of the UDP packets"),
     _option("nocomp", values.switch, "false", TUNING, "do not compress; the same at both ends"),
     _option("sockbuf", _bytes, "4194304", TUNING, "bytes of the UDP socket's buffers, each way"),

@@ -28,6 +28,7 @@ from kcptun_lite.app.options import (
     MODES,
     MTU_MIN,
     OPTIONS,
+    WINDOWS,
     Option,
 )
 from kcptun_lite.core.batch.strided import PACKET_ALIGNMENT
@@ -35,6 +36,7 @@ from kcptun_lite.core.wire import (
     CRYPT_GCM_NONCE_SIZE,
     CRYPT_GCM_TAG_SIZE,
     CRYPT_HEADER_SIZE,
+    FEC_DEFAULT_SHARDS,
     FEC_HEADER_SIZE,
     FEC_MAX_SHARDS,
     KCP_HEADER_SIZE,
@@ -247,7 +249,12 @@ class _Parsing:
                 self.warnings.append(f"--{name} does nothing in kcptun_lite")
 
     def _check_sizes(self, found: dict[str, Any]) -> None:
-        data, parity = found["datashard"], found["parityshard"]
+        shards = found["datashard"], found["parityshard"]
+        data, parity = (
+            kcptuns if given is None else given for given, kcptuns in zip(shards, FEC_DEFAULT_SHARDS, strict=True)
+        )
+        if shards != (None, None):  # who gives one of them means kcptun's other one
+            found["datashard"], found["parityshard"] = data, parity
         if data + parity > FEC_MAX_SHARDS:
             raise self._wrong("datashard", f"{data} and parityshard {parity} are over {FEC_MAX_SHARDS} together")
         if bool(data) != bool(parity):
@@ -267,7 +274,10 @@ class _Parsing:
 
     def _apply_mode(self, found: dict[str, Any]) -> None:
         mode = found["mode"]
-        if mode != MANUAL:
+        if mode == MANUAL:  # its user knows what he wants: all is as in kcptun
+            for name, kcptuns in zip(("sndwnd", "rcvwnd"), WINDOWS[self.program], strict=True):
+                found[name] = kcptuns if found[name] is None else found[name]
+        else:
             for name in MANUAL_OPTIONS:
                 if name in self.places:
                     self.warnings.append(f"{self.places[name]} does nothing in mode {mode}; it needs --mode {MANUAL}")

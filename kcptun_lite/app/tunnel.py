@@ -22,11 +22,13 @@ from kcptun_lite.app.stats import SnmpLog, snmp_line
 from kcptun_lite.app.status import StatusFile
 from kcptun_lite.core.batch.pool import BufferPool
 from kcptun_lite.core.budget import Budget
-from kcptun_lite.core.conversation import Conversation, ConversationParams
+from kcptun_lite.core.conversation import Conversation
 from kcptun_lite.core.counters import Counters, total
 from kcptun_lite.core.crypt.crypt import METHODS, derive_key
 from kcptun_lite.core.crypt.qpp import QppPads, QppStream
-from kcptun_lite.core.kcp.kcp import KcpParams
+from kcptun_lite.core.kcp.kcp import RCV_WND_START, KcpParams
+from kcptun_lite.core.params import ConversationParams
+from kcptun_lite.core.wire import FEC_DEFAULT_SHARDS
 from kcptun_lite.errors import REMEDIES, SessionClosed, SessionError, TransportError, describe_exception
 from kcptun_lite.net.ends.context import SessionContext
 from kcptun_lite.net.ends.failed_packets import FailedPackets
@@ -359,19 +361,24 @@ def make_pads(config: ClientConfig | ServerConfig) -> QppPads | None:
 
 
 def _params(config: ClientConfig | ServerConfig) -> ConversationParams:
+    window = memory.auto_window(config)
+    data, parity = FEC_DEFAULT_SHARDS
     return ConversationParams(
         KcpParams(
             nodelay=config.nodelay,
             interval=config.interval,
             resend=config.resend,
             nc=config.nc,
-            snd_wnd=config.sndwnd,
-            rcv_wnd=config.rcvwnd,
+            snd_wnd=config.sndwnd or window,
+            rcv_wnd=config.rcvwnd or RCV_WND_START,
+            rcv_wnd_max=config.rcvwnd or window,
+            follows_line=config.sndwnd is None,
             mtu=config.mtu,
             acknodelay=config.acknodelay,
         ),
-        data_shards=config.datashard,
-        parity_shards=config.parityshard,
+        data_shards=data if config.datashard is None else config.datashard,
+        parity_shards=parity if config.parityshard is None else config.parityshard,
+        has_own_shards=config.datashard is not None,
         compress=not config.nocomp,
         smux_version=config.smuxver,
         max_frame=config.framesize,

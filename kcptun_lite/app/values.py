@@ -21,6 +21,7 @@ Value = str | int | bool | None | Endpoint | tuple[Endpoint, ...]
 Reader = Callable[[str], Value]
 
 INT32_MAX = 2**31 - 1
+AUTO = "auto"
 
 _SIZE = re.compile(r"(\d+)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 _SIZE_FACTORS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -93,6 +94,19 @@ class Number:
         if not self.minimum <= result <= self.maximum:
             raise ValueError(f"{result} is out of range; it must be {self.minimum} to {self.maximum}")
         return result
+
+
+@dataclass(frozen=True, slots=True)
+class NumberOrAuto:
+    """A number, or the word auto: None, what suits is found out."""
+
+    number: Number
+
+    def __call__(self, value: str) -> int | None:
+        try:
+            return None if value.lower() == AUTO else self.number(value)
+        except ValueError as error:
+            raise ValueError(f"{error}, or {AUTO}") from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,20 +9,21 @@ Cost    the sum of its layers
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import NamedTuple
 
 from kcptun_lite.core.batch.packets import PacketBatch
-from kcptun_lite.core.batch.pool import BATCH_BYTES
 from kcptun_lite.core.batch.rows import PacketList
 from kcptun_lite.core.batch.strided import PACKET_ALIGNMENT
 from kcptun_lite.core.budget import SEGMENT_BYTES, SEGMENT_COST, Budget, Share
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.fec.decoder import HELD_BYTES_MAX, FecDecoder
 from kcptun_lite.core.fec.encoder import FecEncoder
-from kcptun_lite.core.kcp.kcp import READ_SEGMENTS, Flush, Kcp, KcpParams
+from kcptun_lite.core.kcp.kcp import READ_SEGMENTS, Flush, Kcp
 from kcptun_lite.core.kcp.sender import QUEUE_TARGET
+from kcptun_lite.core.kcp.window_tuning import WindowTuning
 from kcptun_lite.core.mux.smux import Event, SmuxSession
 from kcptun_lite.core.mux.snappy import SnappyDecoder, SnappyEncoder
+from kcptun_lite.core.params import ConversationParams
+from kcptun_lite.core.validation import AddressValidation
 from kcptun_lite.core.wire import (
     FEC_HEADER_SIZE,
     KCP_HEADER_SIZE,
@@ -41,51 +42,13 @@ from kcptun_lite.errors import ConfigError, RemoteProtocolError
 KEEPALIVE_TIMEOUT = 75_000  # ms
 
 
-DEFAULT_SHARDS = (10, 3)  # of every generation
-
 # Bytes that a conversation may hold however little the budget has left, so that it always gets on.
 SEND_LEAST = 32 * 1024
 RECEIVE_LEAST = 64 * 1024
 FEC_LEAST = 32 * 1024  # a group or two
+HANDSHAKE_BYTES = 250  # of the credit of an address that is not validated: our hello, and its repetitions
 ANSWERS_MAX = 4 * QUEUE_TARGET  # bytes queued, far above what writers may fill: who makes us answer must take it, too
 EXPANDED_BYTES = 22 * SEGMENT_BYTES  # what a segment may hold once it is decompressed
-
-
-class ConversationParams(NamedTuple):
-    """What an end is set to (WIRE.md 8.1); sizes in bytes, times in ms."""
-
-    kcp: KcpParams
-    data_shards: int = 10
-    parity_shards: int = 3
-    compress: bool = True
-    smux_version: int = 1
-    max_frame: int = 32_768
-    smux_buffer: int = 4_194_304
-    stream_buffer: int = 2_097_152
-    keepalive: int = 10_000
-    max_streams: int = 1024
-    adapts: bool = False
-    "take smux version and compression from the peer's first bytes (servers)"
-
-    @property
-    def has_fec(self) -> bool:
-        return self.data_shards > 0 and self.parity_shards > 0
-
-    @property
-    def batch_bytes(self) -> int:
-        """The size of batch a conversation needs: a group's parity must fit beside its data."""
-        slot = -(-self.kcp.mtu // PACKET_ALIGNMENT) * PACKET_ALIGNMENT
-        return max(BATCH_BYTES, (self.parity_shards + 16) * slot)
-
-    def answering(self, *, fec: bool) -> "ConversationParams":
-        """What to be set to for a peer whose first packet has a FEC header, or has none.
-
-        Who adapts answers in kind, because kcptun of 2017 reads either FEC or bare packets (WIRE.md 3.4).
-        """
-        if not self.adapts or fec == self.has_fec:
-            return self
-        data, parity = DEFAULT_SHARDS if fec else (0, 0)
-        return self._replace(data_shards=data, parity_shards=parity)
 
 
 class Conversation:
@@ -102,8 +65,17 @@ class Conversation:
         tailroom: int,
         now: int,
         share: Share | None = None,
+        is_validated: bool = True,
+        ts_offset: int = 0,
     ) -> None:
-        """`headroom` and `tailroom` are what encryption adds to a packet; `share` says how much may be held."""
+        """One end that has sent and heard nothing.
+
+        Args:
+            headroom, tailroom: what encryption adds to a packet.
+            share: says how much may be held.
+            is_validated: the peer is known to be where its packets come from; else little is sent until it is.
+            ts_offset: ms that timestamps are ahead of `now`; where `is_validated` is False nobody may know it.
+        """
         self.conv = conv
         self.params = params
         self.is_compressed = params.compress
@@ -113,7 +85,21 @@ class Conversation:
         has_fec = params.has_fec
         # Packets that are multiples of 16 leave no gaps: GRO's runs stay where they are, GSO's are one piece.
         kcp_params = params.kcp._replace(mtu=params.kcp.mtu // PACKET_ALIGNMENT * PACKET_ALIGNMENT)
-        self.kcp = Kcp(conv, kcp_params, counters, headroom=headroom + FEC_HEADER_SIZE * has_fec, tailroom=tailroom)
+        self.validation = AddressValidation(is_validated=is_validated)
+        self.is_holding_back = False
+        "something was not sent, because the peer's address is not validated"
+        self.kcp = Kcp(
+            conv,
+            kcp_params,
+            counters,
+            headroom=headroom + FEC_HEADER_SIZE * has_fec,
+            tailroom=tailroom,
+            ts_offset=ts_offset,
+            validation=self.validation,
+        )
+        self.kcp.is_terse = not is_validated
+        self._window = WindowTuning(kcp_params.rcv_wnd, kcp_params.rcv_wnd_max)
+        self._overhead = headroom + tailroom
         shards, is_thrifty = (params.data_shards, params.parity_shards), self.share.is_limited
         self._encoder = FecEncoder(*shards, headroom, tailroom, is_thrifty=is_thrifty) if has_fec else None
         self._decoder = FecDecoder(
@@ -125,8 +111,7 @@ class Conversation:
         self._smux: SmuxSession | None = None
         self.smux_version = 0
         "1 or 2; 0 until an adapting end has heard the peer's first bytes"
-        self._is_peer_validated = True
-        self._has_answered = False
+        self._has_answered = self._has_said_hello = False
         self._is_settled = not params.adapts
         self._delivered: dict[int, int] = {}
         "sid -> bytes last taken from the stream, which its reader holds until it comes for more"
@@ -141,6 +126,9 @@ class Conversation:
 
     def open_stream(self) -> int:
         """Open a stream and return its id."""
+        if self._is_client and not self._has_said_hello:
+            self._has_said_hello = True
+            self._streams.hello()
         sid = self._streams.open_stream()
         self._push_frames()
         return sid
@@ -151,7 +139,9 @@ class Conversation:
         Raises: StreamClosed, StreamReset.
         """
         room = min(self.kcp.send_room * self.kcp.mss, len(data))
-        if room <= 0 or not self._is_peer_validated:
+        if not self.validation.is_validated:  # what would be held back may as well wait here
+            room = min(room, self.validation.credit - self.kcp.send_bytes - HANDSHAKE_BYTES)
+        if room <= 0:
             return 0
         allowance = self.share.update(self.held_bytes, self._sending_bytes(), room, SEND_LEAST)
         if not allowance:
@@ -215,22 +205,19 @@ class Conversation:
 
     # -- packets -------------------------------------------------------------------------------
 
-    def await_validation(self) -> None:
-        """Say as little as can be, and no stream data at all, until `trust`: the peer may not be where it seems."""
-        self._is_peer_validated, self.kcp.is_terse = False, True
-
-    def validate_peer(self, now: int) -> None:
-        """The peer has acknowledged something: talk freely, and once more say what it was not sent."""
-        self._is_peer_validated, self.kcp.is_terse = True, False
-        self.kcp.window.give_up(now)
-
-    def receive_packets(self, packets: Sequence[memoryview], now: int) -> None:
+    def receive_packets(self, packets: Sequence[memoryview], now: int, *, is_elsewhere: bool = False) -> None:
         """Take opened packets of this conversation; the views are free again when this returns.
 
+        `is_elsewhere`: they come from another address than those before.
         Raises: RemoteProtocolError when the bytes in order make no sense; the session must end.
         """
         self._now = now
         kcp = self.kcp
+        was_validated = self.validation.is_validated
+        if not was_validated:
+            self.validation.on_received(
+                sum(map(len, packets)) + len(packets) * self._overhead, is_elsewhere=is_elsewhere
+            )
         if self.share.is_limited:  # each packet may be kept twice: as a shard and as a segment
             self._account(sum(map(len, packets)) * 2 + len(packets) * SEGMENT_COST)
         for stretch in packets.stretches() if isinstance(packets, PacketList) else (packets,):
@@ -238,7 +225,12 @@ class Conversation:
             kcp.receive(datagrams, now)
             if recovered:
                 kcp.receive(recovered, now, recovered=True)
+        if self.validation.is_validated and not was_validated:
+            kcp.is_terse = False
+            kcp.window.give_up(now)  # say once more what was held back
+            kcp.flush_wanted = Flush.EVERYTHING
         self._pull()
+        self._tune_window(now)
         if kcp.received.count:
             kcp.received.detach()
         self._account()
@@ -248,14 +240,28 @@ class Conversation:
         self._now = now
         slots = (batch.capacity - batch.end) // self._slot
         encoder = self._encoder
-        if encoder is None:
-            return self.kcp.flush(batch, now, slots)
         first = len(batch)
+        if encoder is None:
+            more = self.kcp.flush(batch, now, slots)
+            self._hold_back(batch, first)
+            return more
         data, parity = self.params.data_shards, self.params.parity_shards
         more = self.kcp.flush(batch, now, max(1, (slots - parity) * data // (data + parity)))
         if len(batch) > first:
             encoder.protect(batch, first, now)
+        self._hold_back(batch, first)
         return more
+
+    def _hold_back(self, batch: PacketBatch, first: int) -> None:
+        """Drop all from the first packet on that is more than an address which is not validated may be sent."""
+        if self.validation.is_validated:
+            return
+        lengths = batch.lengths
+        self.is_holding_back = False
+        for index in range(first, len(batch)):
+            if self.is_holding_back or not self.validation.spend(lengths[index]):
+                self.is_holding_back = True
+                batch.drop(index)
 
     @property
     def batch_bytes(self) -> int:
@@ -347,6 +353,26 @@ class Conversation:
         assert self._smux is not None, "no stream exists before the peer's first bytes"
         return self._smux
 
+    def _tune_window(self, now: int) -> None:
+        """Announce what the peer needs, where no receive window was set."""
+        if not self.params.kcp.rcv_wnd_max:
+            return
+        kcp, window = self.kcp, self._window
+        before = window.limit
+        window.on_rtt(kcp.rtt.latest)
+        if self._smux and self._smux.is_peer_ours:
+            window.open_wide()
+        elif window.on_received(kcp.received.next_sn, kcp.rtt.latest, now) and self._smux:
+            self.ping()
+        if window.limit != before and not self.share.is_limited:
+            kcp.resize_window(window.limit)
+
+    def _do_without_fec(self) -> None:
+        """Both ends are ours, and nobody has asked for error correction: repetition costs less where losses are few."""
+        if self._encoder and not self.params.has_own_shards:
+            self._encoder = None
+            self.kcp.drop_headroom(FEC_HEADER_SIZE)
+
     def _settle_compression(self, compress: bool) -> None:
         self.is_compressed = compress
         if compress:
@@ -374,7 +400,8 @@ class Conversation:
         )
         if not self._is_client:
             # Its acknowledgement proves that the client is where it says it is; and it shows what we speak.
-            self.ping()
+            self._smux.hello()
+            self._push_frames()
 
     def _pull(self) -> None:
         """Move what KCP has in order up to the streams, as far as their buffers allow."""
@@ -396,6 +423,8 @@ class Conversation:
             if self._smux is None:
                 self._settle_smux(data[0] if data[0] in (1, 2) else self.params.smux_version)
             self._events += self._streams.feed(data)
+            if self._streams.is_peer_ours:
+                self._do_without_fec()
             if self._is_client and not self._has_answered:
                 self._has_answered = True
                 self._streams.ping()  # with it goes the acknowledgement the server waits for, until it has arrived
@@ -433,7 +462,7 @@ class Conversation:
         allowance = share.update(self._sending_bytes() + received, received, incoming, RECEIVE_LEAST)
         if share.is_limited:
             kcp = self.kcp
-            kcp.resize_window(min(self.params.kcp.rcv_wnd, kcp.received.unread_count + allowance // SEGMENT_BYTES))
+            kcp.resize_window(min(self._window.limit, kcp.received.unread_count + allowance // SEGMENT_BYTES))
             decoder = self._decoder
             decoder.held_limit = min(HELD_BYTES_MAX, max(FEC_LEAST, decoder.held_bytes + allowance // 2))
 

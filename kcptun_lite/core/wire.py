@@ -42,6 +42,7 @@ FEC_DATA = 0xF1
 FEC_PARITY = 0xF2
 FEC_OUT_OF_BAND = 0xF3  # kcp-go 5.6.7x only, never sent by kcptun
 FEC_MAX_SHARDS = 256  # data + parity; GF(2^8)
+FEC_DEFAULT_SHARDS = (10, 3)  # data and parity, of every generation
 
 # KCP (WIRE.md 4.1, 4.2)
 KCP_SEGMENT = struct.Struct("<IBBHIIII")  # conv cmd frg wnd ts sn una len

@@ -33,10 +33,10 @@ def test_the_clients_defaults_are_kcptuns() -> None:
         scavengettl=600,
         mtu=1350,
         ratelimit=0,
-        sndwnd=128,
-        rcvwnd=512,
-        datashard=10,
-        parityshard=3,
+        sndwnd=None,
+        rcvwnd=None,
+        datashard=None,
+        parityshard=None,
         dscp=0,
         nocomp=False,
         acknodelay=False,
@@ -64,9 +64,22 @@ def test_the_clients_defaults_are_kcptuns() -> None:
 
 def test_the_servers_defaults_differ_where_kcptuns_do() -> None:
     config = server()
-    assert (config.sndwnd, config.rcvwnd) == (1024, 1024)
     assert (config.listen, config.target) == (Endpoint("", 29900, 29900), Endpoint("127.0.0.1", 12948, 12948))
     assert (config.maxsessions, config.strict) == (1024, False)
+
+
+@pytest.mark.parametrize(("program", "windows"), [("client", (128, 512)), ("server", (1024, 1024))])
+def test_mode_manual_has_kcptuns_windows(program: Program, windows: tuple[int, int]) -> None:
+    config, _ = read(program, ["--mode", "manual"])
+    assert (config.sndwnd, config.rcvwnd) == windows
+    config, _ = read(program, ["--mode", "manual", "--sndwnd", "7"])
+    assert (config.sndwnd, config.rcvwnd) == (7, windows[1])
+
+
+def test_one_number_of_shards_means_kcptuns_other_one() -> None:
+    assert (client("--ds", "5").datashard, client("--ds", "5").parityshard) == (5, 3)
+    assert (client("--ps", "2").datashard, client("--ps", "2").parityshard) == (10, 2)
+    assert (client("--ds", "auto").datashard, client("--sndwnd", "AUTO").sndwnd) == (None, None)
 
 
 def test_the_default_key_is_warned_of() -> None:
@@ -195,7 +208,7 @@ def test_gos_own_variables_count_unless_ours_are_there() -> None:
 def test_file_before_command_line_before_environment_before_default() -> None:
     environment = NEEDED | {"KCPTUN_MTU": "1001", "KCPTUN_DSCP": "1", "KCPTUN_CONN": "11", "KCPTUN_KEY": "outside"}
     config = client("-c", "f", "--dscp=2", "--conn=12", environment=environment, file='{"conn": 13, "key": "inside"}')
-    assert (config.mtu, config.dscp, config.conn, config.rcvwnd, config.key) == (1001, 2, 13, 512, "inside")
+    assert (config.mtu, config.dscp, config.conn, config.rcvwnd, config.key) == (1001, 2, 13, None, "inside")
 
 
 def test_a_switch_in_the_file_can_switch_off() -> None:
@@ -322,10 +335,10 @@ def test_the_client_describes_itself_as_kcptun_does() -> None:
         "encryption: aes",
         "nodelay parameters: 0 30 2 1",
         "remote address: 127.0.0.1:1",
-        "sndwnd: 128 rcvwnd: 512",
+        "sndwnd: auto rcvwnd: auto",
         "compression: true",
         "mtu: 1350",
-        "datashard: 10 parityshard: 3",
+        "datashard: auto parityshard: auto",
         "acknodelay: false",
         "dscp: 0",
         "sockbuf: 4194304",
@@ -349,7 +362,7 @@ def test_the_server_describes_itself_as_kcptun_does() -> None:
         "target: 127.0.0.1:12948",
         "encryption: aes",
         "nodelay parameters: 0 30 2 1",
-        "sndwnd: 1024 rcvwnd: 1024",
+        "sndwnd: auto rcvwnd: auto",
     ]
     assert lines[7] == "compression: false"
     assert lines[-5:] == ["snmplog: ", "snmpperiod: 60", "pprof: false", "quiet: true", "tcp: false"]

@@ -9,8 +9,8 @@ import pytest
 
 from kcptun_lite.app import memory
 from kcptun_lite.app.parsing import parse
-from kcptun_lite.core.conversation import ConversationParams
 from kcptun_lite.core.kcp.kcp import KcpParams
+from kcptun_lite.core.params import ConversationParams
 from kcptun_lite.errors import ConfigError
 from tests.programs import (
     Target,

@@ -7,7 +7,8 @@ import pytest
 
 from kcptun_lite.core.batch.pool import BATCH_BYTES, BufferPool
 from kcptun_lite.core.budget import HEADROOM, Budget, Share
-from kcptun_lite.core.conversation import RECEIVE_LEAST, SEND_LEAST, ConversationParams
+from kcptun_lite.core.conversation import RECEIVE_LEAST, SEND_LEAST
+from kcptun_lite.core.params import ConversationParams
 from tests.helpers import ConversationPair, kcp_params, noise
 
 MIB = 2**20

@@ -12,10 +12,11 @@ import pytest
 
 from kcptun_lite.core.batch.packets import PacketBatch
 from kcptun_lite.core.batch.pool import BATCH_BYTES, BufferPool
-from kcptun_lite.core.conversation import Conversation, ConversationParams
+from kcptun_lite.core.conversation import Conversation
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.crypt.crypt import derive_key, make_crypt
 from kcptun_lite.core.mux.smux import StreamOpened
+from kcptun_lite.core.params import ConversationParams
 from kcptun_lite.core.wire import fec_type, first_segment
 from tests.helpers import kcp_params, vectors
 

@@ -4,10 +4,11 @@ import pytest
 
 from kcptun_lite.core.batch.packets import PacketBatch
 from kcptun_lite.core.batch.pool import BATCH_BYTES
-from kcptun_lite.core.conversation import ANSWERS_MAX, Conversation, ConversationParams
+from kcptun_lite.core.conversation import ANSWERS_MAX, Conversation
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.kcp.kcp import KcpParams
 from kcptun_lite.core.mux.snappy import SnappyEncoder
+from kcptun_lite.core.params import ConversationParams
 from kcptun_lite.core.wire import KCP_PUSH, KCP_SEGMENT, KCP_WINS, SMUX_HEADER, SMUX_SYN
 
 CONV = 7

@@ -22,13 +22,14 @@ from kcptun_lite.app.parsing import Program, parse
 from kcptun_lite.core.batch.packets import Address, PacketBatch
 from kcptun_lite.core.batch.pool import BATCH_BYTES, POISON, BufferPool
 from kcptun_lite.core.batch.rows import PacketList
-from kcptun_lite.core.conversation import Conversation, ConversationParams
+from kcptun_lite.core.conversation import Conversation
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.crypt.crypt import METHODS, PacketCrypt, derive_key, make_crypt
 from kcptun_lite.core.fec.decoder import HELD_BYTES_MAX, FecDecoder
 from kcptun_lite.core.kcp.kcp import Flush, Kcp, KcpParams
 from kcptun_lite.core.mux.smux import SmuxSession
 from kcptun_lite.core.mux.snappy import SnappyDecoder, SnappyEncoder
+from kcptun_lite.core.params import ConversationParams
 from kcptun_lite.core.wire import KCP_HEADER_SIZE, KCP_PUSH, KCP_SEGMENT, MTU_MAX, diff32, fec_type, first_segment
 from kcptun_lite.errors import ConfigError, KcptunError, RemoteProtocolError, SmuxError, SnappyError, StreamError
 from kcptun_lite.net.ends.listener import Listener
@@ -157,7 +158,7 @@ def kcp(data: bytes) -> None:
             sent += len(payload)
         window = end.window
         in_flight = sum(len(segment.payload) for segment in window.segments)
-        assert end.send_bytes == in_flight + end._queue.size <= sent
+        assert end.send_bytes == in_flight + end.sender.queue.size <= sent
         assert window.snd_nxt - window.snd_una == len(window.segments) <= RCV_WND
         assert end.received.count <= RCV_WND and len(end.received._early) <= RCV_WND
         assert end.received.early_bytes == sum(map(len, end.received._early.values()))

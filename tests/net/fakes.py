@@ -19,8 +19,8 @@ from typing import Any, Self, cast
 
 from kcptun_lite.core.batch.packets import Address
 from kcptun_lite.core.batch.pool import BufferPool
-from kcptun_lite.core.conversation import ConversationParams
 from kcptun_lite.core.kcp.kcp import Flush, KcpParams
+from kcptun_lite.core.params import ConversationParams
 from kcptun_lite.core.wire import KCP_PUSH, KCP_SEGMENT
 from kcptun_lite.errors import SessionError, TransportError
 from kcptun_lite.net.ends.context import SessionContext
@@ -145,8 +145,8 @@ class End:
             on_closed=lambda session, reason: self.closed.append(reason),
         )
         if is_validated and not is_client:
-            self.session.is_validated = True
-            self.session.conversation.validate_peer(now)
+            self.session.conversation.validation.is_validated = True
+            self.session.conversation.kcp.is_terse = False
 
     def _note_trouble(self, session: Session) -> None:
         self.troubles += 1

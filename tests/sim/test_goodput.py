@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from kcptun_lite.core.conversation import ConversationParams
+from kcptun_lite.core.params import ConversationParams
 from tests.helpers import ConversationPair, kcp_params, noise
 
 LINK = {"delay": 50, "rate": 100.0, "queue": 100}

@@ -7,7 +7,7 @@ times what is measured, so that anything that makes recovery twice as slow is se
 
 import pytest
 
-from kcptun_lite.core.conversation import ConversationParams
+from kcptun_lite.core.params import ConversationParams
 from tests.helpers import MODES, ConversationPair, KcpPair, kcp_params, noise
 
 DELAYS = (10, 50, 150, 300)  # ms, one way

@@ -24,6 +24,7 @@ from kcptun_lite.core.kcp.restart import RestartDetector
 from kcptun_lite.core.kcp.rtt import RttEstimator
 from kcptun_lite.core.kcp.send_window import SendWindow
 from kcptun_lite.core.kcp.sender import Sender
+from kcptun_lite.core.validation import AddressValidation
 from kcptun_lite.core.wire import (
     KCP_ACK,
     KCP_HEADER_SIZE,
@@ -47,6 +48,7 @@ READ_SEGMENTS = 32  # read at once: they are copied five times on their way up, 
 # What comes thick at the start of a conversation is acknowledged at once, so that its sender learns the round trip.
 QUICK_ACKS = 256  # segments
 QUICK_COUNT = 4
+RCV_WND_START = 1024  # segments; where nothing is set, until it has shown what the line needs
 HALF32 = 0x80000000
 
 
@@ -61,6 +63,8 @@ class KcpParams(NamedTuple):
     rcv_wnd: int = 512
     mtu: int = 1350
     acknodelay: bool = False
+    rcv_wnd_max: int = 0
+    "what `rcv_wnd` may grow to as the peer needs it; 0: it is what it is"
     follows_line: bool = False
     "`snd_wnd` is what memory allows, and the window what the line needs"
 
@@ -92,11 +96,11 @@ class Kcp:
         tailroom: int,
         first_sn: int = 0,
         ts_offset: int = 0,
+        validation: AddressValidation | None = None,
     ) -> None:
         """`headroom` and `tailroom` are what other layers add around a datagram; `first_sn` is 0 but in tests.
 
-        `ts_offset`: ms that timestamps on the wire are ahead of `now`; one nobody can guess makes an ACK, which
-        repeats a timestamp, the proof that its sender receives what we send.
+        `ts_offset`: ms that timestamps on the wire are ahead of `now`; `validation` is told what goes and comes back.
         """
         self.conv = conv
         self.mss = params.mtu - headroom - tailroom - KCP_HEADER_SIZE
@@ -105,18 +109,17 @@ class Kcp:
         self.rtt = RttEstimator(KCP_RTO_MIN_NODELAY if params.nodelay else KCP_RTO_MIN, params.interval)
         self.window = SendWindow(params.resend, first_sn)
         self.control = params.control(self.mss)
+        self._ts_offset = ts_offset
+        self._validation = validation or AddressValidation(is_validated=True)
         self.sender = Sender(
-            self.control, self.window, self.rtt, counters, mss=self.mss, nodelay=params.nodelay, ts_offset=ts_offset
+            self.control, self.window, self.rtt, counters, mss=self.mss, nodelay=params.nodelay, clock=self._ts
         )
         self.flush_wanted = Flush.NOTHING
         self.unanswered_since: int | None = None
         "ms; when the first segment was sent since the peer was last heard"
         self.peer_ts = 0  # when the segment that came last was sent, ms of the peer's clock
         self.is_terse = False  # no ACK while something of ours waits for one: that goes again, and its `una` says it
-        self.echoed_at: int | None = None
-        "ms; when the newest sending was made whose timestamp the peer has repeated"
         self._first_sn = first_sn
-        self._ts_offset = ts_offset
         self._restart = RestartDetector()
         self._params = params
         self._counters = counters
@@ -311,16 +314,23 @@ class Kcp:
                 self.rmt_wnd = wnd
                 self._note_una(una, now)
                 if acks and is_good:
-                    self._note_echo(acks[-1][1], now)
+                    self._note_echoes(acks, now)
         return is_good
 
-    def _note_echo(self, ts: int, now: int) -> None:
-        """The peer has repeated one of our timestamps."""
-        rtt = (now + self._ts_offset - ts) & MASK32
+    def _ts(self, now: int) -> int:
+        """The timestamp of what is sent now, 32 bits."""
+        ts = (now + self._ts_offset) & MASK32
+        self._validation.on_sent(ts)
+        return ts
+
+    def _note_echoes(self, acks: list[tuple[int, int]], now: int) -> None:
+        """The peer has repeated our timestamps."""
+        if not self._validation.is_validated:
+            any(self._validation.on_echo(ts) for _, ts in acks)
+        rtt = (now + self._ts_offset - acks[-1][1]) & MASK32
         if rtt < HALF32:
             self.rtt.sample(rtt)
             self.control.on_rtt(rtt, now)
-            self.echoed_at = now - rtt
 
     def _note_una(self, una: int, now: int) -> None:
         # Whoever has once told a higher una never goes back to the first one, unless he has been restarted.
@@ -353,6 +363,10 @@ class Kcp:
         self._counters.repeated += not recovered
 
     # -- below: sending ------------------------------------------------------------------------
+
+    def drop_headroom(self, size: int) -> None:
+        """So many bytes fewer are added before a datagram from now on."""
+        self._headroom -= size
 
     def probe(self) -> None:
         """Ask the peer for its window: any living peer answers."""

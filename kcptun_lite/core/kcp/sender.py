@@ -7,7 +7,7 @@ Wire    docs/protocol.md, "KCP": sending
 Cost    about 1.1 us per segment
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.kcp.congestion import CongestionControl, Flight
@@ -17,7 +17,7 @@ from kcptun_lite.core.kcp.pacing import Pacer
 from kcptun_lite.core.kcp.rtt import RttEstimator
 from kcptun_lite.core.kcp.send_queue import SendQueue
 from kcptun_lite.core.kcp.send_window import Cause, SendWindow
-from kcptun_lite.core.wire import KCP_PUSH, MASK32
+from kcptun_lite.core.wire import KCP_PUSH
 
 # Bytes that may wait for the window besides what is in flight. Short, so that a quiet stream's request
 # does not stand behind a bulk stream's backlog; long enough to fill a batch when acknowledgements come.
@@ -46,9 +46,9 @@ class Sender:
         *,
         mss: int,
         nodelay: int,
-        ts_offset: int,
+        clock: Callable[[int], int],
     ) -> None:
-        """`ts_offset`: ms that timestamps on the wire are ahead of `now`."""
+        """`clock` gives the timestamp on the wire, 32 bits, for what is sent at `now`."""
         self.control = control
         self.window = window
         self.queue = SendQueue(mss)
@@ -58,7 +58,7 @@ class Sender:
         self._counters = counters
         self._mss = mss
         self._nodelay = nodelay
-        self._ts_offset = ts_offset
+        self._clock = clock
         self._pacer = Pacer()
         self._model = control if isinstance(control, LineModel) else None
         window.doubts_runs = self._model is not None  # a window that is set may be too small to wait
@@ -172,7 +172,7 @@ class Sender:
         return is_complete
 
     def _flight(self, now: int) -> Flight:
-        return self.control.flight((now + self._ts_offset) & MASK32, now)
+        return self.control.flight(self._clock(now), now)
 
     def _write_again(self, writer: DatagramWriter, now: int, limit: int, *, early: bool) -> bool:
         window, control, counters = self.window, self.control, self._counters
@@ -204,8 +204,8 @@ class Sender:
     # -- copies --------------------------------------------------------------------------------
 
     def _write_copies(self, writer: DatagramWriter, now: int) -> bool:
-        ts = (now + self._ts_offset) & MASK32
         for segment in self.window.repeats(now):
+            ts = self._clock(now)
             if not writer.write(KCP_PUSH, ts, segment.sn, segment.payload):
                 return False
             self._counters.copied += 1

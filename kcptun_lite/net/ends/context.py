@@ -12,9 +12,10 @@ from typing import NamedTuple
 from kcptun_lite.core.batch.packets import Address
 from kcptun_lite.core.batch.pool import BufferPool
 from kcptun_lite.core.budget import SESSION_COST, Share
-from kcptun_lite.core.conversation import Conversation, ConversationParams
+from kcptun_lite.core.conversation import Conversation
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.crypt.crypt import PacketCrypt, make_crypt
+from kcptun_lite.core.params import ConversationParams
 from kcptun_lite.errors import SessionError
 from kcptun_lite.net.ends.failed_packets import FailedPackets
 from kcptun_lite.net.session.session import Session
@@ -64,6 +65,8 @@ class SessionContext(NamedTuple):
             tailroom=crypt.tailroom,
             now=now,
             share=Share(self.pool.budget, SESSION_COST),
+            is_validated=is_client,
+            ts_offset=int.from_bytes(os.urandom(4), "little"),
         )
         return Session(
             conversation,
@@ -74,7 +77,6 @@ class SessionContext(NamedTuple):
             ticker=self.ticker,
             counters=counters,
             rate=self.rate,
-            is_validated=is_client,
             owns_socket=is_client,
             on_stream=on_stream,
             on_trouble=on_trouble,

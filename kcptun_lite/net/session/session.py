@@ -53,7 +53,6 @@ class Session:
         ticker: UpdateThread,
         counters: Counters,
         rate: int,
-        is_validated: bool,
         owns_socket: bool,
         on_stream: Callable[["Session", Stream], None],
         on_trouble: Callable[["Session"], None],
@@ -62,8 +61,6 @@ class Session:
         """`crypt` seals for this session alone; callbacks run without any lock held.
 
         `rate`: bytes a second sent at most, 0 for no limit.
-        `is_validated`: the peer is known to be at `remote`. Until it has acknowledged something of ours no stream
-        gets an answer, and no more bytes go out than have come from there: nobody can have us flood another host.
         `owns_socket`: nobody else uses `udp`; it is closed with the session (clients).
         `on_trouble`: the way to the peer is in doubt; called again every second while it is.
         """
@@ -75,12 +72,6 @@ class Session:
         self.opened_at = self.heard_at = monotonic_ms()
         self.receiver: Thread | None = None
         "the thread that receives for this session alone (clients)"
-        self.is_validated = is_validated
-        if not is_validated:
-            conversation.await_validation()
-        self._credit = 0
-        "bytes received from an unvalidated peer less those sent there"
-        self._is_holding_back = False
         self._nonsense: SessionError | None = None
         "the peer's stream makes none: the session ends as soon as the peer could be told what we speak"
         self._probed_at = 0
@@ -113,6 +104,11 @@ class Session:
 
     def start(self) -> None:
         self._ticker.attach(self)
+
+    @property
+    def is_validated(self) -> bool:
+        """Whether the peer is known to be where its packets come from; until then it is sent little."""
+        return self.conversation.validation.is_validated
 
     @property
     def is_closed(self) -> bool:
@@ -187,12 +183,9 @@ class Session:
             was_cut_off = self._silence_locked(now) >= self._probe_timeout_locked()
             self.heard_at, self._send_error = now, None
             is_elsewhere = source is not None and source != self.remote
-            if not self.is_validated:
-                size = sum(map(len, packets)) + len(packets) * (self._crypt.headroom + self._crypt.tailroom)
-                self._credit = size if is_elsewhere else self._credit + size
             before = self.conversation.progress()
             try:
-                self.conversation.receive_packets(packets, now)
+                self.conversation.receive_packets(packets, now, is_elsewhere=is_elsewhere)
             except RemoteProtocolError as exc:
                 self._nonsense = self._nonsense or _nonsense(exc)
             except Exception as exc:  # a bug: what was being done is half done, so this session ends
@@ -204,9 +197,6 @@ class Session:
             if source is not None and is_elsewhere and (after != before or not self.is_validated):
                 self.remote = source
                 has_moved = True
-            if not self.is_validated and after[0] != before[0]:
-                self.is_validated = True
-                self.conversation.validate_peer(now)
             if self.conversation.has_peer_restarted(now):
                 failure = DeadLink("the other end knows nothing of this session: it was restarted, or has dropped it")
             opened = self._dispatch_locked()
@@ -217,7 +207,7 @@ class Session:
             self._on_stream(self, stream)
         if not failure:
             self.settle()
-        if failure or (self._nonsense and not self._is_holding_back):
+        if failure or (self._nonsense and not self.conversation.is_holding_back):
             self.close(failure)
         return has_moved
 
@@ -415,8 +405,6 @@ class Session:
                     if self._closed and not conversation.flush_wanted:
                         return True
                     more = conversation.packets_to_send(batch, now)
-                    if not self.is_validated:
-                        self._hold_back_locked(batch)
                     if self.writers and conversation.kcp.send_room > 0:
                         self.writers[0].wake_writer_locked()
                     deadline = conversation.next_deadline()
@@ -437,17 +425,6 @@ class Session:
             if deadline is not None:
                 self._ticker.wake(self, deadline)
         return True
-
-    def _hold_back_locked(self, batch: PacketBatch) -> None:
-        """Drop all from the first packet on that is more than an unvalidated peer has sent."""
-        self._is_holding_back = False
-        for index, length in enumerate(batch.lengths):
-            if length > self._credit:
-                self._is_holding_back = True
-                for rest in range(index, len(batch)):
-                    batch.drop(rest)
-                return
-            self._credit -= length
 
     # -- the end -------------------------------------------------------------------------------
 

@@ -98,10 +98,17 @@ def room() -> Iterator[Room]:
 
 
 def prove(session: Session) -> None:
-    """The client acknowledges what the server has sent first, its ping."""
+    """The client acknowledges what the server has sent first, its hello, and repeats its timestamp."""
     una = session.conversation.kcp.window.snd_nxt
-    session.receive([segment(conv=session.conversation.conv, cmd=KCP_ACK, sn=una - 1, una=una)], monotonic_ms())
+    (ts, *_) = [ts for _, cmd, _, _, ts, *_ in headers(sent(session)) if cmd == KCP_PUSH]
+    ack = segment(conv=session.conversation.conv, cmd=KCP_ACK, sn=una - 1, una=una, ts=ts)
+    session.receive([ack], monotonic_ms())
     assert session.is_validated
+
+
+def sent(session: Session) -> list[bytes]:
+    udp = cast(FakeUdp, session._udp)
+    return [packet for packet, to in udp.sent if to == session.remote]
 
 
 def headers(packets: Sequence[bytes]) -> list[tuple[int, ...]]:

@@ -196,7 +196,7 @@ def unvalidated(request: pytest.FixtureRequest, clock: Clock) -> Iterator[Wire]:
         yield wire
 
 
-def test_an_unvalidated_peer_is_sent_no_byte_more_than_it_has_sent_and_no_stream_data(
+def test_an_unvalidated_peer_is_sent_three_times_what_it_has_sent_and_no_byte_more(
     unvalidated: Wire, clock: Clock
 ) -> None:
     client, server = unvalidated.client, unvalidated.server
@@ -210,20 +210,20 @@ def test_an_unvalidated_peer_is_sent_no_byte_more_than_it_has_sent_and_no_stream
         if server.opened and not server.session.writers:
             in_background(server.opened[0].write, memoryview(BANNER))  # ends with the session
             wait_until_waiting(server.opened[0], to_write=True)
-        assert server.sent_bytes <= heard
+        assert server.sent_bytes <= 3 * heard
         clock.now += 100
         client.session.update(clock.now)
         server.session.update(clock.now)
-    assert 0 < server.sent_bytes <= heard
+    assert 0 < server.sent_bytes <= 3 * heard
     assert not server.session.is_validated
-    assert server.session.conversation.kcp.send_bytes < 100, "small frames, no stream data"
+    assert server.session.conversation.kcp.send_bytes < 3 * heard, "what cannot be sent is not taken"
 
 
-def test_the_first_answer_is_no_longer_than_the_question_and_proves_the_peer_at_once(unvalidated: Wire) -> None:
+def test_the_first_packets_prove_the_peer_at_once(unvalidated: Wire) -> None:
     stream = unvalidated.client.session.open_stream()
     asked = unvalidated.client.sent_bytes
     assert unvalidated._carry_one(unvalidated.client, unvalidated.server)
-    assert 0 < unvalidated.server.sent_bytes <= asked
+    assert 0 < unvalidated.server.sent_bytes <= 3 * asked
     writing = in_background(unvalidated.server.opened[0].write, memoryview(BANNER))  # a target that speaks first
     wait_until_waiting(unvalidated.server.opened[0], to_write=True)
     unvalidated.carry()  # no time passes
@@ -273,7 +273,7 @@ def test_what_came_from_one_address_is_not_paid_back_to_another(unvalidated: Wir
         clock.now += 100
         server.session.update(clock.now)
     assert {to for _, to in server.udp.sent} <= {ELSEWHERE}
-    assert server.sent_bytes <= len(again)
+    assert server.sent_bytes <= 3 * len(again)
 
 
 # -- everything at once --------------------------------------------------------------------------------------

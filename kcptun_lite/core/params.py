@@ -1,0 +1,55 @@
+"""What an end is set to, as the core sees it.
+
+In      numbers and switches
+Out     `ConversationParams`
+Knows   which of them a peer changes. Not: options, where they come from
+Wire    WIRE.md 8.1
+"""
+
+from typing import NamedTuple
+
+from kcptun_lite.core.batch.pool import BATCH_BYTES
+from kcptun_lite.core.batch.strided import PACKET_ALIGNMENT
+from kcptun_lite.core.kcp.kcp import KcpParams
+from kcptun_lite.core.wire import (
+    FEC_DEFAULT_SHARDS,
+)
+
+
+class ConversationParams(NamedTuple):
+    """What an end is set to (WIRE.md 8.1); sizes in bytes, times in ms."""
+
+    kcp: KcpParams
+    data_shards: int = 10
+    parity_shards: int = 3
+    has_own_shards: bool = True
+    "False: they are kcptun's, for want of others, and two of ours do without"
+    compress: bool = True
+    smux_version: int = 1
+    max_frame: int = 32_768
+    smux_buffer: int = 4_194_304
+    stream_buffer: int = 2_097_152
+    keepalive: int = 10_000
+    max_streams: int = 1024
+    adapts: bool = False
+    "take smux version and compression from the peer's first bytes (servers)"
+
+    @property
+    def has_fec(self) -> bool:
+        return self.data_shards > 0 and self.parity_shards > 0
+
+    @property
+    def batch_bytes(self) -> int:
+        """The size of batch a conversation needs: a group's parity must fit beside its data."""
+        slot = -(-self.kcp.mtu // PACKET_ALIGNMENT) * PACKET_ALIGNMENT
+        return max(BATCH_BYTES, (self.parity_shards + 16) * slot)
+
+    def answering(self, *, fec: bool) -> "ConversationParams":
+        """What to be set to for a peer whose first packet has a FEC header, or has none.
+
+        Who adapts answers in kind, because kcptun of 2017 reads either FEC or bare packets (WIRE.md 3.4).
+        """
+        if not self.adapts or fec == self.has_fec:
+            return self
+        data, parity = FEC_DEFAULT_SHARDS if fec else (0, 0)
+        return self._replace(data_shards=data, parity_shards=parity)
