@@ -19,6 +19,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any, NamedTuple
@@ -27,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tests.programs import Target, receive_exactly, start_client, start_server
 from tools import bench_link
-from tools.bench_link import ECHO, SINK, SOURCE, Bulk, FarEnd, Requests, Road, Result, summary
+from tools.bench_link import ECHO, Bulk, FarEnd, Requests, Result, Road, summary
 from tools.link import Line, Link
 
 KEY = {"key": "bench"}
@@ -65,7 +66,7 @@ def road_of(link: Link, tunnel: str) -> Iterator[Road]:
     """A tunnel with no option but its key, or plain TCP with a congestion control."""
     kind, _, control = tunnel.partition("-")
     if kind == "tcp":
-        bench_link.tune = lambda sock: tune(sock, control)
+        bench_link.tune = partial(tune, control=control)
     bench_link.OPTIONS = KEY
     road = Road(link, kind if kind == "tcp" else tunnel, "")
     road._options = dict(KEY)
@@ -152,7 +153,7 @@ def measure_sharing(first: str, second: str, kind: Kind, line: Line, seconds: fl
         bulks = []
         for road, tunnel in zip(roads, (first, second), strict=True):
             if tunnel.startswith("tcp"):
-                bench_link.tune = lambda sock, control=tunnel.partition("-")[2]: tune(sock, control)
+                bench_link.tune = partial(tune, control=tunnel.partition("-")[2])
             bulks.append(Bulk(road, "down"))
             sleep(WARM_UP)
         before = [bulk.received for bulk in bulks]
@@ -172,16 +173,19 @@ def measure_sharing(first: str, second: str, kind: Kind, line: Line, seconds: fl
 
 def show(result: Result) -> str:
     line = result["line"]
-    where = f"{line['rate_mbit']:g} Mbit/s {2 * line['delay_ms']:g} ms queue {line['queue_kb']:.0f} kB loss {line['loss']:.0%}"
+    where = f"{line['rate_mbit']:g} Mbit/s {2 * line['delay_ms']:g} ms queue {line['queue_kb']:.0f} kB"
+    where += f" loss {line['loss']:.0%}"
     where += " bursts" if line["burst_ms"] else ""
     if result["part"] == "goodput":
         quiet = result["quiet"]
         what = (
-            f"{result['direction']:4} {result['mbit']:6.1f} Mbit/s {result['of_line']:4.0%} wire {result['wire_per_payload']:.2f}"
-            f" own loss {result['overflowed']:.2%} quiet p50 {quiet['p50']} p95 {quiet['p95']}"
+            f"{result['direction']:4} {result['mbit']:6.1f} Mbit/s {result['of_line']:4.0%} "
+            f"wire {result['wire_per_payload']:.2f} own loss {result['overflowed']:.2%} quiet p50 {quiet['p50']} p95 {quiet['p95']}"
         )
     elif result["part"] == "sharing":
-        what = " : ".join(f"{mbit:.1f} ({share:.0%})" for mbit, share in zip(result["mbit"], result["shares"], strict=True))
+        what = " : ".join(
+            f"{mbit:.1f} ({share:.0%})" for mbit, share in zip(result["mbit"], result["shares"], strict=True)
+        )
     else:
         what = f"{result['part']} p50 {result['p50']} p95 {result['p95']} p99 {result['p99']} max {result['max']}"
     return f"{where:55} {result['tunnel']:12} {what}"

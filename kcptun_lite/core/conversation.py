@@ -424,6 +424,7 @@ class Conversation:
                 self._settle_smux(data[0] if data[0] in (1, 2) else self.params.smux_version)
             self._events += self._streams.feed(data)
             if self._streams.is_peer_ours:
+                self.kcp.know_ours()
                 self._do_without_fec()
             if self._is_client and not self._has_answered:
                 self._has_answered = True

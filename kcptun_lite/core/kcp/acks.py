@@ -15,9 +15,13 @@ HALF32 = 0x80000000
 class AckList:
     """Owed ACKs: of early segments, and of the newest segment if that came in order (`una` tells of the others)."""
 
-    __slots__ = ("_early", "_tail", "count", "due_at", "latest_ts")
+    __slots__ = ("_early", "_last", "_tail", "count", "due_at", "latest_ts", "says_twice")
 
     def __init__(self) -> None:
+        self.says_twice = False
+        "each ACK of an early segment goes in two datagrams: a lost one would have all it names sent again"
+        self._last: dict[int, int] = {}
+        "ACKs of early segments that the last datagrams had, and the next ones shall have again"
         self._early: dict[int, int] = {}
         self._tail: tuple[int, int] | None = None
         self.count = 0
@@ -44,7 +48,8 @@ class AckList:
     def pending(self, rcv_nxt: int) -> list[tuple[int, int]]:
         """What to write: what lies before `rcv_nxt` is told by `una`, but the last one always goes, for its ts."""
         early = self._early
-        owed = [(sn, ts) for sn, ts in early.items() if (sn - rcv_nxt) & MASK32 < HALF32]
+        owed = [entry for entry in self._last.items() if (entry[0] - rcv_nxt) & MASK32 < HALF32]
+        owed += [(sn, ts) for sn, ts in early.items() if (sn - rcv_nxt) & MASK32 < HALF32]
         if self._tail is not None:
             owed.append(self._tail)
         elif early and not (owed and owed[-1][0] == next(reversed(early))):
@@ -60,6 +65,9 @@ class AckList:
 
     def clear(self) -> None:
         """All have gone, or something else says the same."""
+        self._last.clear()
+        if self.says_twice:
+            self._last, self._early = self._early, self._last
         self._early.clear()
         self._tail = None
         self.count = 0

@@ -364,6 +364,10 @@ class Kcp:
 
     # -- below: sending ------------------------------------------------------------------------
 
+    def know_ours(self) -> None:
+        """The peer is of our kind: it counts no ACK twice."""
+        self._acks.says_twice = True
+
     def drop_headroom(self, size: int) -> None:
         """So many bytes fewer are added before a datagram from now on."""
         self._headroom -= size

@@ -16,6 +16,7 @@ that does not help it is somebody else's, and for a while we hold our share as B
 
 from collections import deque
 from enum import Enum
+from typing import NamedTuple
 
 from kcptun_lite.core.kcp.congestion import CongestionControl, Flight
 
@@ -25,7 +26,8 @@ SHORT_RTT = 4  # ms; below it clocks and threads are what is measured, and the w
 SHORT_WINDOW = 2048  # segments, there
 ROUND_MIN = 20  # ms
 SMOOTHED_ROUNDS = 3  # that one rate is measured over
-RATE_ROUNDS = 10  # rounds that the greatest rate is taken of
+SHORTFALL = 0.85  # of the rate arriving where no queue tells why ...
+SHORT_ROUNDS = 4  # ... for so many rounds: the line has become slower, or drops what is above its rate
 QUEUE_LEAST, QUEUE_MOST = 5, 15  # ms of standing queue that are let be; an eighth of the round trip between those
 PROBE_FOUND = 0.6  # of what a probe sends more must arrive, then there is room for it
 PROBE_QUEUE = 12  # ms of queue that a probe may make
@@ -55,6 +57,21 @@ class State(Enum):
     PROBE_RTT = "probe rtt"
 
 
+class Round(NamedTuple):
+    """What one round trip has shown."""
+
+    rate: float
+    "segments per ms, over some rounds"
+    latest: float
+    "the same, over this one alone"
+    is_limited: bool
+    "by what there was to send"
+    has_queue: bool
+    "all of its round trips were longer than the least"
+    has_grown: bool
+    "the rate is well above all that was seen before"
+
+
 class LineModel(CongestionControl):
     """Window and rate from what the line delivers."""
 
@@ -73,7 +90,6 @@ class LineModel(CongestionControl):
         self._window_max = window_max
         self._gain = 1.0
         self._delivered = 0
-        self._rates: deque[float] = deque(maxlen=RATE_ROUNDS)
         self._round_end = 0  # `_delivered` when the first segment of this round was sent
         self._round_begin = 0  # `_delivered` when this round began
         self._round_at: int | None = None
@@ -83,7 +99,7 @@ class LineModel(CongestionControl):
         self._was_limited = True  # the application was the limit in the last round
         self._queue = 0  # ms; what the latest round trip was above the least
         self._rounds_in_state = 0
-        self._full_rounds = 0
+        self._full_rounds = self._short_rounds = 0
         self._probe_gain = 1.0
         self._probe_base = 0.0
         self._marks: deque[tuple[int, int]] = deque(maxlen=SMOOTHED_ROUNDS)
@@ -102,7 +118,7 @@ class LineModel(CongestionControl):
 
     def pacing_rate(self, srtt: int) -> float:
         if not self.min_rtt or self._is_short:
-            return 0.0
+            return 0.0  # nothing known, or nothing that could be kept to
         if self.state is State.STARTUP:
             return max(self.window, INITIAL_WINDOW) * 1.25 / max(srtt, 1)
         # Draining makes up for no losses: they may be of our own making.
@@ -120,7 +136,7 @@ class LineModel(CongestionControl):
 
     @property
     def _is_short(self) -> bool:
-        return self.min_rtt < SHORT_RTT
+        return 0 < self.min_rtt < SHORT_RTT
 
     @property
     def _full_line(self) -> float:
@@ -182,8 +198,7 @@ class LineModel(CongestionControl):
         rtts = self._recent_rtts
         has_queue = len(rtts) == STARTUP_SAMPLES and min(rtts) - self.min_rtt > self.queue_allowed
         if has_queue and elapsed >= ROUND_MIN and self.min_rtt >= SHORT_RTT:
-            self._rates.append((self._delivered - self._round_begin) / elapsed)
-            self.rate = max(self._rates)
+            self.rate = max(self.rate, (self._delivered - self._round_begin) / elapsed)
             self._enter(State.DRAIN, now)
             self._set_window()
 
@@ -200,14 +215,13 @@ class LineModel(CongestionControl):
         self._idle_time = 0
         has_queue = self._round_rtt - self.min_rtt > self.queue_allowed
         rate = self._smooth(latest, is_limited, now)
-        if not is_limited or rate > self.rate:
-            self._rates.append(rate)
-            self.rate = max(self._rates)
+        has_grown = rate >= STARTUP_GROWTH * self.rate
+        self.rate = max(self.rate, rate)
         self._learn_loss()
         self._rounds_in_state += 1
         if self.state is State.PROBE:
             self._gain = 1.0  # the round after it brings the verdict
-        self._decide(rate, latest, is_limited, has_queue, now)
+        self._decide(Round(rate, latest, is_limited, has_queue, has_grown), now)
         self._set_window()
         self._round_at, self._round_begin, self._round_end = now, self._delivered, self._delivered
         self._round_rtt = 0
@@ -228,38 +242,47 @@ class LineModel(CongestionControl):
             self._steady_sent *= LOSS_MEMORY
             self._steady_lost *= LOSS_MEMORY
 
-    def _decide(self, rate: float, latest: float, is_limited: bool, has_queue: bool, now: int) -> None:
+    def _decide(self, seen: "Round", now: int) -> None:
         state = self.state
         if state is State.STARTUP:
-            grows = len(self._rates) < 2 or rate >= STARTUP_GROWTH * max(list(self._rates)[:-1])
-            self._full_rounds = 0 if grows or is_limited else self._full_rounds + 1
-            if not self._is_short and ((has_queue and not is_limited) or self._full_rounds >= STARTUP_ROUNDS):
-                self._forget_rates(rate)
+            self._full_rounds = 0 if seen.has_grown or seen.is_limited else self._full_rounds + 1
+            is_full = (seen.has_queue and not seen.is_limited) or self._full_rounds >= STARTUP_ROUNDS
+            if is_full and not self._is_short:
+                self._forget_rate(seen.rate)
                 self._enter(State.DRAIN, now)
         elif state is State.PROBE_RTT:
             if now - self._state_since >= max(PROBE_RTT_TIME, self.min_rtt):
                 self.min_rtt = self._probe_rtt_least or self.min_rtt
                 self._min_rtt_at = now
                 self._enter(State.CRUISE, now)
-        elif now - self._min_rtt_at > MIN_RTT_TIME and not is_limited:
+        elif now - self._min_rtt_at > MIN_RTT_TIME and not seen.is_limited:
             self._probe_rtt_least = 0
             self._enter(State.PROBE_RTT, now)
         elif self.is_shared:
-            self._hold_share(has_queue, now)
-        elif has_queue:
-            self._shrink(rate, is_limited, now)
+            self._hold_share(seen.has_queue, now)
+        elif seen.has_queue:
+            self._shrink(seen, now)
         elif state is State.PROBE:
-            self._judge_probe(latest, now)
-        elif state is State.CRUISE and self._rounds_in_state >= CRUISE_ROUNDS and not is_limited:
-            self._begin_probe(now)
+            self._judge_probe(seen.latest, now)
         elif state is State.DRAIN:
             self._enter(State.CRUISE, now)
+        elif not seen.is_limited:
+            self._cruise(seen, now)
 
-    def _shrink(self, rate: float, is_limited: bool, now: int) -> None:
+    def _cruise(self, seen: "Round", now: int) -> None:
+        """No queue: what arrives is what was sent, and says only that the line carries it; less says more."""
+        is_short = self._rounds_in_state > 2 and seen.rate < SHORTFALL * self.rate
+        self._short_rounds = self._short_rounds + 1 if is_short else 0
+        if self._short_rounds >= SHORT_ROUNDS:
+            self._forget_rate(seen.rate)
+        elif self._rounds_in_state >= CRUISE_ROUNDS:
+            self._begin_probe(now)
+
+    def _shrink(self, seen: "Round", now: int) -> None:
         """A queue has stood for a whole round: it is ours, or somebody else's."""
         self._steady_lost *= LOSS_DOUBT
-        if not is_limited:
-            self._forget_rates(rate)
+        if not seen.is_limited:
+            self._forget_rate(seen.rate)
         if self.state is not State.DRAIN:
             self._enter(State.DRAIN, now)
         elif self._rounds_in_state >= DRAIN_ROUNDS:
@@ -284,17 +307,16 @@ class LineModel(CongestionControl):
         self._probe_gain = 1 + min(max(PROBE_QUEUE / self.min_rtt, 0.05), 0.25)
         self._enter(State.PROBE, now)
 
-    def _forget_rates(self, rate: float) -> None:
-        self._rates.clear()
-        self._rates.append(rate)
+    def _forget_rate(self, rate: float) -> None:
         self.rate = rate
+        self._short_rounds = 0
 
     def _judge_probe(self, latest: float, now: int) -> None:
         """What a round of probing has sent is seen delivered a round later."""
         if self._rounds_in_state < 2:
             return
         if latest >= self._probe_base * (1 + (self._probe_gain - 1) * PROBE_FOUND):
-            self._forget_rates(latest)
+            self._forget_rate(latest)
             self._marks.clear()
             self._probe_base = self.rate
             self._probe_gain = min(1 + 2 * (self._probe_gain - 1), 2.0)

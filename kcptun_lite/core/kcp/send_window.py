@@ -15,7 +15,8 @@ from kcptun_lite.core.kcp.congestion import Flight
 from kcptun_lite.core.wire import KCP_RTO_INITIAL, KCP_RTO_MAX, MASK32, diff32
 
 HALF32 = 0x80000000
-RUN = 6  # segments; losses by chance seldom come so many in a row
+RUN = 6  # segments; losses by chance seldom come so many in a row ...
+DOUBT = 2  # ... so we wait for so many loss delays, while `una` has not come that far
 HEAD = 32  # segments at the head of the window whose timeouts are believed at once, whatever else is silent
 
 
@@ -80,7 +81,7 @@ class SendWindow:
         self.needless = 0
         "segments sent again although an earlier sending arrived"
         self.doubts_runs = False
-        "whether a long run of missing segments is rather a lost datagram of ACKs"
+        "whether a long run of missing segments is rather a lost datagram of ACKs, and ACKs may come twice"
         self._fast_limit = fast_limit
         self._newest: Flight | None = None
         "the newest sending acknowledged since `take_progress`"
@@ -169,7 +170,9 @@ class SendWindow:
                     freed += len(segment.payload)
                     segment.payload = b""
                     self.needless += segment.resends > 0 and sent_at < flight.sent_at
-                live.append((index, sent_at))
+                    live.append((index, sent_at))
+                elif not self.doubts_runs:  # kcp-go counts an ACK that comes twice twice
+                    live.append((index, sent_at))
                 self._note_delivered(flight, sent_at)
         if live:
             self._count_skips(live)
@@ -271,7 +274,7 @@ class SendWindow:
         """
         is_any_held = False
         for segment, _ in run:
-            until = segment.flight.sent_at + 2 * loss_delay
+            until = segment.flight.sent_at + DOUBT * loss_delay
             if not segment.is_given_up and now < until:
                 segment.hold_until = until
                 is_any_held = True
@@ -304,9 +307,10 @@ class SendWindow:
 
     # -- copies of thin traffic ----------------------------------------------------------------
 
-    def plan_repeats(self, first_sn: int, delays: Sequence[int]) -> None:
-        """Have the segments from `first_sn` on sent again so many ms after their first sending, unless acknowledged."""
-        segments = self.segments[first_sn - self.snd_una :]
+    def plan_repeats(self, first_sn: int, delays: Sequence[int], count: int) -> None:
+        """Have `count` segments from `first_sn` on go again so many ms after their sending, unless acknowledged."""
+        first = first_sn - self.snd_una
+        segments = self.segments[first : first + count]
         for delay in delays:
             for segment in segments:
                 self._repeats.append((segment.flight.sent_at + delay, segment, segment.flight))

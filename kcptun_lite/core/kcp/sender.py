@@ -64,6 +64,8 @@ class Sender:
         window.doubts_runs = self._model is not None  # a window that is set may be too small to wait
         self._copy_credit = float(COPY_BURST)
         self._copies_at = 0
+        self._resend_at: int | None = None
+        "ms; when what is believed lost, and did not go, may go"
 
     # -- above ---------------------------------------------------------------------------------
 
@@ -122,8 +124,9 @@ class Sender:
     def deadlines(self) -> list[int]:
         """ms of what is due though nothing happens before."""
         window = self.window
-        found = [at for at in (window.next_resend, window.next_repeat) if at is not None]
-        if self._pacer.resume_at is not None and (self.queue.size or window.has_fast):
+        resend_at = window.next_resend if self._resend_at is None else self._resend_at
+        found = [at for at in (resend_at, window.next_repeat) if at is not None]
+        if self._pacer.resume_at is not None and self.queue.size:
             found.append(self._pacer.resume_at)
         return found
 
@@ -177,11 +180,17 @@ class Sender:
     def _write_again(self, writer: DatagramWriter, now: int, limit: int, *, early: bool) -> bool:
         window, control, counters = self.window, self.control, self._counters
         due = window.due(now, self._rtt.loss_delay, early=early)
+        self._resend_at = None
         if not due:
             return True
+        # An outage is repaired at the line's rate, too. A window that was set is not paced here: kcptun's is not.
+        allowed = len(due)
+        if self._model:
+            allowed = self._pacer.room(now, len(due), self._model.pacing_rate(self._rtt.srtt))
+            self._resend_at = self._pacer.resume_at
         rto, flight = self._rtt.rto, self._flight(now)
         skipped = timed_out = False
-        for segment, cause in due:
+        for segment, cause in due[:allowed]:
             if not writer.write(KCP_PUSH, flight.ts, segment.sn, segment.payload):
                 return False
             control.on_lost(segment.flight)
@@ -195,7 +204,10 @@ class Sender:
                 counters.fast_retransmitted += cause is Cause.FAST
                 counters.early_retransmitted += cause is Cause.EARLY
                 skipped = True
-        self._pacer.spend(len(due))
+            if self._model and segment.resends > 1 and self._model.min_rtt >= SHORT_RTT:
+                # Everything behind it waits: what was lost twice goes twice.
+                window.plan_repeats(segment.sn, COPY_DELAYS[:1], 1)
+        self._pacer.spend(allowed)
         # One more walk, so that the next deadline and the flags are exact again.
         window.due(now, self._rtt.loss_delay, early=False)
         control.on_retransmission(window.snd_nxt - window.snd_una, limit, skipped=skipped, timed_out=timed_out)
@@ -225,4 +237,4 @@ class Sender:
             left *= model.loss
             count += 1
         if count:
-            self.window.plan_repeats(first, COPY_DELAYS[:count])
+            self.window.plan_repeats(first, COPY_DELAYS[:count], self.window.snd_nxt - first)
