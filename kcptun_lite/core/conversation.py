@@ -364,8 +364,8 @@ class Conversation:
             window.open_wide()
         elif window.on_received(kcp.received.next_sn, kcp.rtt.latest, now) and self._smux:
             self.ping()
-        if window.limit != before and not self.share.is_limited:
-            kcp.resize_window(window.limit)
+        if window.limit != before:
+            kcp.advertise(window.limit)
 
     def _do_without_fec(self) -> None:
         """Both ends are ours, and nobody has asked for error correction: repetition costs less where losses are few."""
@@ -463,7 +463,8 @@ class Conversation:
         allowance = share.update(self._sending_bytes() + received, received, incoming, RECEIVE_LEAST)
         if share.is_limited:
             kcp = self.kcp
-            kcp.resize_window(min(self._window.limit, kcp.received.unread_count + allowance // SEGMENT_BYTES))
+            most = max(self.params.kcp.rcv_wnd, self.params.kcp.rcv_wnd_max)
+            kcp.resize_window(min(most, kcp.received.unread_count + allowance // SEGMENT_BYTES))
             decoder = self._decoder
             decoder.held_limit = min(HELD_BYTES_MAX, max(FEC_LEAST, decoder.held_bytes + allowance // 2))
 

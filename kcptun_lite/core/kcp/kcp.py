@@ -104,7 +104,8 @@ class Kcp:
         """
         self.conv = conv
         self.mss = params.mtu - headroom - tailroom - KCP_HEADER_SIZE
-        self.received = ReceiveWindow(params.rcv_wnd, first_sn)
+        self.received = ReceiveWindow(max(params.rcv_wnd, params.rcv_wnd_max), first_sn)
+        self.received.advertised = params.rcv_wnd
         self.rmt_wnd = KCP_WND_INITIAL
         self.rtt = RttEstimator(KCP_RTO_MIN_NODELAY if params.nodelay else KCP_RTO_MIN, params.interval)
         self.window = SendWindow(params.resend, first_sn)
@@ -169,6 +170,13 @@ class Kcp:
     def resize_window(self, segments: int) -> None:
         """Receive no more than this many segments that nobody reads; the peer is told when the window opens."""
         if self.received.resize(segments):
+            self._tell_window()
+
+    def advertise(self, segments: int) -> None:
+        """Tell the peer of a window of so many segments from now on, if there is room."""
+        was_shut = not self.received.free
+        self.received.advertised = segments
+        if was_shut and self.received.free:
             self._tell_window()
 
     def _tell_window(self) -> None:

@@ -18,11 +18,13 @@ class ReceiveWindow:
     `next_sn` (rcv_nxt) is a full integer; on the wire it is cut to 32 bits.
     """
 
-    __slots__ = ("_early", "_edge", "_runs", "count", "early_bytes", "limit", "next_sn")
+    __slots__ = ("_early", "_edge", "_runs", "advertised", "count", "early_bytes", "limit", "next_sn")
 
     def __init__(self, limit: int, first_sn: int = 0) -> None:
         self.limit = limit
         "segments in order that nobody reads, and as many beyond a gap"
+        self.advertised = limit
+        "segments that the peer is told of at most, though there may be room for more"
         self.next_sn = first_sn
         self.count = 0
         "segments in order that wait to be read"
@@ -36,7 +38,7 @@ class ReceiveWindow:
     @property
     def free(self) -> int:
         """Segments for which there is room, as the peer is told."""
-        return min(max(0, self.limit - self.count), WND_MAX)
+        return min(max(0, min(self.limit, self.advertised) - self.count), WND_MAX)
 
     @property
     def has_gap(self) -> bool:

@@ -87,6 +87,9 @@ class SendWindow:
         "the newest sending acknowledged since `take_progress`"
         self._progress = 0
         self._delivered_at: int | None = None  # ms; when the newest acknowledged sending was made
+        self._next_of_others: int | None = None
+        self._others_skipped = False
+        "of the segments that `due` has not named: the deadline and flag when the others have gone"
         self._repeats: deque[tuple[int, Segment, Flight]] = deque()
         self._copied: set[int] = set()
         "sn of segments of which copies went out, until one of them is acknowledged"
@@ -223,7 +226,7 @@ class SendWindow:
         later has been acknowledged either, the path or the peer may only be pausing, and a whole window would go
         again for nothing: behind the head of the window, which asks, such timeouts wait half as long again.
         `early`: nothing new is going out, so one skip is enough (RFC 5827 in spirit). The caller calls
-        `resent` for each one it sends; what finds no room in the batch is simply due again.
+        `resent` for each one it sends, and `settle` if it sends them all; the others are due again.
         """
         timed_out = self.next_resend is not None and now >= self.next_resend
         if not (timed_out or self.has_fast or (early and self.has_skipped)):
@@ -244,27 +247,35 @@ class SendWindow:
             at, fastack = segment.resend_at, segment.fastack
             if now < segment.hold_until and not is_head:
                 at = max(at, segment.hold_until)
-            elif fastack and 0 < self._fast_limit <= fastack:
-                run.append((segment, Cause.FAST))
-            elif fastack and early:
-                run.append((segment, Cause.EARLY))
+            elif fastack and (early or 0 < self._fast_limit <= fastack):
+                run.append((segment, Cause.FAST if 0 < self._fast_limit <= fastack else Cause.EARLY))
+                continue
             elif now >= at:
                 is_late = index >= HEAD and self._is_tail(segment)
                 lost_at = segment.flight.sent_at + (loss_delay * 3 // 2 if is_late else loss_delay)
                 if segment.is_given_up or now >= lost_at:
                     run.append((segment, Cause.TIMEOUT))
-                else:
-                    # The round trip has become longer since it was sent: a queue grows, nothing is lost.
-                    at = lost_at
+                    continue
+                # The round trip has become longer since it was sent: a queue grows, nothing is lost.
+                at = lost_at
             else:
                 skipped = skipped or fastack > 0
             if earliest is None or at < earliest:
                 earliest = at
         due += run
-        self.next_resend = earliest
+        self._next_of_others, self._others_skipped = earliest, skipped
+        if due:
+            self.next_resend = min([segment.resend_at for segment, _ in due] + ([] if earliest is None else [earliest]))
+        else:
+            self.next_resend = earliest
         self.has_skipped = skipped or bool(due)
         self.has_fast = bool(due) and self.has_fast
         return due
+
+    def settle(self) -> None:
+        """All that `due` has named last has been sent again."""
+        self.next_resend = self._next_of_others
+        self.has_skipped, self.has_fast = self._others_skipped, False
 
     def _hold(self, run: list[tuple[Segment, Cause]], now: int, loss_delay: int) -> bool:
         """Doubt that a long run is lost, with others acknowledged before and behind it; whether any segment is held.
@@ -302,8 +313,11 @@ class SendWindow:
         segment.is_given_up = False
         segment.flight = flight
         segment.resend_at = flight.sent_at + segment.rto
+        # The RTO may have become shorter since the first sending.
         if self.next_resend is None or segment.resend_at < self.next_resend:
-            self.next_resend = segment.resend_at  # the RTO may have become shorter since the first sending
+            self.next_resend = segment.resend_at
+        if self._next_of_others is None or segment.resend_at < self._next_of_others:
+            self._next_of_others = segment.resend_at
 
     # -- copies of thin traffic ----------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from kcptun_lite.core.wire import KCP_PUSH
 # Bytes that may wait for the window besides what is in flight. Short, so that a quiet stream's request
 # does not stand behind a bulk stream's backlog; long enough to fill a batch when acknowledgements come.
 QUEUE_TARGET = 128 * 1024
-QUEUE_TIME = 8  # ms of the line that may wait where its rate is known
+QUEUE_TIME = 5  # ms of the line that may wait where its rate is known
 QUEUE_LEAST = 16 * 1024  # bytes
 
 # Copies of thin traffic: a loss is repaired before anybody can have noticed it.
@@ -86,7 +86,7 @@ class Sender:
         queued = -(-self.queue.size // self._mss)
         limit = self.control.window
         room = limit + min(limit // 2, target // self._mss) - queued - self.window.unacked
-        return min(room, -(-target // self._mss)) if self._model else room
+        return min(room, -(-(target - self.queue.size) // self._mss)) if self._model else room
 
     def _queue_target(self) -> int:
         rate = self._model.pacing_rate(self._rtt.srtt) if self._model else 0.0
@@ -208,8 +208,8 @@ class Sender:
                 # Everything behind it waits: what was lost twice goes twice.
                 window.plan_repeats(segment.sn, COPY_DELAYS[:1], 1)
         self._pacer.spend(allowed)
-        # One more walk, so that the next deadline and the flags are exact again.
-        window.due(now, self._rtt.loss_delay, early=False)
+        if allowed == len(due):
+            window.settle()
         control.on_retransmission(window.snd_nxt - window.snd_una, limit, skipped=skipped, timed_out=timed_out)
         return True
 
