@@ -180,7 +180,8 @@ def show(result: Result) -> str:
         quiet = result["quiet"]
         what = (
             f"{result['direction']:4} {result['mbit']:6.1f} Mbit/s {result['of_line']:4.0%} "
-            f"wire {result['wire_per_payload']:.2f} own loss {result['overflowed']:.2%} quiet p50 {quiet['p50']} p95 {quiet['p95']}"
+            f"wire {result['wire_per_payload']:.2f} own loss {result['overflowed']:.2%} "
+            f"quiet p50 {quiet['p50']} p95 {quiet['p95']}"
         )
     elif result["part"] == "sharing":
         what = " : ".join(

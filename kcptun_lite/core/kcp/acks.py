@@ -37,10 +37,17 @@ class AckList:
         self.count += count
         self.latest_ts = ts
 
+    def again(self, sn: int, ts: int) -> None:
+        """An old segment has come again; if its ACK has not gone yet, it keeps the timestamp that came first."""
+        if self._tail is None or self._tail[0] != sn:
+            self._tail = (sn, ts)
+        self.count += 1
+        self.latest_ts = ts
+
     def early(self, sn: int, ts: int) -> None:
         """A segment has come before its turn."""
-        self._early.pop(sn, None)  # the newest entry is the last one
-        self._early[sn] = ts
+        first = self._early.pop(sn, ts)  # the newest entry is the last one, the timestamp that of what came first
+        self._early[sn] = first
         self._tail = None
         self.count += 1
         self.latest_ts = ts

@@ -316,13 +316,14 @@ class Kcp:
                 self.flush_wanted = Flush.EVERYTHING
         self._counters.in_segments += segments
         if segments:
-            self.sender.acknowledge(una, acks, wnd)
+            is_news = bool(acks) and self.window.is_news(acks[-1])
+            self.sender.acknowledge(una, acks, wnd, now)
             self.unanswered_since = None
             if not recovered:
                 self.rmt_wnd = wnd
                 self._note_una(una, now)
                 if acks and is_good:
-                    self._note_echoes(acks, now)
+                    self._note_echoes(acks, is_news, now)
         return is_good
 
     def _ts(self, now: int) -> int:
@@ -331,12 +332,12 @@ class Kcp:
         self._validation.on_sent(ts)
         return ts
 
-    def _note_echoes(self, acks: list[tuple[int, int]], now: int) -> None:
-        """The peer has repeated our timestamps."""
+    def _note_echoes(self, acks: list[tuple[int, int]], is_news: bool, now: int) -> None:
+        """The peer has repeated our timestamps; `is_news`: the last one for the first time."""
         if not self._validation.is_validated:
             any(self._validation.on_echo(ts) for _, ts in acks)
         rtt = (now + self._ts_offset - acks[-1][1]) & MASK32
-        if rtt < HALF32:
+        if rtt < HALF32 and (is_news or not self._acks.says_twice):
             self.rtt.sample(rtt)
             self.control.on_rtt(rtt, now)
 
@@ -362,7 +363,7 @@ class Kcp:
 
     def _receive_out_of_order(self, offset: int, sn: int, ts: int, payload: memoryview, recovered: bool) -> None:
         if offset >= HALF32:  # an old one again: our acknowledgement was lost
-            self._acks.in_order(sn, ts)
+            self._acks.again(sn, ts)
         elif self.received.is_within(self.received.next_sn + offset):
             self._acks.early(sn, ts)
             if self.received.keep_early(self.received.next_sn + offset, payload):

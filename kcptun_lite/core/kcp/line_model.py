@@ -29,11 +29,13 @@ SMOOTHED_ROUNDS = 3  # that one rate is measured over
 SHORTFALL = 0.85  # of the rate arriving where no queue tells why ...
 SHORT_ROUNDS = 4  # ... for so many rounds: the line has become slower, or drops what is above its rate
 QUEUE_LEAST, QUEUE_MOST = 5, 15  # ms of standing queue that are let be; an eighth of the round trip between those
+NOISE_FACTOR = 1.5  # times the jitter of single round trips that the least of several may be off
 PROBE_FOUND = 0.6  # of what a probe sends more must arrive, then there is room for it
 PROBE_QUEUE = 12  # ms of queue that a probe may make
 STARTUP_GROWTH = 1.25  # a round that brings less than so much more ...
 STARTUP_ROUNDS = 3  # ... so often in a row has found the line full
-STARTUP_SAMPLES = 8  # round trips in a row that must agree on a queue
+CLUMP = 40  # ms, or a round trip: so long all samples must agree on a queue, as acknowledgements may come in clumps
+CLUMP_SAMPLES = 4
 IDLE_PART = 8  # with nothing to send for more than this part of a round it is the application that is measured
 CRUISE_ROUNDS = 6  # between two probes
 DRAIN_ROUNDS = 4  # that must empty a queue of our own; one that stays then is somebody else's
@@ -41,6 +43,7 @@ SHARED_TIME = 5_000  # ms that we hold our share then, before we look again
 MIN_RTT_TIME = 10_000  # ms that a least round trip is believed without being seen again
 PROBE_RTT_TIME = 200  # ms, or a round trip: how long little is sent to see it
 ACK_DELAY = 20  # ms that a receiver may take to acknowledge; the window must not end before
+LOSS_EXPECTED = (100.0, 1.0)  # sent and lost, before anything is known
 LOSS_MOST = 0.2  # share of losses that are made up for
 LOSS_MEMORY = 7 / 8  # of the counts of losses, per round
 LOSS_DOUBT = 7 / 8  # where a queue stands, some of them were ours
@@ -83,7 +86,7 @@ class LineModel(CongestionControl):
         "ms; 0 before the first sample"
         self.rate = 0.0
         "segments per ms that the line delivers; 0 before the first round"
-        self.loss = 0.0
+        self.loss = LOSS_EXPECTED[1] / LOSS_EXPECTED[0]
         "share of what is sent that the line loses"
         self.is_shared = False
         "a queue stays that we do not make: others use the line"
@@ -97,6 +100,7 @@ class LineModel(CongestionControl):
         self._idle_since: int | None = None
         self._idle_time = 0  # ms of this round in which there was nothing to send
         self._was_limited = True  # the application was the limit in the last round
+        self._jitter = 0.0  # ms; how much one round trip differs from the one before
         self._queue = 0  # ms; what the latest round trip was above the least
         self._rounds_in_state = 0
         self._full_rounds = self._short_rounds = 0
@@ -104,8 +108,9 @@ class LineModel(CongestionControl):
         self._probe_base = 0.0
         self._marks: deque[tuple[int, int]] = deque(maxlen=SMOOTHED_ROUNDS)
         "when rounds have ended, and what was delivered then"
-        self._recent_rtts: deque[int] = deque(maxlen=STARTUP_SAMPLES)
-        self._steady_sent = self._steady_lost = 0.0
+        self._recent: deque[tuple[int, int]] = deque()
+        "when samples of the round trip were taken, and what they were; as long ago as a clump"
+        self._steady_sent, self._steady_lost = LOSS_EXPECTED
         self._min_rtt_at = 0
         self._state_since = 0
         self._shared_until = 0
@@ -126,8 +131,8 @@ class LineModel(CongestionControl):
 
     @property
     def queue_allowed(self) -> int:
-        """ms of standing queue that are let be."""
-        return min(max(self.min_rtt // 8, QUEUE_LEAST), QUEUE_MOST)
+        """ms of standing queue that are let be: less than that is noise."""
+        return min(max(self.min_rtt // 8, QUEUE_LEAST), QUEUE_MOST) + int(NOISE_FACTOR * self._jitter)
 
     @property
     def _sending_rate(self) -> float:
@@ -150,8 +155,8 @@ class LineModel(CongestionControl):
             self._idle_time += now - self._idle_since
             self._idle_since = None
         # A full queue loses packets, too: what is lost while there is none is the line's doing.
-        is_calm = 0 < self.min_rtt and self._queue <= self.queue_allowed // 2
-        is_steady = is_calm and (self._was_limited or self.state is State.CRUISE)
+        is_calm = self.state is State.CRUISE and self._queue <= self.queue_allowed // 2
+        is_steady = self.min_rtt > 0 and (is_calm or self._was_limited)
         return Flight(ts, now, self._delivered, is_steady)
 
     def on_sent(self, count: int, flight: Flight) -> None:
@@ -168,11 +173,10 @@ class LineModel(CongestionControl):
     def on_rtt(self, rtt: int, now: int) -> None:
         rtt = max(rtt, 1)
         self._round_rtt = min(self._round_rtt or rtt, rtt)
-        self._recent_rtts.append(rtt)
         if not self.min_rtt or rtt <= self.min_rtt + self.min_rtt // 32:
             self.min_rtt = min(self.min_rtt or rtt, rtt)
             self._min_rtt_at = now
-        self._queue = rtt - self.min_rtt
+        self._note_queue(rtt, now)
         if self.state is State.PROBE_RTT:
             self._probe_rtt_least = min(self._probe_rtt_least or rtt, rtt)
         elif self.state is State.PROBE and not self.is_shared and self._queue > self.queue_allowed:
@@ -191,13 +195,23 @@ class LineModel(CongestionControl):
         if newest.delivered >= self._round_end and now - self._round_at >= ROUND_MIN:
             self._end_round(now)
 
+    def _note_queue(self, rtt: int, now: int) -> None:
+        """Keep `_queue` true: what the least of the latest samples is above the least of all."""
+        recent = self._recent
+        if recent:
+            self._jitter += (abs(rtt - recent[-1][1]) - self._jitter) / 16  # as in RFC 3550, section 6.4.1
+        recent.append((now, rtt))
+        span = min(CLUMP, self.min_rtt)
+        while len(recent) > CLUMP_SAMPLES and recent[1][0] <= now - span:
+            recent.popleft()
+        is_known = len(recent) >= CLUMP_SAMPLES and recent[0][0] <= now - span
+        self._queue = min(sample for _, sample in recent) - self.min_rtt if is_known else 0
+
     def _watch_startup(self, now: int) -> None:
-        """Stop growing as soon as a queue is certain: the latest round trips all say so (HyStart)."""
+        """Stop growing as soon as a queue is certain (HyStart)."""
         assert self._round_at is not None
         elapsed = now - self._round_at
-        rtts = self._recent_rtts
-        has_queue = len(rtts) == STARTUP_SAMPLES and min(rtts) - self.min_rtt > self.queue_allowed
-        if has_queue and elapsed >= ROUND_MIN and self.min_rtt >= SHORT_RTT:
+        if self._queue > self.queue_allowed and elapsed >= ROUND_MIN and self.min_rtt >= SHORT_RTT:
             self.rate = max(self.rate, (self._delivered - self._round_begin) / elapsed)
             self._enter(State.DRAIN, now)
             self._set_window()

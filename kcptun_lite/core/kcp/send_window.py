@@ -15,6 +15,7 @@ from kcptun_lite.core.kcp.congestion import Flight
 from kcptun_lite.core.wire import KCP_RTO_INITIAL, KCP_RTO_MAX, MASK32, diff32
 
 HALF32 = 0x80000000
+NEVER = 1 << 62  # ms
 RUN = 6  # segments; losses by chance seldom come so many in a row ...
 DOUBT = 2  # ... so we wait for so many loss delays, while `una` has not come that far
 HEAD = 32  # segments at the head of the window whose timeouts are believed at once, whatever else is silent
@@ -107,9 +108,10 @@ class SendWindow:
 
     # -- acknowledgements ----------------------------------------------------------------------
 
-    def acknowledge_until(self, una: int) -> int:
+    def acknowledge_until(self, una: int, answers_since: int = NEVER) -> int:
         """Forget all segments before `una` (32 bits); returns their payload bytes.
 
+        `answers_since`: ms; what was sent later cannot have been answered yet, so an earlier sending has arrived.
         A `una` beyond snd_nxt is nonsense, one behind snd_una is old: both change nothing.
         """
         passed = (una - self.snd_una) & MASK32
@@ -122,6 +124,7 @@ class SendWindow:
             if not segment.acked:
                 self.unacked -= 1
                 freed += len(segment.payload)
+                self.needless += segment.resends > 0 and segment.flight.sent_at > answers_since
         self._progress += before - self.unacked
         last = segments[passed - 1]
         self._note_delivered(last.flight, last.flight.sent_at)
@@ -133,6 +136,11 @@ class SendWindow:
             self.next_resend = None
             self.has_skipped = self.has_fast = False
         return freed
+
+    def is_news(self, ack: tuple[int, int]) -> bool:
+        """Whether the (sn, ts) of an ACK names a segment that nothing has acknowledged before."""
+        index = (ack[0] - self.snd_una) & MASK32
+        return index < len(self.segments) and not self.segments[index].acked
 
     def lost_first_sendings(self, acks: Sequence[tuple[int, int]]) -> list[Flight]:
         """Sendings of which only a later copy has arrived, by the ACKs of one datagram; ask before `una` is passed."""
@@ -219,12 +227,13 @@ class SendWindow:
         """Whether nothing sent as late as this or later has been acknowledged."""
         return self._delivered_at is None or segment.flight.sent_at > self._delivered_at
 
-    def due(self, now: int, loss_delay: int, *, early: bool) -> list[tuple[Segment, Cause]]:
+    def due(self, now: int, loss_delay: int, *, early: bool, skip_delay: int = 0) -> list[tuple[Segment, Cause]]:
         """Segments to send again now, in order, and why.
 
         No timeout is believed before `loss_delay` ms since the sending (RFC 8985 in spirit). Where nothing sent
         later has been acknowledged either, the path or the peer may only be pausing, and a whole window would go
         again for nothing: behind the head of the window, which asks, such timeouts wait half as long again.
+        `skip_delay`: ms since the sending before which skips are no losses: the path changes the order of packets.
         `early`: nothing new is going out, so one skip is enough (RFC 5827 in spirit). The caller calls
         `resent` for each one it sends, and `settle` if it sends them all; the others are due again.
         """
@@ -239,7 +248,7 @@ class SendWindow:
         for index, segment in enumerate(self.segments):
             if segment.acked:
                 if self.doubts_runs and len(run) >= RUN and not is_head and self._hold(run, now, loss_delay):
-                    return self.due(now, loss_delay, early=early)
+                    return self.due(now, loss_delay, early=early, skip_delay=skip_delay)
                 due += run
                 run = []
                 is_head = False
@@ -247,6 +256,8 @@ class SendWindow:
             at, fastack = segment.resend_at, segment.fastack
             if now < segment.hold_until and not is_head:
                 at = max(at, segment.hold_until)
+            elif skip_delay and fastack and now < min(at, segment.flight.sent_at + skip_delay):
+                at = min(at, segment.flight.sent_at + skip_delay)
             elif fastack and (early or 0 < self._fast_limit <= fastack):
                 run.append((segment, Cause.FAST if 0 < self._fast_limit <= fastack else Cause.EARLY))
                 continue

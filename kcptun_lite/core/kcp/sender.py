@@ -16,7 +16,7 @@ from kcptun_lite.core.kcp.line_model import SHORT_RTT, LineModel
 from kcptun_lite.core.kcp.pacing import Pacer
 from kcptun_lite.core.kcp.rtt import RttEstimator
 from kcptun_lite.core.kcp.send_queue import SendQueue
-from kcptun_lite.core.kcp.send_window import Cause, SendWindow
+from kcptun_lite.core.kcp.send_window import NEVER, Cause, SendWindow
 from kcptun_lite.core.wire import KCP_PUSH
 
 # Bytes that may wait for the window besides what is in flight. Short, so that a quiet stream's request
@@ -27,6 +27,7 @@ QUEUE_LEAST = 16 * 1024  # bytes
 
 # Copies of thin traffic: a loss is repaired before anybody can have noticed it.
 THIN = 8  # segments at once, with nothing behind them
+REORDERING = 1  # percent of what is in flight, sent again for nothing: packets come out of order
 COPY_DELAYS = (4, 14, 32)  # ms after the first sending; a burst of losses lasts some 20
 LOSS_LEFT = 0.002  # of each hundred answers one may be late: there are two ways, and other reasons
 COPY_SHARE = 0.05  # of the line's rate ...
@@ -64,6 +65,7 @@ class Sender:
         window.doubts_runs = self._model is not None  # a window that is set may be too small to wait
         self._copy_credit = float(COPY_BURST)
         self._copies_at = 0
+        self._reordering = self._reordering_at = self._needless = 0
         self._resend_at: int | None = None
         "ms; when what is believed lost, and did not go, may go"
 
@@ -99,14 +101,14 @@ class Sender:
 
     # -- acknowledgements ----------------------------------------------------------------------
 
-    def acknowledge(self, una: int, acks: Sequence[tuple[int, int]], rmt_wnd: int) -> None:
+    def acknowledge(self, una: int, acks: Sequence[tuple[int, int]], rmt_wnd: int, now: int) -> None:
         """What one datagram of the peer acknowledges; 32 bits each."""
         window = self.window
         if acks:
             for flight in window.lost_first_sendings(acks):
                 self.control.on_lost(flight)
         before = window.snd_una
-        freed = window.acknowledge_until(una)
+        freed = window.acknowledge_until(una, now - self._model.min_rtt if self._model else NEVER)
         if window.snd_una != before:
             self.control.on_progress(rmt_wnd)
         if acks:
@@ -179,7 +181,7 @@ class Sender:
 
     def _write_again(self, writer: DatagramWriter, now: int, limit: int, *, early: bool) -> bool:
         window, control, counters = self.window, self.control, self._counters
-        due = window.due(now, self._rtt.loss_delay, early=early)
+        due = window.due(now, self._rtt.loss_delay, early=early, skip_delay=self._skip_delay(now))
         self._resend_at = None
         if not due:
             return True
@@ -212,6 +214,21 @@ class Sender:
             window.settle()
         control.on_retransmission(window.snd_nxt - window.snd_una, limit, skipped=skipped, timed_out=timed_out)
         return True
+
+    def _skip_delay(self, now: int) -> int:
+        """ms after its sending before which no segment is lost because later ones have arrived (RFC 8985, 3.3.2).
+
+        Each round trip in which something was sent again for nothing has us wait longer, others a little less.
+        """
+        model, window = self._model, self.window
+        if not model or not model.min_rtt:
+            return 0
+        if now - self._reordering_at >= model.min_rtt:
+            grown = window.needless - self._needless > REORDERING * window.unacked / 100
+            self._needless, self._reordering_at = window.needless, now
+            step = max(model.min_rtt // 4, 1) if grown else -max(self._reordering // 16, 1)
+            self._reordering = min(max(self._reordering + step, 0), model.min_rtt)
+        return model.min_rtt + self._reordering if self._reordering else 0
 
     # -- copies --------------------------------------------------------------------------------
 
