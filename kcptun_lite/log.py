@@ -1,9 +1,9 @@
 """The log: one line per event, in Go's format, written with one system call that never waits.
 
 In      texts, from any thread
-Out     lines `2006/01/02 15:04:05 text` in local time, on stderr or at the end of a file
+Out     lines `2006/01/02 15:04:05 text` in local time, on stderr or at the end of a file; or datagrams to /dev/log
 Knows   levels, limits, the file descriptor. Not: what is logged; secrets and payload never come here
-Wire    WIRE.md 8.7
+Wire    WIRE.md 8.7, RFC 3164 (4.1)
 Cost    15 us per line written, 0.1 us per line not wanted; 0.1 MiB
 
 Whoever reads the log may stop (a stuck log daemon, Ctrl-S): then lines are left out and counted.
@@ -14,6 +14,7 @@ A line of level info is the bare text, as kcptun writes it; other levels put the
 
 import os
 import select
+import socket
 import stat
 import threading
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from kcptun_lite import files
 from kcptun_lite.errors import ConfigError
 
 STDERR = 2
+SYSLOG = "/dev/log"  # where the system's log takes datagrams; as the path of a log it means that log
 LIMIT_S = 1.0  # a key of `limited` speaks once in this time
 LIMIT_KEYS = 64  # keys remembered; those beyond share one line per LIMIT_S
 
@@ -40,6 +42,27 @@ class Level(IntEnum):
     "somebody was born or died"
     DEBUG = 3
     "per batch of packets, never per packet"
+
+
+class _Syslog:
+    """The system's log, where a line keeps its level. What it does not take at once is left out."""
+
+    FACILITY = 3 << 3  # daemon
+    SEVERITIES = {Level.ERROR: 3, Level.WARNING: 4, Level.INFO: 6, Level.DEBUG: 7}
+
+    def __init__(self, program: str, name: str) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._tag = f"{program}[{os.getpid()}]: " + (f"{name}: " if name else "")
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def write(self, level: Level, text: str) -> None:
+        line = f"<{self.FACILITY | self.SEVERITIES[level]}>{strftime('%b %e %H:%M:%S')} {self._tag}{escape(text)}"
+        try:
+            self._socket.sendto(line.encode(), socket.MSG_DONTWAIT, SYSLOG)
+        except OSError:  # it is not there, or is slow: the tunnel matters more than its log
+            pass
 
 
 class _Key:
@@ -85,18 +108,27 @@ _descriptor = STDERR
 _level = Level.INFO
 _quiet = False
 _sink = _Sink(lambda data: os.write(STDERR, data))
+_syslog: _Syslog | None = None
 _keys: dict[str, _Key] = {}
 _keys_lock = threading.Lock()  # a leaf: nothing is called under it
 
 
-def setup(*, path: str = "", level: Level = Level.INFO, quiet: bool = False) -> None:
+def setup(
+    *, path: str = "", level: Level = Level.INFO, quiet: bool = False, program: str = "kcptun-lite", name: str = ""
+) -> None:
     """Say where lines go (`path` empty: stderr), how many, and whether stream lines are among them.
 
+    `program`, and the `name` of the tunnel if it has one, stand before each line in the system's log.
     Called before other threads log.
     Raises: ConfigError if the file cannot be opened.
     """
-    global _path, _descriptor, _level, _quiet, _sink
+    global _path, _descriptor, _level, _quiet, _sink, _syslog
     descriptor = STDERR
+    if _syslog:
+        _syslog.close()
+    _syslog = _Syslog(program, name) if path == SYSLOG else None
+    if _syslog:
+        path = ""  # nothing to open again
     if path:
         try:
             descriptor = files.open_to_append(path)
@@ -129,8 +161,6 @@ def _sender_to_stderr() -> Callable[[bytes], int]:
         if stat.S_ISREG(mode):
             return lambda data: os.write(STDERR, data)
         if stat.S_ISSOCK(mode):  # systemd's journal
-            import socket
-
             journal = socket.socket(fileno=os.dup(STDERR))
             return lambda data: journal.send(data, socket.MSG_DONTWAIT)
         own = os.open(f"/proc/self/fd/{STDERR}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
@@ -194,7 +224,10 @@ def _new_key_locked(key: str, now_s: float) -> _Key:
 def _write(level: Level, text: str) -> None:
     if level > _level:
         return
-    _sink.write(_line(level, text))
+    if _syslog:
+        _syslog.write(level, text)
+    else:
+        _sink.write(_line(level, text))
 
 
 def _line(level: Level, text: str) -> bytes:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,6 +52,39 @@ def test_levels_are_named_and_filtered(logfile: Path) -> None:
     log.debug("d")
     assert texts(logfile) == ["error: e", "warning: w", "i"]
     assert log.is_shown(log.Level.INFO) and not log.is_shown(log.Level.DEBUG)
+
+
+def test_the_systems_log_gets_levels_and_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log, "SYSLOG", str(tmp_path / "log"))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as daemon:
+        daemon.bind(log.SYSLOG)
+        daemon.settimeout(10)
+        log.setup(path=log.SYSLOG, level=log.Level.DEBUG, program="kcptun-lite-client", name="home")
+        try:
+            for write in (log.error, log.warning, log.info, log.debug):
+                write("two\nlines")
+            received = [daemon.recv(1000).decode() for _ in range(4)]
+        finally:
+            log.setup()
+    matches = [re.fullmatch(r"<(\d+)>(.{15}) (.*)", line) for line in received]
+    assert all(matches)
+    assert [int(match[1]) for match in matches if match] == [27, 28, 30, 31], "facility daemon, syslog(3)'s levels"
+    time.strptime(matches[0][2], "%b %d %H:%M:%S")  # type: ignore[index]
+    assert {match[3] for match in matches if match} == {f"kcptun-lite-client[{os.getpid()}]: home: two\\nlines"}
+
+
+def test_a_systems_log_that_is_full_or_gone_stops_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log, "SYSLOG", str(tmp_path / "log"))
+    log.setup(path=log.SYSLOG)
+    try:
+        log.info("nobody is there")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as daemon:
+            daemon.bind(log.SYSLOG)
+            for _ in range(1000):  # the queue of a socket holds some ten
+                log.info("nobody reads")
+            assert daemon.recv(1000)
+    finally:
+        log.setup()
 
 
 def test_quiet_drops_stream_lines_only(tmp_path: Path) -> None:

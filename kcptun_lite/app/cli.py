@@ -75,7 +75,8 @@ def main(program: "Program", arguments: Sequence[str]) -> NoReturn:
     try:
         config, warnings = parse(program, arguments, os.environ, _read_file)
         _tune_libraries(config.gogc)
-        _become_worker(program, marshal.dumps((_import_path(), program, config.pack(), warnings)))
+        job = marshal.dumps((_import_path(), program, config.pack(), warnings))
+        _become_worker(program, config.name, job)
     except KcptunError as error:
         print(f"kcptun-lite-{program}: {escape(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -91,7 +92,7 @@ def _tune_libraries(gogc: int | None) -> None:
         os.environ.setdefault(name, value)
 
 
-def _become_worker(program: "Program", job: bytes) -> NoReturn:
+def _become_worker(program: "Program", name: str, job: bytes) -> NoReturn:
     os.environ.pop(SECRET, None)
     reader, writer = os.pipe()
     os.set_blocking(writer, False)  # nobody reads yet: what does not fit in the pipe must not block
@@ -105,9 +106,16 @@ def _become_worker(program: "Program", job: bytes) -> NoReturn:
     code = BOOTSTRAP.format(pipe=reader)
     signals.block()  # a signal while the interpreter starts again waits for the worker's `hold`
     try:
-        os.execv(sys.executable, [sys.executable, *_interpreter_options(), "-S", "-P", "-c", code, program])
+        os.execv(sys.executable, [_title(program, name), *_interpreter_options(), "-S", "-P", "-c", code, program])
     except OSError as error:
         raise KcptunError(f"Python ({sys.executable!r}) cannot be started: {error.strerror}") from error
+
+
+def _title(program: "Program", name: str) -> str:
+    """What ps shows first. Python looks for its library from the directory of this path, not at the file."""
+    is_virtual = sys.prefix != sys.base_prefix  # then pyvenv.cfg is beside the link, else the library beside the file
+    directory = os.path.dirname(sys.executable if is_virtual else os.path.realpath(sys.executable))
+    return os.path.join(directory, f"kcptun-lite-{program}") + (f" {escape(name)}" if name else "")
 
 
 def _interpreter_options() -> list[str]:

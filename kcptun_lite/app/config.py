@@ -107,10 +107,12 @@ class CommonConfig(Record):
     snmpperiod: int
     "s; 0: none"
     log: str
-    "path; empty: stderr"
+    "path; empty: stderr; /dev/log: the system's log"
     loglevel: str
     status: str
     "path; empty: none"
+    name: str
+    "what the tunnel is called in the system's log and by ps; may be empty"
     quiet: bool
     memlimit: int
     "bytes; 0: no limit"

@@ -27,7 +27,13 @@ def main(program: str, plain: Plain, warnings: Sequence[str]) -> int:
     _name_process(f"kcptun-lite-{program}")
     _raise_descriptor_limit()
     try:
-        log.setup(path=plain["log"], level=log.Level[plain["loglevel"].upper()], quiet=plain["quiet"])
+        log.setup(
+            path=plain["log"],
+            level=log.Level[plain["loglevel"].upper()],
+            quiet=plain["quiet"],
+            program=f"kcptun-lite-{program}",
+            name=plain["name"],
+        )
         for warning in warnings:
             log.warning(warning)
         if program == "client" and plain["check"]:

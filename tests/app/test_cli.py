@@ -121,6 +121,12 @@ def test_the_key_is_in_no_place_that_others_can_read(arguments: list[str]) -> No
     assert "KCPTUN_KEY" not in worker["environ"] and worker["environ"]["KCPTUN_MTU"] == "1000"
 
 
+@pytest.mark.parametrize(("name", "title"), [("", "kcptun-lite-client"), ("home", "kcptun-lite-client home")])
+def test_ps_shows_the_program_and_the_tunnels_name(name: str, title: str) -> None:
+    _, worker = spy("--key", "k", KCPTUN_NAME=name)
+    assert os.path.basename(worker["argv"][0]) == title
+
+
 def test_the_worker_carries_no_parser_and_no_open_pipe() -> None:
     _, worker = spy("--key", "k")
     heavy = {"argparse", "configargparse", "json", "logging", "numpy", "site", "subprocess", "hashlib", "ssl"}

@@ -52,6 +52,7 @@ def test_the_clients_defaults_are_kcptuns() -> None:
         log="",
         loglevel="info",
         status="",
+        name="",
         quiet=False,
         qpp=False,
         qppcount=61,
