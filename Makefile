@@ -2,6 +2,7 @@
 # make test    all tests
 # make check   lint, format, types and the import table
 # make bench   throughput, CPU and memory
+# make test-router the OpenWrt service on OpenWrt's own procd, ubus and uci (root; builds them from ../shared/openwrt)
 # make test-luci   the LuCI pages in a headless browser (needs Debian's chromium and chromium-driver)
 #
 # Needs Python 3.11 or later with its venv module; everything else goes into .venv.
@@ -10,7 +11,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench test-luci clean
+# What builds and runs a router of OpenWrt's parts; not part of this project.
+OPENWRT ?= ../shared/openwrt
+
+.PHONY: demo test check bench test-router test-luci clean
 
 demo: $(VENV)/installed
 	$(BIN)/python tools/demo.py
@@ -26,6 +30,14 @@ check: $(VENV)/installed-test
 
 bench: $(VENV)/installed
 	$(BIN)/python tools/bench_tunnel.py
+
+test-router: $(VENV)/installed-test build/openwrt/sbin/procd
+	OPENWRT=$(OPENWRT) OPENWRT_PARTS=build/openwrt $(BIN)/python -m pytest $(wildcard tests/openwrt/check_*.py)
+
+build/openwrt/sbin/procd:
+	@[ -x $(OPENWRT)/build.sh ] && [ -x $(OPENWRT)/run.sh ] || \
+		{ echo "$(OPENWRT) is missing: build.sh and run.sh, which make a router of OpenWrt's parts; name it with OPENWRT=..." >&2; exit 1; }
+	$(OPENWRT)/build.sh build/openwrt
 
 test-luci: $(VENV)/installed-test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check selenium

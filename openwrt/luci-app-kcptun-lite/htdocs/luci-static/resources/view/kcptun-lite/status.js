@@ -2,56 +2,52 @@
 'require dom';
 'require fs';
 'require poll';
-'require rpc';
 'require uci';
 'require view';
 
-// What the tunnels do: procd says which of them run, each of them writes a status file.
+// What the tunnels do, from the status file that each of them writes. procd is not asked: its list of services has
+// the environment of all of them, keys included.
 
 const INTERVAL = 3; // seconds
 
-const list_services = rpc.declare({
-	object: 'service',
-	method: 'list',
-	params: [ 'name' ],
-	expect: { 'kcptun-lite': {} }
-});
-
 let earlier = {}; // section -> its status at the last poll
 
+function read(path) {
+	return L.resolveDefault(fs.read(path), '');
+}
+
+// The status of a tunnel that runs, or null: a file may be that of a process that was killed.
 function read_status(section_id) {
-	return L.resolveDefault(fs.read('/var/run/kcptun-lite/' + section_id + '.json'), '').then(function(text) {
+	return read('/var/run/kcptun-lite/' + section_id + '.json').then(function(text) {
+		let status;
+
 		try {
-			return JSON.parse(text);
+			status = JSON.parse(text);
 		}
 		catch (error) {
 			return null; // not written yet
 		}
+		return read('/proc/' + status.pid + '/comm').then(function(name) {
+			return name.startsWith('kcptun-lite') ? status : null;
+		});
 	});
 }
 
+// As the init script reads it: any word for yes, and 24.10's `disabled` where there is no `enabled`.
+function is_enabled(section) {
+	const is_on = function(word) { return /^(1|on|true|yes|enabled)$/i.test(word); };
+
+	return section.enabled != null ? is_on(section.enabled) : section.disabled != null && !is_on(section.disabled);
+}
+
 function load_all() {
-	return list_services('kcptun-lite').then(function(service) {
-		const sections = uci.sections('kcptun-lite').filter(function(section) {
-			return section['.type'] == 'client' || section['.type'] == 'server';
+	return Promise.all(uci.sections('kcptun-lite').filter(function(section) {
+		return section['.type'] == 'client' || section['.type'] == 'server';
+	}).map(function(section) {
+		return read_status(section['.name']).then(function(status) {
+			return { name: section['.name'], enabled: is_enabled(section), running: !!status, status: status };
 		});
-
-		return Promise.all(sections.map(function(section) {
-			const name = section['.name'];
-			const instance = (service.instances || {})[name];
-
-			if (!instance || !instance.running)
-				return { name: name, role: section['.type'], enabled: section.enabled == '1', running: false };
-
-			return read_status(name).then(function(status) {
-				// A file of an earlier process says nothing about this one.
-				return {
-					name: name, role: section['.type'], enabled: true, running: true,
-					status: status && status.pid == instance.pid ? status : null
-				};
-			});
-		}));
-	});
+	}));
 }
 
 function duration(seconds) {

@@ -40,12 +40,20 @@ function preset(section_id, type) {
 	});
 }
 
+// A switch may be written as 1, on, true, yes or enabled; the box knows only the first.
+function read_switch(section_id) {
+	const word = uci.get('kcptun-lite', section_id, this.option);
+	return word == null ? null : /^(1|on|true|yes|enabled)$/i.test(word) ? '1' : '0';
+}
+
 // One option in the dialog: kind, name, title, description, further properties.
 function add(section, tab, kind, name, title, description, properties) {
 	const option = section.taboption(tab, kind, name, title, description);
 
 	option.modalonly = true;
 	option.rmempty = true;
+	if (kind == form.Flag)
+		option.cfgvalue = read_switch;
 	Object.assign(option, properties || {});
 	return option;
 }
@@ -180,7 +188,6 @@ function add_service(s) {
 	o = add(s, 'service', form.ListValue, 'loglevel', _('Log level'), null, { default: 'info' });
 	[ 'error', 'warning', 'info', 'debug' ].forEach(function(level) { o.value(level); });
 	add(s, 'service', form.Flag, 'quiet', _('Quiet'), _('No log lines about streams opened and closed.'));
-	add(s, 'service', form.Flag, 'jail', _('Jail'), _('Run with its own view of the file system, where ujail is installed.'));
 }
 
 function add_section(m, type, title, description, route) {
@@ -208,6 +215,7 @@ function add_section(m, type, title, description, route) {
 	o = s.taboption('basic', form.Flag, 'enabled', _('Enabled'));
 	o.rmempty = false;
 	o.editable = true;
+	o.cfgvalue = read_switch;
 
 	o = s.taboption('basic', form.DummyValue, '_route', _('From and to'));
 	o.modalonly = false;
