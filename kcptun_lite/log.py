@@ -45,24 +45,46 @@ class Level(IntEnum):
 
 
 class _Syslog:
-    """The system's log, where a line keeps its level. What it does not take at once is left out."""
+    """The system's log, where a line keeps its level.
+
+    Its queue holds ten lines, less than a start writes, so a full one is waited for; but not twice.
+    """
 
     FACILITY = 3 << 3  # daemon
     SEVERITIES = {Level.ERROR: 3, Level.WARNING: 4, Level.INFO: 6, Level.DEBUG: 7}
+    PATIENCE_S = 0.5
 
     def __init__(self, program: str, name: str) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._tag = f"{program}[{os.getpid()}]: " + (f"{name}: " if name else "")
+        self._connect()
 
     def close(self) -> None:
         self._socket.close()
 
     def write(self, level: Level, text: str) -> None:
         line = f"<{self.FACILITY | self.SEVERITIES[level]}>{strftime('%b %e %H:%M:%S')} {self._tag}{escape(text)}"
+        if not self._send(line.encode()) and self._connect():  # the daemon has been started anew
+            self._send(line.encode())
+
+    def _connect(self) -> bool:
+        self._socket.settimeout(self.PATIENCE_S)
         try:
-            self._socket.sendto(line.encode(), socket.MSG_DONTWAIT, SYSLOG)
-        except OSError:  # it is not there, or is slow: the tunnel matters more than its log
-            pass
+            self._socket.connect(SYSLOG)
+        except OSError:  # no daemon: the tunnel matters more than its log
+            return False
+        return True
+
+    def _send(self, line: bytes) -> bool:
+        """False if nobody listens. A line that is not taken in time is left out."""
+        try:
+            self._socket.send(line)
+            self._socket.settimeout(self.PATIENCE_S)
+        except (TimeoutError, BlockingIOError):
+            self._socket.settimeout(0)
+        except OSError:
+            return False
+        return True
 
 
 class _Key:

@@ -73,6 +73,40 @@ def test_the_systems_log_gets_levels_and_names(tmp_path: Path, monkeypatch: pyte
     assert {match[3] for match in matches if match} == {f"kcptun-lite-client[{os.getpid()}]: home: two\\nlines"}
 
 
+def test_a_systems_log_that_is_slow_gets_the_lines_of_a_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than its queue holds, which is ten."""
+    monkeypatch.setattr(log, "SYSLOG", str(tmp_path / "log"))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as daemon:
+        daemon.bind(log.SYSLOG)
+        log.setup(path=log.SYSLOG)
+        writer = threading.Thread(target=lambda: [log.info("line") for _ in range(100)])
+        writer.start()
+        try:
+            daemon.settimeout(10)
+            assert [daemon.recv(100)[-4:] for _ in range(100)] == [b"line"] * 100
+        finally:
+            writer.join()
+            log.setup()
+
+
+def test_a_systems_log_that_was_started_anew_gets_the_next_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "log"
+    monkeypatch.setattr(log, "SYSLOG", str(path))
+    log.setup(path=str(path))
+    try:
+        for text in "first", "second":
+            path.unlink(missing_ok=True)
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as daemon:
+                daemon.bind(str(path))
+                log.info(text)
+                daemon.settimeout(10)
+                assert daemon.recv(100).decode().endswith(text)
+    finally:
+        log.setup()
+
+
 def test_a_systems_log_that_is_full_or_gone_stops_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log, "SYSLOG", str(tmp_path / "log"))
     log.setup(path=log.SYSLOG)

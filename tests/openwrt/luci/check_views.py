@@ -47,7 +47,7 @@ Values = dict[str, Any]
 def parse(text: str) -> Values:
     """The sections of a UCI file: name -> option -> value, the type under `.type`."""
     sections: Values = {}
-    for words in map(shlex.split, text.splitlines()):
+    for words in (shlex.split(line, comments=True) for line in text.splitlines()):
         match words:
             case ["config", kind, name]:
                 sections[name] = {".type": kind}
