@@ -4,6 +4,7 @@ Run by `make test-router`.
 """
 
 import re
+from collections.abc import Iterator
 
 import pytest
 
@@ -349,3 +350,48 @@ def test_triggers(router: Router) -> None:
         ["interface.*", ["if", ["eq", "interface", "wan"], ["run_script", SERVICE, "follow"]], 1000],
         ["interface.*", ["if", ["eq", "interface", "lte"], ["run_script", SERVICE, "follow"]], 1000],
     ]
+
+
+WITNESS = """#!/bin/sh
+trap 'logger -t witness moved' HUP
+logger -t witness started
+while :; do sleep 0.1; done
+"""
+"a program in the client's place that tells of each signal"
+
+
+@pytest.fixture
+def witness(router: Router) -> Iterator[Router]:
+    for device in "wan", "lte":
+        router.ip(f"link add {device} type veth peer name {device}0", f"link set {device} up", f"link set {device}0 up")
+    router.run("mv /usr/bin/kcptun-lite-client /tmp/")
+    router.path("/usr/bin/kcptun-lite-client").write_text(WITNESS)
+    router.run("chmod 755 /usr/bin/kcptun-lite-client")
+    yield router
+    router.ip("link del wan", "link del lte")
+    router.run("mv /tmp/kcptun-lite-client /usr/bin/")
+
+
+def test_follow_redials_when_the_default_route_has_moved(witness: Router) -> None:
+    reload_with(witness, client("home"))
+    witness.wait_for_log("witness: started")
+    expected = 0
+    for commands, moves in [
+        ("", False),
+        ("addr add 198.51.100.2/24 dev wan; route add default via 198.51.100.1", True),  # the first there is
+        ("", False),
+        ("-6 addr add 2001:db8:1::2/64 dev wan nodad; -6 route add default via 2001:db8:1::1", False),  # another family
+        ("-6 addr add 2001:db8:1::3/64 dev wan nodad preferred_lft 0", False),
+        ("addr flush dev wan scope global", False),  # nothing is left to dial over
+        ("addr add 198.51.100.2/24 dev wan; route add default via 198.51.100.1", False),  # as it was
+        ("addr flush dev wan scope global", False),
+        ("addr add 198.51.100.3/24 dev wan; route add default via 198.51.100.1", True),  # another address
+        ("addr add 203.0.113.2/24 dev lte", False),
+        ("route replace default via 203.0.113.1 dev lte", True),  # another device
+        ("link set lte down", False),
+    ]:
+        witness.run("\n".join(f"ip {command}" for command in commands.split("; ") if command))
+        witness.service("follow")
+        expected += moves
+        witness.run("sleep 0.3")  # for a signal that must not come
+        assert sum("witness: moved" in line for line in witness.log()) == expected, commands
