@@ -209,9 +209,21 @@ def start_kcptun(kind: str, role: str, options: Options) -> Program:
     return Program(f"{kind} {role}", command, env={"PYTHONPATH": checkout or str(ROOT), "PYTHONSAFEPATH": "1"})
 
 
+def free_udp_address(address: str) -> str:
+    """The address with a free UDP port in place of 0, which kcptun refuses since it knows ranges of ports."""
+    host, _, port = address.rpartition(":")
+    if port != "0":
+        return address
+    with socket.socket(socket.AF_INET6 if host.startswith("[") else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind((host.strip("[]"), 0))
+        return f"{host}:{probe.getsockname()[1]}"
+
+
 def start_server(kind: str, options: Options) -> tuple[Program, str]:
     """A server that is ready, and its UDP address. `options` need a target; listen defaults to a free port."""
     options = {"listen": "127.0.0.1:0", **options}
+    if kind == "go":
+        options["listen"] = free_udp_address(str(options["listen"]))
     server = start_kcptun(kind, "server", options)
     try:
         port = server.udp_port()

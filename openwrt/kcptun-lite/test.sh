@@ -8,10 +8,4 @@ kcptun-lite-client | kcptun-lite-server)
 kcptun-lite)
 	python3 -c 'import kcptun_lite, sys; sys.exit(kcptun_lite.__version__ != sys.argv[1])' "$2"
 	;;
-kcptun-lite-fec)
-	python3 -c 'import kcptun_lite, numpy'
-	;;
-kcptun-lite-snappy)
-	python3 -c 'import kcptun_lite, cramjam; cramjam.snappy.compress'
-	;;
 esac

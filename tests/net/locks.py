@@ -51,6 +51,10 @@ class OrderedLock:
         self._held[get_ident()].remove(self)
         self._lock.release()
 
+    def locked(self) -> bool:
+        """As a Lock has it; threading.Condition asks for it since Python 3.14."""
+        return self._lock.locked()
+
     def __enter__(self) -> bool:
         return self.acquire()
 

@@ -102,6 +102,8 @@ def install_python(root: Path, *packages: str) -> None:
     python.parent.mkdir(exist_ok=True)
     interpreter = Path(getattr(sys, "_base_executable", sys.executable))
     python.write_text(
-        f'#!/bin/sh\nPYTHONHOME={root}/usr PYTHONDONTWRITEBYTECODE=1 exec {os.path.realpath(interpreter)} "$@"\n'
+        # Debian's Python, when it is not in a venv, does not look into site-packages by itself.
+        f"#!/bin/sh\nexport PYTHONHOME={root}/usr PYTHONPATH={site} PYTHONDONTWRITEBYTECODE=1\n"
+        f'exec {os.path.realpath(interpreter)} "$@"\n'
     )
     python.chmod(0o755)

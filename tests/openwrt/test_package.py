@@ -1,5 +1,6 @@
 """The feed: what its Makefiles declare and install, and that it runs on a device with nothing else."""
 
+import hashlib
 import json
 import os
 import re
@@ -62,8 +63,8 @@ def test_our_package_depends_on_little() -> None:
     assert packages["kcptun-lite"]["DEPENDS"].split() == ["+python3-light", *(f"+{name}" for name in HARD)]
     assert packages["kcptun-lite"]["USERID"] == "kcptun-lite:kcptun-lite"
     assert packages["kcptun-lite-client"]["DEPENDS"] == packages["kcptun-lite-server"]["DEPENDS"] == "+kcptun-lite"
-    assert "@!SOFT_FLOAT" in packages["kcptun-lite-fec"]["DEPENDS"]
     assert {package["PKGARCH"] for package in packages.values()} == {"all"}
+    assert "/etc/config/kcptun-lite" in device.make("kcptun-lite", "conffiles").split(), "sysupgrade keeps it"
 
 
 @pytest.mark.parametrize("name", ["configargparse", "cramjam"])
@@ -87,6 +88,39 @@ def test_the_fields_stand_in_the_feeds_order(folder: str) -> None:
     assert len(places) >= len(order) - 3
     assert places == sorted(places)
     assert "postinst" not in text
+
+
+def test_the_packages_as_openwrt_would_take_them(tmp_path: Path) -> None:
+    """In openwrt/packages' layout, with the hash of a release and nothing that this feed alone has."""
+    release = tmp_path / f"kcptun_lite-{__version__}.tar.gz"
+    release.write_bytes(b"a release")
+    tree = tmp_path / "packages"
+    arguments = ["--maintainer", "J. Doe <doe@example.org>", "--url", "https://example.org/there"]
+    script = str(ROOT / "tools/openwrt_submission.py")
+    subprocess.run([sys.executable, script, str(release), str(tree), *arguments], check=True)
+    (tree / "lang/python").mkdir(exist_ok=True)
+    for shared in "pypi.mk", "python3-package.mk":
+        shutil.copy(device.SDK / "feeds/packages/lang/python" / shared, tree / "lang/python")
+    found: Info = {}
+    for line in device.make(str(tree / "net/kcptun-lite"), "info").splitlines():
+        package, field, value = line.split("|")
+        found.setdefault(package, {})[field] = value
+    source = found[""]
+    assert source["PKG_SOURCE"] == release.name
+    assert source["PKG_HASH"] == hashlib.sha256(b"a release").hexdigest()
+    assert source["PKG_MAINTAINER"] == "J. Doe <doe@example.org>"
+    assert found["kcptun-lite"]["DEPENDS"] == info("kcptun-lite")["kcptun-lite"]["DEPENDS"]
+    assert {str(path.relative_to(tree)) for path in tree.rglob("Makefile")} == {
+        "net/kcptun-lite/Makefile",
+        "lang/python/python-configargparse/Makefile",
+        "lang/python/python-cramjam/Makefile",
+    }
+    for path in tree.rglob("Makefile"):
+        text = path.read_text()
+        assert "feeds/packages" not in text and "SOURCE_TREE" not in text and "example.org/kcptun" not in text
+        assert re.search(r"^PKG_BUILD_DEPENDS:=python-(setuptools|maturin)/host$", text, re.M)
+        assert "PKG_MAINTAINER:=J. Doe <doe@example.org>" in text and "URL:=https://" in text
+    assert "include ../pypi.mk" in (tree / "lang/python/python-cramjam/Makefile").read_text()
 
 
 # -- what is installed -------------------------------------------------------------------------------------

@@ -105,7 +105,7 @@ function add_security(s) {
 		_('From quick to thrifty with traffic; manual: the numbers under Expert.'), { default: 'fast' });
 	MODES.forEach(function(name) { o.value(name); });
 	add(s, 'basic', form.Flag, 'nocomp', _('No compression'),
-		_('The same at both ends. Compression needs the package kcptun-lite-snappy.'));
+		_('The same at both ends. Compression needs the package python3-cramjam.'));
 }
 
 function add_tuning(s, type) {
