@@ -75,8 +75,8 @@ class Nat:
                         continue
                     if ready is inside:
                         self._client = source
-                        self.recorded.append(data)
                         outside.sendto(data, self._server)
+                        self.recorded.append(data)  # only now: a copy must not overtake it
                     elif self._client:
                         inside.sendto(data, self._client)
 

@@ -69,7 +69,7 @@ def test_the_systems_log_gets_levels_and_names(tmp_path: Path, monkeypatch: pyte
     matches = [re.fullmatch(r"<(\d+)>(.{15}) (.*)", line) for line in received]
     assert all(matches)
     assert [int(match[1]) for match in matches if match] == [27, 28, 30, 31], "facility daemon, syslog(3)'s levels"
-    time.strptime(matches[0][2], "%b %d %H:%M:%S")  # type: ignore[index]
+    time.strptime(f"2000 {matches[0][2]}", "%Y %b %d %H:%M:%S")  # type: ignore[index]
     assert {match[3] for match in matches if match} == {f"kcptun-lite-client[{os.getpid()}]: home: two\\nlines"}
 
 

@@ -1,62 +1,13 @@
 #!/bin/sh
 # Runs tests/core on another processor: tools/test_foreign_arch.sh [s390x|armhf|i386|...] [pytest arguments]
-#
-# s390x (the default) is big-endian with 64 bits, armhf and i386 are little-endian with 32. Debian's Python and
-# numpy for that processor are unpacked into build/foreign/ARCH and run by qemu-user without a chroot; pytest,
-# which is pure Python, and cramjam, where it exists for the processor, come from pip. Slow: minutes, not seconds.
-#
-# Needs root and, on Debian: apt-get install debootstrap qemu-user-static python3-pip
+# foreign_arch.sh says which there are, and what is needed. Slow: minutes, not seconds.
 
 set -eu
 
+cd "$(dirname "$0")/.."
 arch="${1:-s390x}"
 [ $# -eq 0 ] || shift
-
-case "$arch" in
-s390x) qemu=s390x platform=manylinux2014_s390x ;;
-armhf) qemu=arm platform=manylinux_2_31_armv7l ;;
-i386) qemu=i386 platform=manylinux2014_i686 ;;
-ppc64el) qemu=ppc64le platform=manylinux2014_ppc64le ;;
-*)
-	echo "$arch: not known here; s390x, armhf, i386 or ppc64el" >&2
-	exit 2
-	;;
-esac
-
-cd "$(dirname "$0")/.."
-tree="$PWD/build/foreign/$arch"
-root="$tree/root"
-site="$tree/site"
-
-if [ ! -e "$tree/ready" ]; then
-	rm -rf "$tree"
-	mkdir -p "$site"
-	debootstrap --foreign --variant=minbase --arch="$arch" \
-		--include=python3,python3-numpy,python3-pycryptodome,python3-cryptography,python3-cffi-backend,python3-hypothesis bookworm "$root" >"$tree/log" 2>&1 || {
-		tail "$tree/log" >&2
-		exit 1
-	}
-	for package in "$root"/var/cache/apt/archives/*.deb; do
-		dpkg-deb --extract "$package" "$root"
-	done
-	python3 -m pip install --quiet --target "$site" --python-version 3.11 --only-binary=:all: pytest
-	python3 -m pip install --quiet --target "$site" --python-version 3.11 --only-binary=:all: --platform "$platform" \
-		cramjam || echo "no cramjam for $arch: the tests of snappy cannot run"
-	# Debian has pycryptodome under its other name; the tests import it by the one it has in PyPI.
-	cp -r "$root/usr/lib/python3/dist-packages/Cryptodome" "$site/Crypto"
-	find "$site/Crypto" -name '*.py' -exec sed -i 's/Cryptodome/Crypto/g' {} +
-	touch "$tree/ready"
-fi
-
-# As a program of its own, so that tests can start it again as sys.executable.
-python="$tree/python3"
-libraries="$(echo "$root"/usr/lib/*/blas "$root"/usr/lib/*/lapack | tr ' ' :)"
-cat >"$python" <<EOF
-#!/bin/sh
-exec qemu-$qemu-static -L "$root" -E "LD_LIBRARY_PATH=$libraries" -E "PYTHONHOME=$root/usr" -E "PYTHONPATH=$site" \\
-	-E PYTHONDONTWRITEBYTECODE=1 -0 "$python" "$root/usr/bin/python3" "\$@"
-EOF
-chmod +x "$python"
+python="$(tools/foreign_arch.sh "$arch")"
 
 "$python" -c 'import platform, struct, sys
 print(platform.machine(), sys.byteorder, "endian,", 8 * struct.calcsize("P"), "bits, Python", platform.python_version())'
