@@ -85,7 +85,7 @@ def test_a_config_of_2410_comes_over_and_runs(router: Router) -> None:
     assert show(router, "client1") == {
         "": "client", "enabled": "1", "bind_address": "0.0.0.0", "local_port": "12948", "server": "vps",
         "server_port": "29900-30000", "crypt": "aes", "key": show(router, "client1")["key"], "mode": "fast",
-        "conn": "1", "autoexpire": "0", "scavengettl": "2147483647", "mtu": "1350", "sndwnd": "128", "rcvwnd": "512",
+        "conn": "1", "autoexpire": "0", "scavengettl": "-1", "mtu": "1350", "sndwnd": "128", "rcvwnd": "512",
         "nocomp": "1", "sockbuf": "4194304", "smuxver": "2", "smuxbuf": "1048576", "streambuf": "1048576",
         "keepalive": "10", "tcp": "1", "quiet": "1", "gogc": "20", "user": "nobody",
     }  # fmt: skip
@@ -141,7 +141,7 @@ def test_without_its_tunnels_nothing_changes(router: Router, text: str | None) -
 
 def test_a_24_10_file_runs_even_without_migration(router: Router) -> None:
     """What says `disabled 0` there; a section that says nothing stays off, as ours do."""
-    router.configure(OLD.replace("scavengettl -1", "scavengettl 600").replace("smuxbuf 1048576", "smuxbuf 4194304"))
+    router.configure(OLD.replace("smuxbuf 1048576", "smuxbuf 4194304"))
     router.service("start")
     (instance,) = router.instances().values()
     assert instance["env"]["KCPTUN_REMOTEADDR"] == "vps:29900-30000"

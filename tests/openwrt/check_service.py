@@ -144,7 +144,8 @@ def test_switches_in_all_their_words(router: Router) -> None:
         ("mtu", " 1350", "mtu ' 1350' is not a number from 50 to 1500"),
         ("mtu", "01350", "mtu '01350' is not a number from 50 to 1500"),
         ("mtu", "0x500", "mtu '0x500' is not a number from 50 to 1500"),
-        ("sndwnd", "1e3", "sndwnd '1e3' is not a number from 1 to 65535"),
+        ("sndwnd", "1e3", "sndwnd '1e3' is not a number from 1 to 65535, or auto"),
+        ("scavengettl", "-2", "scavengettl '-2' is not a number from -1 to 2147483647"),
         ("sockbuf", "3000000000", "sockbuf '3000000000' is not a number from 1 to 2147483647"),
         ("sockbuf", "4294967297", "sockbuf '4294967297' is not a number from 1 to 2147483647"),
         ("sockbuf", "18446744073709551617", "sockbuf '18446744073709551617' is not a number from 1 to 2147483647"),
@@ -184,6 +185,7 @@ def test_what_is_wrong_is_said(router: Router, option: str, value: str, sentence
         ("gogc", "off"), ("gogc", "20"), ("nice", "-20"), ("nice", "19"), ("nice", "0"), ("dscp", "0"),
         ("server", "fe80::1%lo"), ("server", "vps_1.example.org"), ("server_port", "1-65535"),
         ("sockbuf", "2147483647"), ("crypt", "aes-128-gcm"), ("key", "0"),
+        ("sndwnd", "auto"), ("datashard", "auto"), ("scavengettl", "-1"), ("autoexpire", "-1"),
     ],
 )  # fmt: skip
 def test_what_is_right_runs(router: Router, option: str, value: str) -> None:
@@ -239,15 +241,17 @@ def test_a_program_that_is_not_installed(router: Router) -> None:
 def test_lines_have_their_level_and_the_tunnels_name(router: Router) -> None:
     reload_with(
         router,
-        client("home", tcp="1") + client("taken", loglevel="error") + client("still", syslog="0", local_port="12949"),
+        client("home", tcp="1")
+        + client("far", loglevel="error", bind_address="203.0.113.5")
+        + client("still", syslog="0", local_port="12949"),
     )
     pid = router.instances()["home"]["pid"]
-    other = router.instances()["taken"]["pid"]
+    other = router.instances()["far"]["pid"]
     assert router.wait_for_log("encryption") == f"daemon.info kcptun-lite-client[{pid}]: home: encryption: aes"
     assert (
         router.wait_for_log("tcp") == f"daemon.warn kcptun-lite-client[{pid}]: home: --tcp does nothing in kcptun_lite"
     )
-    router.wait_for_log(f"daemon.err kcptun-lite-client[{other}]: taken: cannot listen on :12948: ")
+    router.wait_for_log(f"daemon.err kcptun-lite-client[{other}]: far: cannot listen on 203.0.113.5:12948: ")
     router.status("still")
     assert not any("still:" in line for line in router.log())
 

@@ -127,17 +127,16 @@ function add_tuning(s, type) {
 				_('Expecting a size such as 32M');
 		};
 	number_option(s, 'tuning', 'sndwnd', _('Send window'),
-		_('Packets under way at most: bandwidth times round trip divided by MTU.'), 'range(1,65535)',
-		type == 'client' ? '128' : '1024');
+		_('Packets under way at most: bandwidth times round trip divided by MTU.'), 'range(1,65535)', 'auto');
 	number_option(s, 'tuning', 'rcvwnd', _('Receive window'),
-		_('Packets the other end may have under way at most.'), 'range(1,65535)', type == 'client' ? '512' : '1024');
+		_('Packets the other end may have under way at most.'), 'range(1,65535)', 'auto');
 	number_option(s, 'tuning', 'mtu', _('MTU'), _('Bytes of UDP payload in the largest packet.'), 'range(50,1500)', '1350');
 	number_option(s, 'tuning', 'ratelimit', _('Rate limit'),
 		_('Bytes per second and session sent at most; 0: no limit.'), 'uinteger', '0');
 	number_option(s, 'tuning', 'datashard', _('Data packets'),
-		_('Packets in a group of error correction; 0: no error correction.'), 'range(0,256)', '10');
+		_('Packets in a group of error correction; 0: no error correction.'), 'range(0,256)', 'auto');
 	number_option(s, 'tuning', 'parityshard', _('Parity packets'),
-		_('Packets added to each group: how many of it may be lost.'), 'range(0,256)', '3')
+		_('Packets added to each group: how many of it may be lost.'), 'range(0,256)', 'auto')
 		.validate = function(section_id) {
 			return number(this.section, section_id, 'datashard') + number(this.section, section_id, 'parityshard') <= 256 ||
 				_('Data and parity packets together must not be more than 256');
@@ -164,7 +163,7 @@ function add_expert(s, type) {
 	number_option(s, 'expert', 'keepalive', _('Keep-alive'),
 		_('Seconds between signs of life of a session.'), 'range(1,30)', '10');
 	number_option(s, 'expert', 'closewait', _('Close wait'),
-		_('Seconds a stream with one closed end may wait for the other.'), 'uinteger', type == 'client' ? '0' : '30');
+		_('Seconds a stream with one closed end may wait for the other.'), 'uinteger', '300');
 	number_option(s, 'expert', 'sockbuf', _('Socket buffer'),
 		_('Bytes of the UDP socket\'s buffers, each way.'), 'min(1)', '4194304');
 	number_option(s, 'expert', 'dscp', _('DSCP'), _('Class of the UDP packets.'), 'range(0,63)', '0');
