@@ -132,6 +132,8 @@ def test_switches_in_all_their_words(router: Router) -> None:
     reload_with(router, "".join(texts))
     assert set(router.instances()) == {*(f"on{at}" for at in range(len(words))), "old_on"}
     assert complaints(router) == ["enabled 'perhaps' is not 0 or 1"]
+    reload_with(router, client("off", enabled="0", mtu="1", nice="99"))
+    assert len(complaints(router)) == 1, "what is disabled may be wrong"
 
 
 # What is wrong
