@@ -16,7 +16,7 @@ from kcptun_lite.core.batch.strided import PACKET_ALIGNMENT
 from kcptun_lite.core.budget import SEGMENT_BYTES, SEGMENT_COST, Budget, Share
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.fec.decoder import HELD_BYTES_MAX, FecDecoder
-from kcptun_lite.core.fec.encoder import FecEncoder
+from kcptun_lite.core.fec.encoder import FecEncoder, UncodedFec
 from kcptun_lite.core.kcp.kcp import READ_SEGMENTS, Flush, Kcp
 from kcptun_lite.core.kcp.sender import QUEUE_TARGET
 from kcptun_lite.core.kcp.window_tuning import WindowTuning
@@ -34,6 +34,7 @@ from kcptun_lite.core.wire import (
     Buffer,
     datagram_of,
     diff32,
+    is_run_of_segments,
 )
 from kcptun_lite.errors import ConfigError, RemoteProtocolError
 
@@ -48,6 +49,7 @@ RECEIVE_LEAST = 64 * 1024
 FEC_LEAST = 32 * 1024  # a group or two
 HANDSHAKE_BYTES = 250  # of the credit of an address that is not validated: our hello, and its repetitions
 ANSWERS_MAX = 4 * QUEUE_TARGET  # bytes queued, far above what writers may fill: who makes us answer must take it, too
+MOST_PARITY = 2  # for each data shard; who wants 1/255 would have us send 256 times as much, and gets none
 EXPANDED_BYTES = 22 * SEGMENT_BYTES  # what a segment may hold once it is decompressed
 
 
@@ -99,12 +101,11 @@ class Conversation:
         )
         self.kcp.is_terse = not is_validated
         self._window = WindowTuning(kcp_params.rcv_wnd, kcp_params.rcv_wnd_max)
-        self._overhead = headroom + tailroom
-        shards, is_thrifty = (params.data_shards, params.parity_shards), self.share.is_limited
-        self._encoder = FecEncoder(*shards, headroom, tailroom, is_thrifty=is_thrifty) if has_fec else None
-        self._decoder = FecDecoder(
-            params.data_shards if has_fec else 0, params.parity_shards if has_fec else 0, counters
-        )
+        self._room_around = headroom, tailroom
+        self._encoder: FecEncoder | UncodedFec | None = None
+        if has_fec:
+            self._encoder = UncodedFec(headroom) if params.adapts else self._make_encoder()
+        self._decoder = FecDecoder(counters)
         self._slot = -(-params.kcp.mtu // PACKET_ALIGNMENT) * PACKET_ALIGNMENT
         self._snappy_encoder: SnappyEncoder | None = None
         self._snappy_decoder: SnappyDecoder | None = None
@@ -216,19 +217,21 @@ class Conversation:
         was_validated = self.validation.is_validated
         if not was_validated:
             self.validation.on_received(
-                sum(map(len, packets)) + len(packets) * self._overhead, is_elsewhere=is_elsewhere
+                sum(map(len, packets)) + len(packets) * sum(self._room_around), is_elsewhere=is_elsewhere
             )
         if self.share.is_limited:  # each packet may be kept twice: as a shard and as a segment
             self._account(sum(map(len, packets)) * 2 + len(packets) * SEGMENT_COST)
         for stretch in packets.stretches() if isinstance(packets, PacketList) else (packets,):
             datagrams, recovered = self._decoder.receive(stretch)
             kcp.receive(datagrams, now)
-            if recovered:
+            if recovered := [datagram for datagram in recovered if is_run_of_segments(datagram, self.conv)]:
                 kcp.receive(recovered, now, recovered=True)
         if self.validation.is_validated and not was_validated:
             kcp.is_terse = False
             kcp.window.give_up(now)  # say once more what was held back
             kcp.flush_wanted = Flush.EVERYTHING
+        if isinstance(self._encoder, UncodedFec) and self._decoder.shards:
+            self._take_shards(*self._decoder.shards)
         self._pull()
         self._tune_window(now)
         if kcp.received.count:
@@ -245,7 +248,8 @@ class Conversation:
             more = self.kcp.flush(batch, now, slots)
             self._hold_back(batch, first)
             return more
-        data, parity = self.params.data_shards, self.params.parity_shards
+        is_coded = isinstance(encoder, FecEncoder)
+        data, parity = self.params.data_shards, self.params.parity_shards if is_coded else 0
         more = self.kcp.flush(batch, now, max(1, (slots - parity) * data // (data + parity)))
         if len(batch) > first:
             encoder.protect(batch, first, now)
@@ -339,10 +343,11 @@ class Conversation:
             found.append(f"--smuxver {self.smux_version}")
         if self.is_compressed != own.compress:
             found.append("compression" if self.is_compressed else "--nocomp")
-        data, parity = self._decoder.data_shards, self._decoder.parity_shards
+        shards = self._decoder.shards
         if not self.params.has_fec:
             found += ["--datashard 0"] if own.has_fec else []
-        elif (data, parity) != (own.data_shards, own.parity_shards):
+        elif shards and shards != (own.data_shards, own.parity_shards):
+            data, parity = shards
             found.append(f"--datashard {data} --parityshard {parity}")
         return found
 
@@ -372,6 +377,22 @@ class Conversation:
         if self._encoder and not self.params.has_own_shards:
             self._encoder = None
             self.kcp.drop_headroom(FEC_HEADER_SIZE)
+
+    def _make_encoder(self, first_group: int = 0) -> FecEncoder:
+        params = self.params
+        return FecEncoder(
+            params.data_shards,
+            params.parity_shards,
+            *self._room_around,
+            is_thrifty=self.share.is_limited,
+            first_group=first_group,
+        )
+
+    def _take_shards(self, data: int, parity: int) -> None:
+        """Send parity from now on, in the numbers that the peer uses itself."""
+        if parity <= MOST_PARITY * data:
+            self.params = self.params._replace(data_shards=data, parity_shards=parity)
+            self._encoder = self._make_encoder(first_group=1)
 
     def _settle_compression(self, compress: bool) -> None:
         self.is_compressed = compress

@@ -32,7 +32,7 @@ class ConversationParams(NamedTuple):
     keepalive: int = 10_000
     max_streams: int = 1024
     adapts: bool = False
-    "take smux version and compression from the peer's first bytes (servers)"
+    "take smux version, compression and shards from what the peer sends (servers)"
 
     @property
     def has_fec(self) -> bool:

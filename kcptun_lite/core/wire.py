@@ -108,3 +108,14 @@ def first_segment(packet: Buffer) -> tuple[int, int] | None:
         return None
     conv, _, _, _, _, sn, _, _ = KCP_SEGMENT.unpack_from(packet, at)
     return conv, sn
+
+
+def is_run_of_segments(datagram: Buffer, conv: int) -> bool:
+    """Whether a datagram is made of whole KCP segments of this conversation and nothing else, as every one is."""
+    at, size = 0, len(datagram)
+    while size - at >= KCP_HEADER_SIZE:
+        its_conv, cmd, _, _, _, _, _, length = KCP_SEGMENT.unpack_from(datagram, at)
+        if its_conv != conv or not KCP_PUSH <= cmd <= KCP_WINS:
+            return False
+        at += KCP_HEADER_SIZE + (length if cmd == KCP_PUSH else 0)
+    return at == size > 0

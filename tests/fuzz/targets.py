@@ -43,7 +43,6 @@ RCV_WND = 32  # segments; small, so that its end is within reach
 BATCH_PACKETS = 64  # more are dropped
 SMUX_BUFFER = 16_384
 STREAMS_MAX = 8
-SHARDS = ((0, 0), (10, 3), (3, 1), (2, 2), (1, 1), (20, 10), (200, 56))
 KEY = bytes(range(32))
 FUZZ_METHODS = tuple(METHODS)
 
@@ -98,10 +97,10 @@ class Arrivals:
 
 
 def fec(data: bytes) -> None:
-    """First byte: the decoder's shards. Operations: 0 a packet; else the last packet of a batch."""
-    decoder = FecDecoder(*SHARDS[data[0] % len(SHARDS)] if data else (10, 3), Counters())
+    """Operations: 0 a packet; else the last packet of a batch."""
+    decoder = FecDecoder(Counters())
     incoming = Arrivals()
-    for operation, packet in records(data[1:]):
+    for operation, packet in records(data):
         incoming.put(packet[:MTU_MAX])
         if not operation:
             continue
@@ -113,6 +112,7 @@ def fec(data: bytes) -> None:
         incoming.clear()
         groups = [group for group in decoder._groups.values() if group is not None]
         kept = [shard for group in groups for shard in group.shards.values()]
+        kept += [packet for _, _, packets in decoder._early for packet in packets]
         assert all(isinstance(shard, bytes) for shard in kept), "a view outlives its packet"
         assert decoder.held_bytes == sum(map(len, kept)) <= HELD_BYTES_MAX
         assert len(decoder._groups) <= decoder._groups_kept
