@@ -56,6 +56,10 @@ class SessionClosed(SessionError):
     """The session was closed by this end."""
 
 
+class SessionRefused(SessionError):
+    """The server has no room for another session."""
+
+
 class DeadLink(SessionError):
     """The peer has stopped answering."""
 

@@ -16,13 +16,14 @@ import os
 import select
 import stat
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from enum import IntEnum
 from functools import cache
 from time import monotonic, strftime
 
 from kcptun_lite import files
-from kcptun_lite.errors import ConfigError
+from kcptun_lite.errors import ConfigError, describe_exception
 
 STDERR = 2
 LIMIT_S = 1.0  # a key of `limited` speaks once in this time
@@ -180,6 +181,16 @@ def limited(key: str, text: str, level: Level = Level.WARNING) -> None:
             return
         silenced, entry.silenced, entry.spoke_s = entry.silenced, 0, now_s
     _write(level, f"{text} ({silenced} more like this)" if silenced else text)
+
+
+@contextmanager
+def told(doing: str) -> Iterator[None]:
+    """For a step whose failure is told, and must not keep those from being taken that come after it."""
+    try:
+        yield
+    except Exception as exc:
+        with suppress(Exception):  # not even memory for a line
+            limited(f"{doing} {type(exc).__name__}", f"{doing}: {describe_exception(exc)}", Level.ERROR)
 
 
 def _new_key_locked(key: str, now_s: float) -> _Key:

@@ -16,6 +16,7 @@ from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.crypt.crypt import fitting_methods
 from kcptun_lite.errors import RemoteProtocolError, SessionError, TransportError
 from kcptun_lite.net.ends.listener import Listener, hint
+from kcptun_lite.net.ends.session_table import SessionTable
 from kcptun_lite.net.session.session import Session
 from kcptun_lite.net.session.stream import Stream
 from kcptun_lite.net.tcp.sockets import connect
@@ -33,6 +34,7 @@ class Server(Tunnel):
 
     def __init__(self, config: ServerConfig) -> None:
         super().__init__(config)
+        self._table = SessionTable(config.maxsessions)
         self._listeners: list[Listener] = []
         self._adapted: set[Session] = set()
         "sessions whose differences were told"
@@ -52,9 +54,10 @@ class Server(Tunnel):
             Listener(
                 self.context,
                 udp,
-                max_sessions=config.maxsessions,
+                self._table,
                 on_stream=self._on_stream,
-                on_session=self._on_session,
+                on_session=self.count_session,
+                on_validated=self._on_validated,
                 on_closed=self.session_closed,
             )
             for udp in sockets
@@ -69,14 +72,15 @@ class Server(Tunnel):
     def _chores(self) -> list[Callable[[int], None]]:
         return [
             *super()._chores(),
-            self._drop_half_open,
+            self._look_after_newcomers,
             self._look_at_unknown_sources,
             lambda now: self._look_at_adaptations(),
         ]
 
-    def _drop_half_open(self, now: int) -> None:
+    def _look_after_newcomers(self, now: int) -> None:
+        self._table.every_second()
         for listener in self._listeners:
-            listener.drop_half_open(now)
+            listener.every_second(now)
 
     def _look_at_unknown_sources(self, now: int) -> None:
         """Say what is wrong with packets that fail their check, if a sample of them has come in."""
@@ -113,7 +117,7 @@ class Server(Tunnel):
         """A server is found, it does not search."""
 
     def _sessions(self) -> list[Session]:
-        return [session for listener in self._listeners for session in listener.sessions()]
+        return list(self._table)
 
     def _other_counters(self) -> Iterable[Counters]:
         return [listener.counters for listener in self._listeners]
@@ -125,8 +129,7 @@ class Server(Tunnel):
         for listener in self._listeners:
             listener.close()
 
-    def _on_session(self, session: Session) -> None:
-        self.count_session(session)
+    def _on_validated(self, session: Session) -> None:
         log.info(f"remote address: {format_address(session.remote)}")
 
     def _on_stream(self, session: Session, stream: Stream) -> None:

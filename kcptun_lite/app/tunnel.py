@@ -231,11 +231,8 @@ class Tunnel(ABC):
 
     def _try(self, step: Callable[[], None]) -> None:
         """A step of the main thread, whose failure is told and must not keep the others from being taken."""
-        try:
+        with log.told("housekeeping"):
             step()
-        except Exception as exc:
-            with suppress(Exception):  # not even memory for a line
-                log.limited(f"main {type(exc).__name__}", f"housekeeping: {describe_exception(exc)}", log.Level.ERROR)
 
     def _every_second(self, now: int) -> None:
         for chore in self._chores():
@@ -280,6 +277,8 @@ class Tunnel(ABC):
         self._status_file.remove()
 
     def _wait_until_flushed(self) -> None:
+        for session in self._sessions():
+            session.leave()
         deadline = monotonic_ms() + FLUSH_LIMIT
         pause = Event()
         while monotonic_ms() < deadline and not all(session.is_flushed() for session in self._sessions()):

@@ -26,14 +26,8 @@ from kcptun_lite.core.params import ConversationParams
 from kcptun_lite.core.validation import AddressValidation
 from kcptun_lite.core.wire import (
     FEC_HEADER_SIZE,
-    KCP_HEADER_SIZE,
-    KCP_PUSH,
-    KCP_SEGMENT,
-    MASK32,
     SNAPPY_IDENTIFIER,
     Buffer,
-    datagram_of,
-    diff32,
     is_run_of_segments,
 )
 from kcptun_lite.errors import ConfigError, RemoteProtocolError
@@ -117,6 +111,8 @@ class Conversation:
         self._delivered: dict[int, int] = {}
         "sid -> bytes last taken from the stream, which its reader holds until it comes for more"
         self._delivered_bytes = 0
+        self._is_broken = False
+        "the peer's bytes made no sense, or a bug has lost some of them"
         self._events: list[Event] = []
         self._now = now
         if self._is_settled:
@@ -221,22 +217,27 @@ class Conversation:
             )
         if self.share.is_limited:  # each packet may be kept twice: as a shard and as a segment
             self._account(sum(map(len, packets)) * 2 + len(packets) * SEGMENT_COST)
+        try:
+            self._take_packets(packets, now)
+            if self.validation.is_validated and not was_validated:
+                kcp.is_terse = False
+                kcp.window.give_up(now)  # say once more what was held back
+                kcp.flush_wanted = Flush.EVERYTHING
+            self._pull()
+            self._tune_window(now)
+        finally:  # whatever happens, nothing that is kept may lie in a batch that others will use
+            if kcp.received.count:
+                kcp.received.detach()
+        self._account()
+
+    def _take_packets(self, packets: Sequence[memoryview], now: int) -> None:
         for stretch in packets.stretches() if isinstance(packets, PacketList) else (packets,):
             datagrams, recovered = self._decoder.receive(stretch)
-            kcp.receive(datagrams, now)
+            self.kcp.receive(datagrams, now)
             if recovered := [datagram for datagram in recovered if is_run_of_segments(datagram, self.conv)]:
-                kcp.receive(recovered, now, recovered=True)
-        if self.validation.is_validated and not was_validated:
-            kcp.is_terse = False
-            kcp.window.give_up(now)  # say once more what was held back
-            kcp.flush_wanted = Flush.EVERYTHING
+                self.kcp.receive(recovered, now, recovered=True)
         if isinstance(self._encoder, UncodedFec) and self._decoder.shards:
             self._take_shards(*self._decoder.shards)
-        self._pull()
-        self._tune_window(now)
-        if kcp.received.count:
-            kcp.received.detach()
-        self._account()
 
     def packets_to_send(self, batch: PacketBatch, now: int) -> bool:
         """Put packets into the batch, still to be sealed; True if the batch was full: send it and call again."""
@@ -298,37 +299,24 @@ class Conversation:
         self._streams.ping()
         self._push_frames()
 
+    def say_goodbye(self) -> None:
+        """Tell the peer that the session is over here: one of ours forgets it, those of kcptun take no notice."""
+        if self._smux:
+            self._smux.bye()
+            self._push_frames()
+
+    @property
+    def has_peer_left(self) -> bool:
+        """Whether it has said goodbye; all it had to say has come."""
+        return self._smux is not None and self._smux.has_peer_left
+
     def has_peer_restarted(self, now: int) -> bool:
         """Whether the peer knows nothing of this conversation any more; a client that is restarted has a new one."""
         return self._is_client and self.kcp.has_peer_restarted(now)
 
-    def is_reset_by(self, packets: Sequence[memoryview]) -> bool:
-        """Whether all packets are of a peer that acknowledges from zero what was acknowledged before."""
-        return all(self.kcp.is_from_zero(packet) for packet in map(datagram_of, packets) if packet)
-
     def next_deadline(self) -> int | None:
         """ms of the next `tick` that matters to KCP; keep-alive runs on the caller's slow rhythm."""
         return self.kcp.next_deadline()
-
-    def bring_news(self, packets: Sequence[memoryview]) -> bool:
-        """Whether opened packets acknowledge or carry what we have not had; replayed ones do not. Cheap.
-
-        Nor do those that are late, sent before those that have come already.
-        """
-        unpack = KCP_SEGMENT.unpack_from
-        una, rcv_nxt, _ = self.kcp.progress()
-        una, rcv_nxt, peer_ts = una & MASK32, rcv_nxt & MASK32, self.kcp.peer_ts
-        for packet in packets:
-            datagram = datagram_of(packet)
-            at, last = 0, len(datagram) - KCP_HEADER_SIZE
-            while at <= last:
-                _, cmd, _, _, ts, sn, una_field, length = unpack(datagram, at)
-                if diff32(una_field, una) > 0:
-                    return True
-                if cmd == KCP_PUSH and diff32(sn, rcv_nxt) >= 0 and diff32(ts, peer_ts) >= 0:
-                    return True
-                at += KCP_HEADER_SIZE + length
-        return False
 
     def progress(self) -> tuple[int, int, int]:
         """Numbers of which one grows when a packet brings anything new: a replayed one changes none."""
@@ -425,7 +413,16 @@ class Conversation:
             self._push_frames()
 
     def _pull(self) -> None:
-        """Move what KCP has in order up to the streams, as far as their buffers allow."""
+        """Move what KCP has in order up to the streams, as far as their buffers allow.
+
+        Raises: RemoteProtocolError; from then on nothing is moved any more.
+        """
+        if not self._is_broken:
+            self._is_broken = True  # unless all goes well: nobody can read on behind what has failed
+            self._pull_all()
+            self._is_broken = False
+
+    def _pull_all(self) -> None:
         while (self._smux is None or self._smux.receive_budget > 0) and self.kcp.queued_bytes < ANSWERS_MAX:
             parts = self.kcp.received.count and self.kcp.read(self._most_to_read())
             if not parts:

@@ -61,6 +61,7 @@ KCP_PROBE_INITIAL = 500  # ms between questions for a closed window; kcp-go 5.6.
 KCP_PROBE_LIMIT = 120_000  # ms
 KCP_SSTHRESH_INITIAL = 2  # segments
 KCP_SSTHRESH_MIN = 2  # segments
+KCP_REFUSAL_TS = 0x4B4C0003  # in a WINS, where `ts` means nothing to kcptun: our server takes no session now
 KCP_WND_INITIAL = 32  # segments assumed of the peer before it has told; WIRE.md 4.2
 
 # snappy framing (WIRE.md 6)

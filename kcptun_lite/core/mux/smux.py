@@ -12,7 +12,8 @@ stream is forgotten, and what comes for a stream we do not know is dropped, as e
 In kcptun a FIN means that its sender has closed both halves. Two frames that mean nothing to it, put before FIN, tell
 one of ours more: NOP with the stream's id, that only this half has ended and the other one goes on; PSH without
 payload, that the stream was cut, and what came of it is not all there was. A FIN after a FIN gives up the other half.
-And a NOP with the id HELLO_SID, the first thing that each of us says, tells the other end that we are of its kind.
+And a NOP with the id HELLO_SID, the first thing that each of us says, tells the other end that we are of its kind; one
+with BYE_SID, the last thing, that the session is over.
 """
 
 from kcptun_lite.core.wire import (
@@ -34,6 +35,7 @@ from kcptun_lite.errors import KeepaliveTimeout, SessionClosed, SmuxError, Strea
 
 SMUX_MAX_STREAMS = 1024  # opened by the peer, at once; smux defaultAcceptBacklog
 HELLO_SID = 0x4B4C0001  # "KL"; no client counts that far by twos in one session
+BYE_SID = 0x4B4C0002
 UNLIMITED_ROOM = 1 << 30  # bytes; a version 1 stream has no window of its own
 _WINDOW_MAX = 0x7FFFFFFF  # bytes; the window is reckoned on the 32-bit circle, half of it is the most
 _JOINED_CHUNK_MAX = 1024  # bytes; smaller pieces are joined, else 2 bytes of payload would hold 56 of memory
@@ -163,6 +165,8 @@ class SmuxSession:
         "streams of the peer that were one too many"
         self.is_peer_ours = False
         "it has said so, with HELLO_SID"
+        self.has_peer_left = False
+        "it has said so, with BYE_SID"
 
         self._streams: dict[int, _Stream] = {}
         self._streams_from_peer = 0
@@ -334,6 +338,8 @@ class SmuxSession:
                 self._streams[sid].mark = command
             elif command == SMUX_NOP and sid == HELLO_SID:
                 self.is_peer_ours = True
+            elif command == SMUX_NOP and sid == BYE_SID:
+                self.has_peer_left = True
             at += SMUX_HEADER_SIZE
         self._header = data[at:]
         return events
@@ -369,6 +375,10 @@ class SmuxSession:
     def hello(self) -> None:
         """Queue a NOP that tells one of ours that we are one, too."""
         self._queue_frame(SMUX_NOP, HELLO_SID)
+
+    def bye(self) -> None:
+        """Queue a NOP that tells one of ours that nothing comes after it."""
+        self._queue_frame(SMUX_NOP, BYE_SID)
 
     def tick(self, now: int) -> None:
         """Queue NOP when it is due, and look whether the peer is alive (WIRE.md 7.4).

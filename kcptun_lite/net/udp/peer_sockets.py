@@ -50,6 +50,11 @@ class PeerSockets:
     def __contains__(self, peer: Address) -> bool:
         return peer in self._by_peer
 
+    def has_waiting(self, peer: Address) -> bool:
+        """Whether something has come from a peer that was not received yet."""
+        peer_socket = self._by_peer.get(peer)
+        return peer_socket is not None and peer_socket.has_waiting()
+
     def open(self, peer: Address) -> None:
         """Give a peer that has none a socket of its own, if that is possible."""
         if not self._epoll or len(self._by_peer) >= PEER_SOCKETS_MAX or monotonic() < self._refused_until:

@@ -235,6 +235,10 @@ class UdpSocket:
             self.last_error = None
         return received
 
+    def has_waiting(self) -> bool:
+        """Whether datagrams wait to be received, where the system can tell."""
+        return self._tells_queue and not self._is_closed and self._may_have_more()
+
     def _may_have_more(self) -> bool:
         # Asking costs a third of a read that finds nothing (no exception), and the GIL stays here.
         if not self._tells_queue:

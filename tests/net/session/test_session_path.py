@@ -9,8 +9,8 @@ import pytest
 
 from kcptun_lite.core.wire import FEC_HEADER, FEC_PARITY, KCP_ACK, KCP_SEGMENT, KCP_WASK, KCP_WINS
 from kcptun_lite.errors import DeadLink, StreamReset
-from kcptun_lite.net.session.path_probe import PathProbe
-from kcptun_lite.net.session.session import DEAD_AFTER, PROBE_PERIOD, PROBE_RESET_AFTER, SILENCE
+from kcptun_lite.net.session.path_probe import PROBE_RESET_AFTER, PathProbe
+from kcptun_lite.net.session.peer_watch import DEAD_AFTER, PROBE_PERIOD, SILENCE
 from tests.net.fakes import (
     CLIENT,
     ELSEWHERE,
