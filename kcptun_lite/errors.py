@@ -86,6 +86,13 @@ class TransportError(KcptunError):
     exit_code = 3
 
 
+def nonsense(error: RemoteProtocolError) -> SessionError:
+    """What a session ends with when the peer's bytes make no sense."""
+    failure = SessionError(f"the peer's stream makes no sense: {error}")
+    failure.__cause__ = error
+    return failure
+
+
 def describe_os_error(error: OSError) -> str:
     """The system's words for an error, and what can be done about it."""
     text = (error.strerror or str(error)).partition(" (while attempting")[0]  # what socket.create_server adds

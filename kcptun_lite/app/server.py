@@ -111,7 +111,10 @@ class Server(Tunnel):
         super().session_closed(session, reason)
         if isinstance(reason.__cause__, RemoteProtocolError):
             sentence = describe_refusal(format_host(session.remote), str(reason.__cause__), strict=self.config.strict)
-            self.diagnosed(sentence, sentence)
+            if session.is_validated:
+                self.diagnosed(sentence, sentence)
+            else:
+                self.diagnosed(sentence, "unknown sources", UNKNOWN_EVERY)
 
     def _redial(self) -> None:
         """A server is found, it does not search."""

@@ -144,7 +144,11 @@ class Tunnel(ABC):
             self._established -= 1
             self.retired.add(session.counters)
         if not isinstance(reason, SessionClosed):
-            log.info(f"session {session.conversation.conv:08x} with {session.remote[0]} closed: {reason}")
+            text = f"session {session.conversation.conv:08x} with {session.remote[0]} closed: {reason}"
+            if session.is_validated:
+                log.info(text)
+            else:
+                log.limited("closed", text, log.Level.INFO)
 
     def count_session(self, session: Session) -> None:
         with self._lock:
@@ -281,7 +285,7 @@ class Tunnel(ABC):
             session.leave()
         deadline = monotonic_ms() + FLUSH_LIMIT
         pause = Event()
-        while monotonic_ms() < deadline and not all(session.is_flushed() for session in self._sessions()):
+        while monotonic_ms() < deadline and not all(map(_is_settled, self._sessions())):
             pause.wait(0.01)
 
     def log_start(self, listening: str) -> None:
@@ -327,6 +331,11 @@ class Tunnel(ABC):
 
     def _other_counters(self) -> Iterable[Counters]:
         return ()
+
+
+def _is_settled(session: Session) -> bool:
+    """Whether nothing is to be waited for: whoever has not shown where he is may never acknowledge anything."""
+    return session.is_flushed() or not session.is_validated
 
 
 def cannot_listen(option: str, endpoint: Endpoint, exc: TransportError) -> TransportError:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from threading import Lock
 
 from kcptun_lite import log
-from kcptun_lite.core.batch.packets import Address, PacketBatch
+from kcptun_lite.core.batch.packets import Address, Local, PacketBatch
 from kcptun_lite.core.batch.pool import BufferPool, borrow_batch
 from kcptun_lite.core.budget import SESSION_COST
 from kcptun_lite.core.counters import Counters
@@ -120,14 +120,14 @@ class Listener:
         is_any_use = False
         for address, packets in batch.by_source():
             try:
-                is_any_use |= self._route(address, packets, now)
+                is_any_use |= self._route(address, batch.asked.get(address), packets, now)
             except Exception as exc:  # a bug, or no memory left: it concerns this source alone
                 log.limited("listener", f"packets of {address[0]}: {describe_exception(exc)}", log.Level.ERROR)
         if not is_any_use:
             self._peer_sockets.rest_unknown()
 
-    def _route(self, address: Address, packets: Sequence[memoryview], now: int) -> bool:
-        """Give packets of one address to the session they are of; whether that was of use."""
+    def _route(self, address: Address, local: Local | None, packets: Sequence[memoryview], now: int) -> bool:
+        """Give packets of one address, sent to `local` of ours, to the session they are of; whether that was of use."""
         session = self._table.at((self, address))
         strays: list[int] = []
         for index, packet in enumerate(packets):
@@ -142,27 +142,33 @@ class Listener:
                 if self._table.place_of(known) == (self, address):
                     session = known  # which is not validated: then the place is another one's still
                     break
-                return self._receive_from_elsewhere(known, address, packets[index:], now)
+                return self._receive_from_elsewhere(known, address, local, packets[index:], now)
             is_first = cmd == KCP_PUSH and sn == 0
             if is_first and not self._table.has_ended(conv):
-                session = self._create(conv, address, fec=at > 0, now=now)
+                session = self._create(conv, address, local, fec=at > 0, now=now)
                 break
             self.counters.kcp_in_errors += 1
             strays.append(index)
             if not session and cmd in (KCP_PUSH, KCP_WASK):
-                self._answer_unknown(conv, address)
+                self._answer_unknown(conv, address, local)
                 return False
         if strays:
             packets = [packet for index, packet in enumerate(packets) if index not in strays]
         if not session or not packets:
             return False
+        if (
+            local
+            and local != session.local
+            and (not session.is_validated or bring_news(session.conversation.kcp, packets))
+        ):
+            session.local = local
         session.receive(packets, now)
         if session.is_validated:
             self._note_validated(session, address)
         return session.is_validated  # a recorded first packet makes a session, too
 
     def _receive_from_elsewhere(
-        self, session: Session, address: Address, packets: Sequence[memoryview], now: int
+        self, session: Session, address: Address, local: Local | None, packets: Sequence[memoryview], now: int
     ) -> bool:
         """A known conversation from a new address: if it brings anything new, that is where the client is now.
 
@@ -175,9 +181,9 @@ class Listener:
             # Replayed, and what was sent first may be in the queue of the peer's own socket still; or all the client
             # has to say is what we know, because our answers went to where it was.
             kcp = conversation.kcp
-            self._answer(conversation.conv, address, wnd=kcp.received.free, una=kcp.progress()[1])
+            self._answer(conversation.conv, address, local, wnd=kcp.received.free, una=kcp.progress()[1])
             return False
-        if session.receive(packets, now, address, self._udp):
+        if session.receive(packets, now, address, self._udp, local):
             stale = self._table.move(session, (self, address))
             _shut_door(place)
             if stale:
@@ -202,7 +208,7 @@ class Listener:
         if address not in self._peer_sockets:
             with self._lock:
                 if self._table.at((self, address)) is session and not self._is_closing:
-                    self._peer_sockets.open(address)
+                    self._peer_sockets.open(address, session.local)
 
     def _take_stream(self, session: Session, stream: Stream) -> None:
         """Serve a stream, at once or when it is known that its client is where it seems."""
@@ -215,7 +221,7 @@ class Listener:
                 return
         self._on_stream(session, stream)
 
-    def _answer_unknown(self, conv: int, address: Address) -> None:
+    def _answer_unknown(self, conv: int, address: Address, local: Local | None) -> None:
         """Tell whoever continues a conversation we know nothing of that it is over: we acknowledge from zero.
 
         A client of ours takes two of these for the proof that they are (Kcp.has_peer_restarted). One of Go learns
@@ -223,16 +229,16 @@ class Listener:
         The answer is a bare WINS, never longer than the question; ACK and WINS get none, so two unknown sources
         cannot keep each other talking.
         """
-        self._answer(conv, address, wnd=KCP_WND_INITIAL, una=0)
+        self._answer(conv, address, local, wnd=KCP_WND_INITIAL, una=0)
 
-    def _answer(self, conv: int, address: Address, *, wnd: int, una: int, ts: int = 0) -> None:
+    def _answer(self, conv: int, address: Address, local: Local | None, *, wnd: int, una: int, ts: int = 0) -> None:
         if self._answers_left:
             self._answers_left -= 1
             self.counters.out_packets += _send_wins(
-                conv, self._context.pool, self._crypt, self._udp, address, wnd=wnd, una=una, ts=ts
+                conv, self._context.pool, self._crypt, self._udp, address, local, wnd=wnd, una=una, ts=ts
             )
 
-    def _create(self, conv: int, address: Address, *, fec: bool, now: int) -> Session | None:
+    def _create(self, conv: int, address: Address, local: Local | None, *, fec: bool, now: int) -> Session | None:
         if self._is_closing:
             return None
         why, gives_way = self._table.refusal(address)
@@ -242,7 +248,7 @@ class Listener:
             why = "--memlimit is used up"
         if why:
             log.limited("sessions", f"no session for {address[0]}: {why}")
-            self._answer(conv, address, wnd=KCP_WND_INITIAL, una=0, ts=KCP_REFUSAL_TS)
+            self._answer(conv, address, local, wnd=KCP_WND_INITIAL, una=0, ts=KCP_REFUSAL_TS)
             return None
         if gives_way:
             gives_way.close(SessionClosed("gives way: its client has not shown where it is"))
@@ -257,6 +263,7 @@ class Listener:
             on_trouble=_wait_for_client,
             on_closed=self._forget,
         )
+        session.local = local
         self._table.add(session, (self, address))
         session.start()
         self._on_session(session)
@@ -297,7 +304,7 @@ def hint(context: SessionContext, unknown: Sample) -> None:
     """
     crypt = context.make_crypt()
     if len(unknown.packet) >= crypt.headroom + KCP_HEADER_SIZE + crypt.tailroom:
-        _send_wins(0, context.pool, crypt, unknown.udp, unknown.source, wnd=KCP_WND_INITIAL, una=0)
+        _send_wins(0, context.pool, crypt, unknown.udp, unknown.source, unknown.local, wnd=KCP_WND_INITIAL, una=0)
 
 
 def _send_wins(
@@ -306,6 +313,7 @@ def _send_wins(
     crypt: PacketCrypt,
     udp: UdpSocket,
     address: Address,
+    local: Local | None,
     *,
     wnd: int,
     una: int,
@@ -317,6 +325,6 @@ def _send_wins(
         batch.commit(crypt.headroom + KCP_HEADER_SIZE + crypt.tailroom)
         crypt.seal(batch)
         try:
-            return udp.send(batch.views(), address)
+            return udp.send(batch.views(), address, local)
         except TransportError:
             return 0  # closed

@@ -10,7 +10,7 @@ import errno
 from threading import Thread, current_thread
 from typing import NamedTuple
 
-from kcptun_lite.core.batch.packets import Address
+from kcptun_lite.core.batch.packets import Address, Local
 from kcptun_lite.errors import TransportError
 from kcptun_lite.net.udp.udp_socket import UdpSocket
 
@@ -49,10 +49,10 @@ class Verdict:
         return self._resets > 0 and now - self._since < 2 * PROBE_RESET_AFTER
 
 
-def send_all(udp: UdpSocket, packets: list[memoryview], remote: Address) -> int:
+def send_all(udp: UdpSocket, packets: list[memoryview], remote: Address, local: Local | None = None) -> int:
     """Packets that the kernel took; none if the socket was closed meanwhile."""
     try:
-        return udp.send(packets, remote)
+        return udp.send(packets, remote, local)
     except TransportError:
         return 0  # closed while we were at it
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 from threading import Lock, Thread, current_thread
 
 from kcptun_lite import log
-from kcptun_lite.core.batch.packets import Address, PacketBatch
+from kcptun_lite.core.batch.packets import Address, Local, PacketBatch
 from kcptun_lite.core.batch.pool import BufferPool, borrow
 from kcptun_lite.core.conversation import Conversation
 from kcptun_lite.core.counters import Counters
@@ -28,6 +28,7 @@ from kcptun_lite.errors import (
     SessionClosed,
     SessionError,
     SessionRefused,
+    nonsense,
 )
 from kcptun_lite.net.session.path_probe import PathProbe, Verdict, is_cut_off, send_all
 from kcptun_lite.net.session.peer_watch import PROBE_TIMEOUT, PeerWatch
@@ -70,6 +71,8 @@ class Session:
         self.conversation = conversation
         self.writers: deque[Stream] = deque()
         self.remote = remote
+        self.local: Local | None = None
+        "which of our addresses the peer has asked, where the answers come from (servers)"
         self.counters = counters
         self.opened_at = monotonic_ms()
         self._watch = PeerWatch(conversation.kcp, self.opened_at, is_client=owns_socket)
@@ -182,13 +185,18 @@ class Session:
             self.close(DeadLink("the server is reached another way only, and does not know this session there"))
 
     def receive(
-        self, packets: Sequence[memoryview], now: int, source: Address | None = None, udp: UdpSocket | None = None
+        self,
+        packets: Sequence[memoryview],
+        now: int,
+        source: Address | None = None,
+        udp: UdpSocket | None = None,
+        local: Local | None = None,
     ) -> bool:
         """Take opened packets; they are free again when this returns.
 
-        If `source` and `udp`, the socket they came through, are given and not where the peer was, packets that bring
-        anything new move the session there (the peer's address has changed); True if they did. Until the peer is
-        validated to be where it was, old ones do so as well.
+        If `source` is given with `udp`, the socket they came through, and `local`, where they were sent to, and it is
+        not where the peer was, packets that bring anything new move the session there; True if they did. Until the peer
+        is validated to be where it was, old ones do so as well.
         """
         failure: SessionError | None = None
         has_moved = False
@@ -202,7 +210,7 @@ class Session:
             try:
                 self.conversation.receive_packets(packets, now, is_elsewhere=is_elsewhere)
             except RemoteProtocolError as exc:
-                self._nonsense = self._nonsense or _nonsense(exc)
+                self._nonsense = self._nonsense or nonsense(exc)
             except Exception as exc:  # a bug: what was being done is half done, so this session ends
                 log.limited("session", f"{self!r}: {exc!r}", log.Level.ERROR)
                 failure = SessionError(repr(exc))
@@ -210,7 +218,7 @@ class Session:
             if was_cut_off and self.conversation.kcp.unanswered_since is None:
                 self.conversation.kcp.resume(now)
             if source is not None and is_elsewhere and (is_new or not self.is_validated):
-                self.remote, self._udp = source, udp or self._udp
+                self.remote, self._udp, self.local = source, udp or self._udp, local
                 has_moved = True
             if self._owns_socket and are_refusal(self.conversation.kcp, packets):
                 failure = SessionRefused("the server has no room for another session")
@@ -264,7 +272,7 @@ class Session:
             self._ticker.wake(self, deadline)
 
     def fail(self, error: RemoteProtocolError) -> None:
-        self.close(_nonsense(error))
+        self.close(nonsense(error))
 
     # -- update thread -------------------------------------------------------------------------
 
@@ -304,9 +312,8 @@ class Session:
                 self.conversation.kcp.probe()
             if watch.is_word_due(now, self.counters.bytes_received):
                 self.conversation.ping()
-            is_trouble = is_question_due and (has_no_way or watch.is_silent(now))
             # A server that is reached another way, and does not know us yet, is given time to say so thrice.
-            is_trouble = is_trouble and not self._verdict.is_pending(now)
+            is_trouble = is_question_due and (has_no_way or watch.is_silent(now)) and not self._verdict.is_pending(now)
             is_flush_wanted = self.conversation.flush_wanted is not Flush.NOTHING
         if failure:
             self.close(failure)
@@ -416,7 +423,7 @@ class Session:
                 if batch.starts:
                     self._crypt.seal(batch)
                     packets = batch.views()
-                    sent = send_all(self._udp, packets, self.remote)
+                    sent = send_all(self._udp, packets, self.remote, self.local)
                     if path_probe := self._path_probe:
                         sent = max(sent, send_all(path_probe.udp, packets, path_probe.remote))
                     self.counters.out_packets += sent
@@ -490,9 +497,3 @@ class Session:
 
     def forget_locked(self, stream: Stream) -> None:
         self._streams.pop(stream.sid, None)
-
-
-def _nonsense(error: RemoteProtocolError) -> SessionError:
-    failure = SessionError(f"the peer's stream makes no sense: {error}")
-    failure.__cause__ = error
-    return failure

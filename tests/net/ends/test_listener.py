@@ -53,7 +53,10 @@ class FakePeerSockets(set[Address]):
 
     rests = 0
     waiting: Address | None = None
-    open, shut = set.add, set.discard
+    shut = set.discard
+
+    def open(self, peer: Address, local: object) -> None:
+        self.add(peer)
 
     def has_waiting(self, peer: Address) -> bool:
         return peer == self.waiting

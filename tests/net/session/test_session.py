@@ -167,7 +167,7 @@ def test_a_session_with_a_rate_sends_a_burst_and_then_waits(clock: Clock) -> Non
 
 
 def test_packets_the_socket_does_not_take_are_counted(wire: Wire) -> None:
-    wire.client.udp.send = lambda packets, address: 0  # type: ignore[method-assign]
+    wire.client.udp.send = lambda packets, address, local=None: 0  # type: ignore[method-assign]
     wire.client.session.open_stream()
     counters = wire.client.session.counters
     assert (counters.out_packets, counters.send_drops) == (0, 1)
