@@ -23,6 +23,8 @@ from kcptun_lite.net.tcp.sockets import connect
 from kcptun_lite.net.udp.address import format_address, format_host
 from kcptun_lite.net.udp.udp_socket import UdpOptions, UdpSocket
 
+FREE_FOR_ALL = 3 / 4  # of --maxstreams; the rest is for sessions that have few ...
+SMALL_SHARE = 16  # ... no more than this part of them
 KEYLESS = {"none", "null"}
 "methods that fit whatever the key is: their users have not shown that they know it"
 
@@ -35,6 +37,7 @@ class Server(Tunnel):
     def __init__(self, config: ServerConfig) -> None:
         super().__init__(config)
         self._table = SessionTable(config.maxsessions)
+        self._small_share = config.maxstreams // SMALL_SHARE
         self._listeners: list[Listener] = []
         self._adapted: set[Session] = set()
         "sessions whose differences were told"
@@ -136,6 +139,10 @@ class Server(Tunnel):
         log.info(f"remote address: {format_address(session.remote)}")
 
     def _on_stream(self, session: Session, stream: Stream) -> None:
+        if self.relay_count >= self.config.maxstreams * FREE_FOR_ALL and session.stream_count > self._small_share:
+            log.limited("maxstreams", f"stream refused: {format_host(session.remote)} has enough of --maxstreams")
+            stream.close()
+            return
         name = f"in: {format_address(session.remote)}({stream.sid}) out: {self.config.target}"
         self.start_relay(self._connect, stream, lambda: name)
 

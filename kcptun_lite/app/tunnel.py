@@ -85,6 +85,11 @@ class Tunnel(ABC):
     def is_stopping(self) -> bool:
         return self.stop_event.is_set()
 
+    @property
+    def relay_count(self) -> int:
+        """Connections that are served now."""
+        return len(self._relays)
+
     def wait_for_stop(self, timeout_s: float) -> bool:
         return self.stop_event.wait(timeout_s)
 

@@ -44,6 +44,10 @@ FEC_LEAST = 32 * 1024  # a group or two
 HANDSHAKE_BYTES = 250  # of the credit of an address that is not validated: our hello, and its repetitions
 ANSWERS_MAX = 4 * QUEUE_TARGET  # bytes queued, far above what writers may fill: who makes us answer must take it, too
 MOST_PARITY = 2  # for each data shard; who wants 1/255 would have us send 256 times as much, and gets none
+# A frame costs its receiver time, and compression makes thousands of a packet: frames that differ as little as they can
+# have 4 bytes each left, so who has less sends the same one again and again.
+BYTES_PER_FRAME = 2
+FRAMES_FREE = 4096
 EXPANDED_BYTES = 22 * SEGMENT_BYTES  # what a segment may hold once it is decompressed
 
 
@@ -111,6 +115,8 @@ class Conversation:
         self._delivered: dict[int, int] = {}
         "sid -> bytes last taken from the stream, which its reader holds until it comes for more"
         self._delivered_bytes = 0
+        self._pulled_bytes = 0
+        "of the peer's stream, before they were decompressed"
         self._is_broken = False
         "the peer's bytes made no sense, or a bug has lost some of them"
         self._events: list[Event] = []
@@ -430,6 +436,7 @@ class Conversation:
             data: Buffer = b"".join(parts)
             if not data:
                 continue
+            self._pulled_bytes += len(data)
             if not self._is_settled:
                 # The identifier opens every compressed session, a frame's version byte every other one.
                 self._is_settled = True
@@ -441,6 +448,8 @@ class Conversation:
             if self._smux is None:
                 self._settle_smux(data[0] if data[0] in (1, 2) else self.params.smux_version)
             self._events += self._streams.feed(data)
+            if self._streams.frames_received > FRAMES_FREE + self._pulled_bytes // BYTES_PER_FRAME:
+                raise RemoteProtocolError("more frames than so few bytes can mean")
             if self._streams.is_peer_ours:
                 self.kcp.know_ours()
                 self._do_without_fec()

@@ -6,8 +6,9 @@ Knows   frames, versions 1 and 2. Not: compression, segments, the clock, who rea
 Wire    WIRE.md section 7; smux session.go, stream.go
 Cost    feed 1 us per call and 1 us per frame, one copy of the payload; send_data 1 us per frame, no copy
 
-A stream is two halves, and each ends with the FIN of its sender. When both have ended and the data is taken the
-stream is forgotten, and what comes for a stream we do not know is dropped, as every generation of smux does.
+A stream is two halves, and each ends with the FIN of its sender. It is there until its user has closed it, even if both
+have ended: so its number is never another stream's while somebody still holds it. What comes for a stream we do not know
+is dropped, as every generation of smux does.
 
 In kcptun a FIN means that its sender has closed both halves. Two frames that mean nothing to it, put before FIN, tell
 one of ours more: NOP with the stream's id, that only this half has ended and the other one goes on; PSH without
@@ -161,6 +162,7 @@ class SmuxSession:
 
         self.receive_budget = receive_buffer
         "bytes that may still come; at 0 and below nothing more should be fed"
+        self.frames_received = 0
         self.refused_streams = 0
         "streams of the peer that were one too many"
         self.is_peer_ours = False
@@ -207,7 +209,7 @@ class SmuxSession:
         return self._receive_buffer - self.receive_budget
 
     def has_stream(self, sid: int) -> bool:
-        """Whether the stream is there: opened, not closed, and not ended by both ends with all data taken."""
+        """Whether the stream is there: opened, and not closed by us."""
         return sid in self._streams
 
     def is_finished(self, sid: int) -> bool:
@@ -271,7 +273,6 @@ class SmuxSession:
                 self._queue_frame(SMUX_NOP, sid)
             stream.fin_sent = True
             self._queue_frame(SMUX_FIN, sid)
-            self._forget_if_over(sid, stream)
 
     def close(self, sid: int) -> None:
         """End the stream both ways; what it still had to take is gone, and the budget for it is back.
@@ -286,7 +287,8 @@ class SmuxSession:
         if not (stream.fin_sent and stream.fin_received):
             self._queue_frame(SMUX_FIN, sid)
         self.receive_budget += stream.unread_bytes()
-        self._forget(sid, stream)
+        del self._streams[sid]
+        self._streams_from_peer -= stream.from_peer
 
     def frames_to_send(self) -> list[Buffer]:
         """Give the queued frames in order, as buffers to be put together; the queue is empty then."""
@@ -315,6 +317,7 @@ class SmuxSession:
                 continue
             if size - at < SMUX_HEADER_SIZE:
                 break
+            self.frames_received += 1
             version, command, length, sid = SMUX_HEADER.unpack_from(data, at)
             if version != self._version:
                 raise SmuxError(self._explain_version(data[at:]))
@@ -363,7 +366,6 @@ class SmuxSession:
         self.receive_budget += taken
         stream.consumed += taken
         self._maybe_queue_update(sid, stream)
-        self._forget_if_over(sid, stream)
         return chunks
 
     # Time
@@ -409,14 +411,6 @@ class SmuxSession:
             raise StreamClosed(f"stream {sid} is closed for sending")
         return stream
 
-    def _forget_if_over(self, sid: int, stream: _Stream) -> None:
-        if stream.fin_sent and stream.fin_received and not (stream.chunks or stream.is_cut):
-            self._forget(sid, stream)
-
-    def _forget(self, sid: int, stream: _Stream) -> None:
-        del self._streams[sid]
-        self._streams_from_peer -= stream.from_peer
-
     def _receive_syn(self, sid: int, events: list[Event]) -> None:
         if sid in self._streams:
             return
@@ -452,7 +446,6 @@ class SmuxSession:
         stream.peer_is_gone = stream.fin_received or mark != SMUX_NOP
         stream.fin_received = True
         events.append(StreamFinished(sid))
-        self._forget_if_over(sid, stream)
 
     def _receive_update(self, sid: int, consumed: int, window: int, events: list[Event]) -> None:
         """Set the peer's window anew; smux of 2021 lets UPD pass in version 1, where it means nothing."""

@@ -197,7 +197,7 @@ TABLE: dict[tuple[str, str], tuple[str, object, list[int], int]] = {
     (BOTH, "send"): (BOTH, StreamClosed, [], 0),
     (BOTH, "finish"): (BOTH, None, [], 0),
     (BOTH, "close"): (UNKNOWN, None, [], 1),
-    (BOTH, "take"): (UNKNOWN, [b"x"], [], 1),
+    (BOTH, "take"): (BOTH, [b"x"], [], 1),
     (BOTH, "SYN"): (BOTH, [], [], 0),
     (BOTH, "PSH"): (BOTH, [], [], 0),
     (BOTH, "FIN"): (BOTH, [], [], 0),
@@ -230,8 +230,9 @@ def test_stream_ends_without_data_when_both_have_finished() -> None:
         assert session.feed(frame(SMUX_FIN, sid)) == [StreamFinished(sid)]
         assert session.is_finished(sid)
         session.finish(sid)
-        assert not session.has_stream(sid)
         assert session.is_finished(sid)
+        session.close(sid)
+        assert not session.has_stream(sid)
         frames = [parts for parts in sent(session) if not is_mark(parts)]
         assert [command for command, _, _ in frames] == [SMUX_SYN, SMUX_FIN]
 
@@ -252,7 +253,20 @@ def test_a_half_that_ends_leaves_the_other_one_open() -> None:
     server.finish(sid)
     assert client.feed(sent_bytes(server)) == [StreamReadable(sid), StreamFinished(sid)]
     assert take_all(client, sid) == b"the answer"
-    assert (client.stream_count, server.stream_count) == (0, 0)
+    for end in (client, server):
+        end.close(sid)
+        assert (end.stream_count, sent_bytes(end)) == (0, b"")
+
+
+@pytest.mark.parametrize("is_client_first", [True, False])
+def test_a_number_is_no_other_stream_s_before_it_was_closed_here(is_client_first: bool) -> None:
+    """Though both ends have finished: somebody holds the old one, and would close the new one."""
+    client, server, sid = a_stream_of_a_pair()
+    for end in (client, server) if is_client_first else (server, client):
+        end.finish(sid)
+    assert server.feed(sent_bytes(client) + frame(SMUX_SYN, sid)) == [StreamFinished(sid)]
+    server.close(sid)
+    assert server.feed(frame(SMUX_SYN, sid)) == [StreamOpened(sid)]
 
 
 def test_a_cut_stream_is_told_from_a_finished_one_when_its_data_is_taken() -> None:
