@@ -44,9 +44,7 @@ FEC_LEAST = 32 * 1024  # a group or two
 HANDSHAKE_BYTES = 250  # of the credit of an address that is not validated: our hello, and its repetitions
 ANSWERS_MAX = 4 * QUEUE_TARGET  # bytes queued, far above what writers may fill: who makes us answer must take it, too
 MOST_PARITY = 2  # for each data shard; who wants 1/255 would have us send 256 times as much, and gets none
-# A frame costs its receiver time, and compression makes thousands of a packet: frames that differ as little as they can
-# have 4 bytes each left, so who has less sends the same one again and again.
-BYTES_PER_FRAME = 2
+BYTES_PER_FRAME = 2  # compressed; frames cost time, and those that are not the same again and again have 4 at the least
 FRAMES_FREE = 4096
 EXPANDED_BYTES = 22 * SEGMENT_BYTES  # what a segment may hold once it is decompressed
 
@@ -182,6 +180,10 @@ class Conversation:
     def is_listening(self, sid: int) -> bool:
         """Whether the peer still takes data of the stream, and we have not ended it."""
         return self._streams.is_listening(sid)
+
+    def is_doubtful(self, sid: int) -> bool:
+        """Whether the peer may listen no more: a kcptun has sent an end that may have meant both directions."""
+        return self._streams.is_doubtful(sid)
 
     def finish_stream(self, sid: int) -> None:
         """Tell the peer that no more comes; receiving goes on."""
@@ -373,14 +375,8 @@ class Conversation:
             self.kcp.drop_headroom(FEC_HEADER_SIZE)
 
     def _make_encoder(self, first_group: int = 0) -> FecEncoder:
-        params = self.params
-        return FecEncoder(
-            params.data_shards,
-            params.parity_shards,
-            *self._room_around,
-            is_thrifty=self.share.is_limited,
-            first_group=first_group,
-        )
+        shards, is_thrifty = (self.params.data_shards, self.params.parity_shards), self.share.is_limited
+        return FecEncoder(*shards, *self._room_around, is_thrifty=is_thrifty, first_group=first_group)
 
     def _take_shards(self, data: int, parity: int) -> None:
         """Send parity from now on, in the numbers that the peer uses itself."""

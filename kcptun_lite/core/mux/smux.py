@@ -6,15 +6,16 @@ Knows   frames, versions 1 and 2. Not: compression, segments, the clock, who rea
 Wire    WIRE.md section 7; smux session.go, stream.go
 Cost    feed 1 us per call and 1 us per frame, one copy of the payload; send_data 1 us per frame, no copy
 
-A stream is two halves, and each ends with the FIN of its sender. It is there until its user has closed it, even if both
-have ended: so its number is never another stream's while somebody still holds it. What comes for a stream we do not know
-is dropped, as every generation of smux does.
+A stream is two halves, and each ends with the FIN of its sender. It is there until its user has closed it, even if
+both have ended: so its number is never another stream's while somebody still holds it. What comes for a stream we do
+not know is dropped, as every generation of smux does.
 
-In kcptun a FIN means that its sender has closed both halves. Two frames that mean nothing to it, put before FIN, tell
-one of ours more: NOP with the stream's id, that only this half has ended and the other one goes on; PSH without
-payload, that the stream was cut, and what came of it is not all there was. A FIN after a FIN gives up the other half.
-And a NOP with the id HELLO_SID, the first thing that each of us says, tells the other end that we are of its kind; one
-with BYE_SID, the last thing, that the session is over.
+In kcptun a FIN means that its sender has closed both halves, and since 26 January 2026 that it has ended its own:
+nothing tells which, until a FIN more says the first or an UPD, which only a reader sends, the second. Two frames that
+mean nothing to it, put before FIN, tell one of ours more: NOP with the stream's id, that only this half has ended and
+the other one goes on; PSH without payload, that the stream was cut, and what came of it is not all there was. A FIN
+after a FIN gives up the other half. And a NOP with the id HELLO_SID, the first thing that each of us says, tells the
+other end that we are of its kind; one with BYE_SID, the last thing, that the session is over.
 """
 
 from kcptun_lite.core.wire import (
@@ -95,6 +96,7 @@ class _Stream:
         "mark",
         "peer_consumed",
         "peer_is_gone",
+        "peer_may_be_gone",
         "peer_window",
         "written",
     )
@@ -111,6 +113,8 @@ class _Stream:
         "the peer's FIN was not the end of its data"
         self.peer_is_gone = False
         "the peer listens no more"
+        self.peer_may_be_gone = False
+        "its FIN may have meant both halves"
 
         # Version 2 (WIRE.md 7.5); all in bytes since the start, but for the window.
         self.written = 0
@@ -226,6 +230,11 @@ class SmuxSession:
         """Whether the peer still takes data of the stream, and we have not ended it."""
         stream = self._streams.get(sid)
         return stream is not None and not (stream.fin_sent or stream.peer_is_gone)
+
+    def is_doubtful(self, sid: int) -> bool:
+        """Whether the peer has sent a FIN that may have meant both halves."""
+        stream = self._streams.get(sid)
+        return stream is not None and stream.peer_may_be_gone and not stream.peer_is_gone
 
     # Sending
 
@@ -443,7 +452,8 @@ class SmuxSession:
             return
         mark, stream.mark = stream.mark, None
         stream.is_cut = stream.is_cut or (mark == SMUX_PSH and not stream.fin_received)
-        stream.peer_is_gone = stream.fin_received or mark != SMUX_NOP
+        stream.peer_may_be_gone = mark is None and not self.is_peer_ours
+        stream.peer_is_gone = stream.fin_received or not (mark == SMUX_NOP or stream.peer_may_be_gone)
         stream.fin_received = True
         events.append(StreamFinished(sid))
 
@@ -455,6 +465,7 @@ class SmuxSession:
         in_flight = diff32(stream.written & MASK32, consumed)
         if in_flight < 0:
             raise SmuxError(f"stream {sid}: the peer has consumed {-in_flight} bytes more than were sent")
+        stream.peer_may_be_gone = False
         was_closed = stream.send_room() == 0
         stream.peer_consumed = stream.written - in_flight
         stream.peer_window = min(window, _WINDOW_MAX)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from kcptun_lite.core.mux.smux import SMUX_MAX_STREAMS, SmuxSession, StreamFinished, StreamOpened, StreamReadable
-from kcptun_lite.core.wire import SMUX_FIN, SMUX_NOP, SMUX_PSH, SMUX_SYN, SMUX_UPD
+from kcptun_lite.core.wire import SMUX_FIN, SMUX_NOP, SMUX_PSH, SMUX_SYN, SMUX_UPD, SMUX_UPDATE
 from kcptun_lite.errors import KeepaliveTimeout, SessionClosed, StreamClosed
 from tests.core.mux.smux_frames import Frame, frame, make, parse, sent, sent_bytes, take_all
 
@@ -188,11 +188,11 @@ TABLE: dict[tuple[str, str], tuple[str, object, list[int], int]] = {
     (FIN_SENT, "UPD"): (FIN_SENT, [], [], 0),
     (FIN_RECEIVED, "send"): (FIN_RECEIVED, 4, [SMUX_PSH], 0),
     (FIN_RECEIVED, "finish"): (BOTH, None, [SMUX_FIN], 0),
-    (FIN_RECEIVED, "close"): (UNKNOWN, None, [SMUX_FIN], 1),
+    (FIN_RECEIVED, "close"): (UNKNOWN, None, [SMUX_PSH, SMUX_FIN], 1),
     (FIN_RECEIVED, "take"): (FIN_RECEIVED, [b"x"], [], 1),
     (FIN_RECEIVED, "SYN"): (FIN_RECEIVED, [], [], 0),
     (FIN_RECEIVED, "PSH"): (FIN_RECEIVED, [], [], 0),
-    (FIN_RECEIVED, "FIN"): (FIN_RECEIVED, [], [], 0),
+    (FIN_RECEIVED, "FIN"): (FIN_RECEIVED, [StreamFinished(SID)], [], 0),
     (FIN_RECEIVED, "UPD"): (FIN_RECEIVED, [], [], 0),
     (BOTH, "send"): (BOTH, StreamClosed, [], 0),
     (BOTH, "finish"): (BOTH, None, [], 0),
@@ -200,7 +200,7 @@ TABLE: dict[tuple[str, str], tuple[str, object, list[int], int]] = {
     (BOTH, "take"): (BOTH, [b"x"], [], 1),
     (BOTH, "SYN"): (BOTH, [], [], 0),
     (BOTH, "PSH"): (BOTH, [], [], 0),
-    (BOTH, "FIN"): (BOTH, [], [], 0),
+    (BOTH, "FIN"): (BOTH, [StreamFinished(SID)], [], 0),
     (BOTH, "UPD"): (BOTH, [], [], 0),
 }
 
@@ -292,11 +292,29 @@ def test_giving_up_the_other_half_later_cuts_nothing() -> None:
     assert server.is_finished(sid) and not server.is_cut(sid) and not server.is_listening(sid)
 
 
-def test_fin_of_kcptun_ends_both_halves() -> None:
-    client, server, sid = a_stream_of_a_pair()
-    assert server.feed(frame(SMUX_FIN, sid)) == [StreamFinished(sid)]
-    assert server.is_finished(sid) and not server.is_cut(sid) and not server.is_listening(sid)
-    assert server.feed(frame(SMUX_FIN, sid)) == []
+@pytest.mark.parametrize("version", [1, 2])
+def test_fin_of_kcptun_may_end_both_halves(version: int) -> None:
+    """Until another FIN says that it does, or an UPD that it does not."""
+    for proof in ("fin", "upd"):
+        server = make(is_client=False, version=version)
+        server.feed(frame(SMUX_SYN, 3, version=version))
+        assert server.feed(frame(SMUX_FIN, 3, version=version)) == [StreamFinished(3)]
+        assert server.is_finished(3) and not server.is_cut(3) and server.is_listening(3) and server.is_doubtful(3)
+        if proof == "fin":
+            assert server.feed(frame(SMUX_FIN, 3, version=version)) == [StreamFinished(3)]
+            assert not server.is_listening(3) and not server.is_doubtful(3)
+        else:
+            server.feed(frame(SMUX_UPD, 3, SMUX_UPDATE.pack(0, 1000), version=version))
+            assert server.is_listening(3) and server.is_doubtful(3) == (version == 1)
+
+
+def test_fin_of_ours_without_a_mark_ends_both_halves() -> None:
+    client, server = make(), make(is_client=False)
+    client.hello()
+    sid = client.open_stream()
+    server.feed(sent_bytes(client))
+    server.feed(frame(SMUX_FIN, sid))
+    assert not server.is_listening(sid) and not server.is_doubtful(sid)
 
 
 def test_finished_only_when_all_is_taken() -> None:
