@@ -198,6 +198,11 @@ class Conversation:
         self._pull()
         self._account()
 
+    @property
+    def is_peer_ours(self) -> bool:
+        """Whether the peer has said that it is of our kind, and no kcptun."""
+        return self._smux is not None and self._smux.is_peer_ours
+
     def take_events(self) -> list[Event]:
         """What has happened since the last call."""
         events, self._events = self._events, []
@@ -275,10 +280,6 @@ class Conversation:
             if self.is_holding_back or not self.validation.spend(lengths[index]):
                 self.is_holding_back = True
                 batch.drop(index)
-
-    @property
-    def batch_bytes(self) -> int:
-        return self.params.batch_bytes
 
     @property
     def flush_wanted(self) -> Flush:

@@ -282,7 +282,7 @@ def test_a_garbage_stream_is_the_peers_error_and_nothing_else(seed: int) -> None
     random = Random(seed)
     settings = params(compress=random.random() < 0.5, smux_version=random.choice((1, 2)), adapts=random.random() < 0.5)
     conversation = Conversation(CONV, settings, Counters(), is_client=False, headroom=0, tailroom=0, now=0)
-    batch = PacketBatch(memoryview(bytearray(conversation.batch_bytes)))
+    batch = PacketBatch(memoryview(bytearray(conversation.params.batch_bytes)))
     try:
         for sn in range(200):
             start = random.choice((b"", b"\xff\x06\x00\x00sNaPpY", b"\x01\x02", b"\x02\x04\x08\x00")) if sn < 2 else b""
@@ -331,7 +331,7 @@ def test_a_batch_holds_data_and_its_parity(fec: tuple[int, int]) -> None:
     sid = conversation.open_stream()
     while conversation.send_stream_data(sid, memoryview(bytes(30_000))):
         pass
-    batch = PacketBatch(memoryview(bytearray(conversation.batch_bytes)))
+    batch = PacketBatch(memoryview(bytearray(conversation.params.batch_bytes)))
     more, data = True, 0
     while more:
         more = conversation.packets_to_send(batch, 0)

@@ -353,7 +353,7 @@ def conversation(data: bytes) -> None:
     )
     conv = _first_conv(data[1:])
     end = Conversation(conv, params, Counters(), is_client=is_client, headroom=0, tailroom=0, now=0)
-    batch = PacketBatch(memoryview(bytearray(end.batch_bytes)))
+    batch = PacketBatch(memoryview(bytearray(end.params.batch_bytes)))
     peer = SnappyEncoder()
     incoming = Arrivals()
     now = sn = 0

@@ -402,7 +402,7 @@ class Session:
         `is_last`: nobody comes after the pause that --ratelimit wants.
         """
         conversation = self.conversation
-        with borrow(self._pool, max(self._pool.batch_bytes, conversation.batch_bytes)) as arena:
+        with borrow(self._pool, max(self._pool.batch_bytes, conversation.params.batch_bytes)) as arena:
             batch = PacketBatch(arena)
             if self._bucket:
                 batch.capacity = min(batch.capacity, max(PACED_BATCH, conversation.params.group_bytes))

@@ -238,6 +238,20 @@ class Stream:
         with self._owner.lock:
             return not self._is_closed and not self._cause and self._owner.conversation.is_doubtful(self.sid)
 
+    @property
+    def is_last_word(self) -> bool:
+        """Whether a kcptun listens that has ended its own direction: our end is the last it will hear of the stream."""
+        with self._owner.lock:
+            conversation = self._owner.conversation
+            is_over = self._is_closed or self._cause or not conversation.is_listening(self.sid)
+            return not is_over and not conversation.is_peer_ours and conversation.is_finished(self.sid)
+
+    @property
+    def is_delivered(self) -> bool:
+        """Whether the peer has acknowledged all that the session has sent."""
+        with self._owner.lock:
+            return self._owner.conversation.kcp.is_quiet
+
     def close_write(self) -> None:
         """End our direction; the peer's goes on."""
         owner = self._owner

@@ -26,6 +26,9 @@ WRITE_BUFFERS = 512  # per gather write; IOV_MAX is 1024 on Linux
 READS_AT_ONCE = 8  # of 256 KiB, a whole window, that go out in the thread which has brought them
 CALM = 1000  # ms in which the connection has taken all at once: then it needs no thread to wait for it
 DOUBT_IDLE = 30  # s that a half-closed connection may idle if the other end may have closed it (kcptun's --closewait)
+ARRIVAL_TIME = 2000  # ms at the most that the last bytes are given to arrive ...
+READ_TIME = 100  # ms ... and then to be read ...
+ARRIVAL_LOOK = 20  # ms ... with looks so often
 MEMORY_PAUSE = 20  # ms between looks whether --memlimit leaves room for a buffer
 
 Opener = Callable[[], socket.socket]
@@ -99,6 +102,7 @@ class Relay:
                     return
             self.stream.attach(self._deliver)
             self._copy_up(tcp)
+            self._let_all_arrive()
             self.stream.close_write()
             self._has_up_ended = True
             self._outlive(self.stream.wait_until_over)
@@ -129,6 +133,13 @@ class Relay:
             if self._is_stopped or self._is_reset(tcp, readable):
                 raise TransportError("connection: reset")
             return
+
+    def _let_all_arrive(self) -> None:
+        """Before the end of a stream that a kcptun has half-closed, which drops what lies unread when an end comes."""
+        looks = ARRIVAL_TIME // ARRIVAL_LOOK
+        while looks and self.stream.is_last_word and not self._is_stopped:
+            select.poll().poll(ARRIVAL_LOOK)
+            looks = min(looks, READ_TIME // ARRIVAL_LOOK) - 1 if self.stream.is_delivered else looks - 1
 
     def _is_reset(self, tcp: socket.socket, readable: select.poll) -> bool:
         """Whether what looks like the end of file is none.
