@@ -17,6 +17,8 @@ from kcptun_lite.core.kcp.kcp import Kcp
 PROBE_TIMEOUT = 1000  # ms without an answer after which the peer is asked whether it is there; or 2 RTO if that is more
 SILENCE = 3000  # ms without an answer after which the way to the peer is in doubt; or 4 RTO if that is more
 DEAD_AFTER = 75_000  # ms without an answer after which the session is over
+UNHEARD_AFTER = 20_000  # ms without an answer after which a stream is reset that was opened when there was none already
+REFUSED_AFTER = 5_000  # ms ... if the server's host says that nobody listens
 IDLE_DEAD_AFTER = 20_000  # ms; at a server, of a session without streams: its client has no reason to be silent
 PROBE_PERIOD = 1000  # ms between questions to a silent peer; a server without streams asks ever less
 BULK = 64 * 1024  # bytes received; when more than these just stop coming, the client speaks up
@@ -52,6 +54,13 @@ class PeerWatch:
 
     def is_dead(self, now: int, has_streams: bool) -> bool:
         return self.silence(now) >= (DEAD_AFTER if has_streams or self._is_client else IDLE_DEAD_AFTER)
+
+    def is_hopeless(self, opened_at: int, now: int, *, is_refused: bool) -> bool:
+        """Whether a stream of a client, opened into the silence, has waited long enough for somebody to hear of it."""
+        since = self._kcp.unanswered_since
+        if not self._is_client or since is None or opened_at < since:
+            return False
+        return now - opened_at >= (REFUSED_AFTER if is_refused else UNHEARD_AFTER)
 
     # -- when packets come ---------------------------------------------------------------------
 

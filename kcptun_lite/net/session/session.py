@@ -37,9 +37,9 @@ from kcptun_lite.net.session.update_thread import UpdateThread, monotonic_ms
 from kcptun_lite.net.udp.udp_socket import UdpSocket
 
 SLOW_RHYTHM = 1000  # ms between looks at the keep-alive of a session in which nothing is under way
-# The receiver thread must not stay with sending: with a slow cipher timeouts bring up ever more to send, because the
-# acknowledgements lie unread, and it would never come back to read them.
-BRIEFLY = 2  # ms
+BRIEFLY = (
+    2  # ms that the receiver thread sends: more, and with a slow cipher it never came back to read what has arrived
+)
 
 
 class Session:
@@ -253,10 +253,7 @@ class Session:
         return opened
 
     def settle(self) -> None:
-        """Tell everybody what receiving, reading or closing a stream has brought about.
-
-        Sinks are left to the update thread: the caller may be in one.
-        """
+        """Tell all what receiving, reading or closing a stream has brought about; sinks by the update thread."""
         with self.lock:
             opened = [] if self._closed else self._dispatch_locked()
             has_ready = bool(self._ready)
@@ -303,16 +300,15 @@ class Session:
             except KeepaliveTimeout as exc:
                 failure = exc
             watch = self._watch
+            self._reset_hopeless_locked(now)
             if watch.is_dead(now, has_streams := bool(self._streams)):
                 failure = DeadLink(f"no answer for {watch.silence(now) // 1000} s")
-            # Data unanswered: ask, which any living peer answers; then have somebody look for another way.
             has_no_way = self._owns_socket and is_cut_off(self._udp)  # a socket of many peers tells nothing of ours
             is_question_due = self.is_validated and watch.is_question_due(now, has_streams, has_no_way)
             if is_question_due:
                 self.conversation.kcp.probe()
             if watch.is_word_due(now, self.counters.bytes_received):
                 self.conversation.ping()
-            # A server that is reached another way, and does not know us yet, is given time to say so thrice.
             is_trouble = is_question_due and (has_no_way or watch.is_silent(now)) and not self._verdict.is_pending(now)
             is_flush_wanted = self.conversation.flush_wanted is not Flush.NOTHING
         if failure:
@@ -323,11 +319,17 @@ class Session:
         if is_trouble:
             self._on_trouble(self)
         with self.lock:
-            deadline = self.conversation.next_deadline()
+            deadline = now if self._ready else self.conversation.next_deadline()
         idle = (now // SLOW_RHYTHM + 1) * SLOW_RHYTHM  # the same for all sessions: a hundred idle ones wake us once
         if self._paced_until > now:
             return min(self._paced_until, idle)
         return idle if deadline is None else min(deadline, idle)
+
+    def _reset_hopeless_locked(self, now: int) -> None:
+        is_refused = isinstance(self._udp.last_error, ConnectionRefusedError)
+        for stream in list(self._streams.values()):
+            if self._watch.is_hopeless(stream.opened_at, now, is_refused=is_refused):
+                self._cut_locked(stream, DeadLink("no answer from the server"))
 
     def probe(self) -> None:
         """Ask something that any living peer answers, and one that has forgotten us answers from zero."""
@@ -343,7 +345,7 @@ class Session:
         return self._udp.last_error or self._send_error
 
     def start_path_probe(self, path_probe: PathProbe) -> None:
-        """Have what is sent go through another socket as well, until one of the two ways brings an answer (clients)."""
+        """Send through another socket as well, until one of the two ways brings an answer (clients)."""
         path_probe.receiver.start()
         with self.lock:
             self.conversation.ping()
@@ -382,8 +384,7 @@ class Session:
     def transmit(self, until: int | None = None) -> None:
         """Send what the conversation wants sent; from `until` (ms) on the rest is left to the update thread.
 
-        One thread at a time is at it; who comes meanwhile leaves a note and goes back to its own work
-        instead of waiting, and the one at it looks for notes before it leaves.
+        One thread at a time is at it; who comes meanwhile leaves a note, for which that one looks before it leaves.
         """
         self._tx_wanted = True
         while self._tx_wanted and self._tx_lock.acquire(blocking=False):
@@ -397,10 +398,7 @@ class Session:
                 return
 
     def _transmit_held(self, until: int | None = None, *, is_last: bool = False) -> bool:
-        """Send what there is, or what there is time for, at least a batch of it; whether that was all.
-
-        `is_last`: nobody comes after the pause that --ratelimit wants.
-        """
+        """Send what there is, or there is time for, at least a batch; whether that was all. `is_last`: no pauses."""
         conversation = self.conversation
         with borrow(self._pool, max(self._pool.batch_bytes, conversation.params.batch_bytes)) as arena:
             batch = PacketBatch(arena)
@@ -447,23 +445,17 @@ class Session:
         self.transmit()
 
     def close(self, reason: SessionError | None = None) -> None:
-        """End the session: the peer is told that streams still open are cut, and they die here. Idempotent.
-
-        Whatever fails on the way, those who read, write or wait hear of it: this is what is called after a bug.
-        """
+        """End the session: the peer is told that streams still open are cut, and they die here. Idempotent."""
         reason = self._nonsense or reason or SessionClosed("the session was closed")
         with self.lock:
             if self._closed:
                 return
             self._closed = reason
-            streams, self._streams = self._streams, {}
-            for sid in streams:
-                with log.told("closing a session"), suppress(RemoteProtocolError):  # in what there was room for now
-                    self.conversation.close_stream(sid)
+            for stream in list(self._streams.values()):
+                self._cut_locked(stream, reason)
             with log.told("closing a session"):
                 self._say_goodbye_locked()
             ready, self._ready = self._ready, []
-            ready += [stream for stream in streams.values() if stream.die_locked(reason)]
             self.conversation.share.close()
         self._ticker.detach(self)
         with (
@@ -479,6 +471,14 @@ class Session:
             with log.told("closing a session"):
                 stream.deliver()
         self._on_closed(self, reason)
+
+    def _cut_locked(self, stream: Stream, cause: SessionError) -> None:
+        """Whoever reads, writes or waits hears of it, even if telling the peer fails."""
+        del self._streams[stream.sid]
+        with log.told("cutting a stream"), suppress(RemoteProtocolError):  # in what there was room for now
+            self.conversation.close_stream(stream.sid)
+        if stream.die_locked(cause):
+            self._ready.append(stream)
 
     def _say_goodbye_locked(self) -> None:
         if not self._has_said_goodbye and not self.conversation.has_peer_left:

@@ -66,7 +66,7 @@ class Stream:
         self.cipher: StreamCipher | None = None
         "set before the first byte, or never"
         self._owner = owner
-        self._opened_at = monotonic_ms()
+        self.opened_at = monotonic_ms()
         self._has_received = False
         self._has_finished = False
         self._readable: Condition | None = None
@@ -321,7 +321,7 @@ class Stream:
         """
         is_unasked = not (self._has_received or self._has_finished)
         if is_unasked and self._owner.conversation.is_finished(self.sid):
-            self._owner.cut_streams += monotonic_ms() - self._opened_at < CUT_WITHIN
+            self._owner.cut_streams += monotonic_ms() - self.opened_at < CUT_WITHIN
         return self._call_reader_locked()
 
     def wake_writer_locked(self) -> None:
