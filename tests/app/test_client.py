@@ -14,6 +14,7 @@ from kcptun_lite.app.client import Client
 from kcptun_lite.core.batch.packets import Address
 from kcptun_lite.core.wire import MASK32
 from kcptun_lite.errors import TransportError
+from kcptun_lite.net.session.peer_watch import PeerWatch
 from kcptun_lite.net.session.session import Session
 from kcptun_lite.net.session.update_thread import monotonic_ms
 from kcptun_lite.net.udp.udp_socket import UdpSocket
@@ -330,10 +331,13 @@ def test_without_autoexpire_sessions_live_on(start: Starter, target: Target, shi
 # -- the way -------------------------------------------------------------------------------------------------
 
 
-def test_a_hangup_signal_moves_all_sessions_to_new_sockets(start: Starter, target: Target) -> None:
+def test_a_hangup_signal_moves_sessions_that_get_no_answer_to_new_sockets(
+    start: Starter, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
     client = start(conn=2)
     sockets = [use(client, target) for _ in range(2)]
     before = [session.local_address for session in live_sessions(client)]
+    monkeypatch.setattr(PeerWatch, "silence", lambda watch, now: 2 * watch.patience)  # as on a way that is dead
     client._redial()
     wait_until(lambda: not {session.local_address for session in live_sessions(client)} & set(before))
     for application, tcp in sockets:

@@ -75,7 +75,7 @@ class Session:
         "which of our addresses the peer has asked, where the answers come from (servers)"
         self.counters = counters
         self.opened_at = monotonic_ms()
-        self._watch = PeerWatch(conversation.kcp, self.opened_at, is_client=owns_socket)
+        self.watch = PeerWatch(conversation.kcp, self.opened_at, is_client=owns_socket)
         self.receiver: Thread | None = None
         "the thread that receives for this session alone (clients)"
         self._nonsense: SessionError | None = None
@@ -120,11 +120,6 @@ class Session:
         return self._closed is not None
 
     @property
-    def heard_at(self) -> int:
-        """ms; when anything came from the peer last."""
-        return self._watch.heard_at
-
-    @property
     def is_ending(self) -> bool:
         """Whether it is over, or soon will be: one of the two ends has said goodbye, or it was closed."""
         return self._closed is not None or self._has_said_goodbye or self.conversation.has_peer_left
@@ -160,7 +155,7 @@ class Session:
             is_own = udp is self._udp
         if is_own:
             self.receive(packets, now)
-            if path_probe and self._watch.silence(now) < PROBE_TIMEOUT:
+            if path_probe and self.watch.silence(now) < PROBE_TIMEOUT:
                 self._set_path_probe(None)  # the old way is not dead after all
         elif path_probe and udp is path_probe.udp:
             self._receive_from_path_probe(path_probe, packets, now)
@@ -203,10 +198,10 @@ class Session:
         with self.lock:
             if self._closed:
                 return False
-            was_cut_off = self._watch.silence(now) >= self._watch.patience
+            was_cut_off = self.watch.silence(now) >= self.watch.patience
             self._send_error = None
             is_elsewhere = source is not None and (source != self.remote or udp is not self._udp)
-            self._watch.before_packets()
+            self.watch.before_packets()
             try:
                 self.conversation.receive_packets(packets, now, is_elsewhere=is_elsewhere)
             except RemoteProtocolError as exc:
@@ -214,7 +209,7 @@ class Session:
             except Exception as exc:  # a bug: what was being done is half done, so this session ends
                 log.limited("session", f"{self!r}: {exc!r}", log.Level.ERROR)
                 failure = SessionError(repr(exc))
-            is_new = self._watch.after_packets(packets, now)
+            is_new = self.watch.after_packets(packets, now)
             if was_cut_off and self.conversation.kcp.unanswered_since is None:
                 self.conversation.kcp.resume(now)
             if source is not None and is_elsewhere and (is_new or not self.is_validated):
@@ -299,7 +294,7 @@ class Session:
                 self.conversation.tick(now)
             except KeepaliveTimeout as exc:
                 failure = exc
-            watch = self._watch
+            watch = self.watch
             self._reset_hopeless_locked(now)
             if watch.is_dead(now, has_streams := bool(self._streams)):
                 failure = DeadLink(f"no answer for {watch.silence(now) // 1000} s")
@@ -328,7 +323,7 @@ class Session:
     def _reset_hopeless_locked(self, now: int) -> None:
         is_refused = isinstance(self._udp.last_error, ConnectionRefusedError)
         for stream in list(self._streams.values()):
-            if self._watch.is_hopeless(stream.opened_at, now, is_refused=is_refused):
+            if self.watch.is_hopeless(stream.opened_at, now, is_refused=is_refused):
                 self._cut_locked(stream, DeadLink("no answer from the server"))
 
     def probe(self) -> None:
