@@ -1,6 +1,6 @@
 """The finished programs, run from outside: ours and the real kcptun, and what they carry.
 
-In      which programs ("ours", "ours@DIR" from another checkout, "go"), kcptun options, a `Link` between them
+In      which programs ("ours", "ours@DIR" from another checkout, "go", "newest"), kcptun options, a `Link` between them
 Out     a running `Tunnel`: its address, each program's log, counters, CPU time and memory
 Knows   processes, signals, /proc, TCP. Not: the wire
 
@@ -37,6 +37,7 @@ STALL_TIMEOUT = (
     9.0  # s without a byte after which a transfer has failed: less than keep-alive, which hides lost wake-ups
 )
 TARGET_TIMEOUT = 60.0  # s after which a target's thread gives up, so that none is left for ever
+NEWEST = "KCPTUN_NEWEST"  # environment variable: the directory with the newest kcptun
 CHUNK = 256 * 1024  # bytes per send and receive call
 
 Options = Mapping[str, object]
@@ -187,6 +188,19 @@ def require(*names: str) -> None:
         pytest.skip(text)
 
 
+def require_newest() -> None:
+    """As `require`, for the newest kcptun; the environment says where it is."""
+    import pytest
+
+    if not (Path(os.environ.get(NEWEST, "")) / "kcptun-server").is_file():
+        text = (
+            f"{NEWEST} names no directory with kcptun-client and kcptun-server of 20260314 or later (Debian unstable)"
+        )
+        if os.environ.get("CI"):
+            pytest.fail(text)
+        pytest.skip(text)
+
+
 def kcptun_arguments(options: Options) -> list[str]:
     """The command line of some options."""
     arguments = []
@@ -201,9 +215,11 @@ def start_kcptun(kind: str, role: str, options: Options) -> Program:
     arguments = kcptun_arguments(options)
     if kind == "go":
         return Program(f"go {role}", [f"kcptun-{role}", *arguments])
+    if kind == "newest":
+        return Program(f"newest {role}", [str(Path(os.environ[NEWEST]) / f"kcptun-{role}"), *arguments])
     name, _, checkout = kind.partition("@")
     if name != "ours":
-        raise ValueError(f"{kind}: not a program; ours, ours@DIR or go")
+        raise ValueError(f"{kind}: not a program; ours, ours@DIR, go or newest")
     command = [sys.executable, "-m", "kcptun_lite", role, *arguments]
     # Safe path: else -m would find the package of the current directory before that of the checkout.
     return Program(f"{kind} {role}", command, env={"PYTHONPATH": checkout or str(ROOT), "PYTHONSAFEPATH": "1"})
@@ -211,11 +227,14 @@ def start_kcptun(kind: str, role: str, options: Options) -> Program:
 
 def start_server(kind: str, options: Options) -> tuple[Program, str]:
     """A server that is ready, and its UDP address. `options` need a target; listen defaults to a free port."""
-    options = {"listen": "127.0.0.1:0", **options}
+    options = {"listen": f"127.0.0.1:{_free_port() if kind == 'newest' else 0}", **options}
     server = start_kcptun(kind, "server", options)
     try:
         port = server.udp_port()
-        if kind != "go":  # ours says the port itself, once it is really ready; the real one repeats its option
+        if kind not in (
+            "go",
+            "newest",
+        ):  # ours says the port itself, once it is really ready; the real one repeats its option
             server.wait_for_log(r"listening on: ")
     except BaseException:
         server.stop(signal.SIGKILL)
@@ -225,13 +244,22 @@ def start_server(kind: str, options: Options) -> tuple[Program, str]:
 
 def start_client(kind: str, options: Options) -> tuple[Program, str]:
     """A client that is ready, and its address. `options` need a remoteaddr; localaddr defaults to a free port."""
-    client = start_kcptun(kind, "client", {"localaddr": "127.0.0.1:0", **options})
+    local = f"127.0.0.1:{_free_port()}" if kind == "newest" else "127.0.0.1:0"
+    client = start_kcptun(kind, "client", {"localaddr": local, **options})
     try:
-        address = client.wait_for_log(r"listening on: (\S+)").group(1)
+        address = client.wait_for_log(r"[Ll]istening on: ([^\s/]+)").group(1)
     except BaseException:
         client.stop(signal.SIGKILL)
         raise
     return client, address
+
+
+def _free_port() -> int:
+    """A port that nobody has now, for a program that refuses port 0."""
+    with socket.socket() as tcp, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+        tcp.bind(("127.0.0.1", 0))
+        udp.bind(tcp.getsockname())
+        return int(tcp.getsockname()[1])
 
 
 def start_proxy(server: str, link: Link, seed: int, only: str = "both") -> tuple[Program, str]:

@@ -341,7 +341,8 @@ class Session:
 
     def start_path_probe(self, path_probe: PathProbe) -> None:
         """Send through another socket as well, until one of the two ways brings an answer (clients)."""
-        path_probe.receiver.start()
+        if path_probe.receiver.ident is None:
+            path_probe.receiver.start()
         with self.lock:
             self.conversation.ping()
             self.conversation.kcp.probe()
@@ -482,7 +483,7 @@ class Session:
 
     def join(self) -> None:
         """Wait for the receiver thread of a closed session that has one of its own."""
-        if self.receiver and self.receiver is not current_thread():
+        if self.receiver and self.receiver.ident is not None and self.receiver is not current_thread():
             self.receiver.join()
 
     def is_flushed(self) -> bool:
