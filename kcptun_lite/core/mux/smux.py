@@ -421,7 +421,9 @@ class SmuxSession:
         return stream
 
     def _receive_syn(self, sid: int, events: list[Event]) -> None:
-        if sid in self._streams:
+        if known := self._streams.get(sid):
+            if not known.from_peer:
+                raise SmuxError("what answers sends back what it is sent: it is no kcptun")
             return
         if self._streams_from_peer >= self._max_streams:
             self.refused_streams += 1

@@ -10,7 +10,7 @@ import pytest
 
 from kcptun_lite.core.mux.smux import SMUX_MAX_STREAMS, SmuxSession, StreamFinished, StreamOpened, StreamReadable
 from kcptun_lite.core.wire import SMUX_FIN, SMUX_NOP, SMUX_PSH, SMUX_SYN, SMUX_UPD, SMUX_UPDATE
-from kcptun_lite.errors import KeepaliveTimeout, SessionClosed, StreamClosed
+from kcptun_lite.errors import KeepaliveTimeout, SessionClosed, SmuxError, StreamClosed
 from tests.core.mux.smux_frames import Frame, frame, make, parse, sent, sent_bytes, take_all
 
 VECTORS = Path(__file__).parents[2] / "vectors"
@@ -429,3 +429,10 @@ def test_silence_does_not_count_while_we_do_not_listen() -> None:
     with pytest.raises(KeepaliveTimeout):
         for now in range(200_000, 240_000, 1000):
             session.tick(now)
+
+
+def test_what_sends_back_what_it_is_sent_is_no_peer() -> None:
+    session = make()
+    session.open_stream()
+    with pytest.raises(SmuxError, match="sends back"):
+        session.feed(sent_bytes(session))

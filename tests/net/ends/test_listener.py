@@ -2,13 +2,16 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from threading import Lock
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from kcptun_lite import log
 from kcptun_lite.core.batch.packets import Address, PacketBatch
-from kcptun_lite.core.batch.pool import BATCH_BYTES
+from kcptun_lite.core.batch.pool import BATCH_BYTES, BufferPool
+from kcptun_lite.core.budget import HEADROOM, SESSION_COST, Budget
 from kcptun_lite.core.kcp.restart import RESTART_AFTER
 from kcptun_lite.core.wire import (
     FEC_DATA,
@@ -544,6 +547,55 @@ def test_a_half_open_session_is_dropped_and_a_validated_one_is_not(room: Room) -
     assert room.listener.sessions() == [half, whole]
     room.listener.every_second(half.opened_at + UNVALIDATED_TIME)
     assert room.listener.sessions() == [whole]
+
+
+def limited_room(limit: int) -> Room:
+    room = Room()
+    context = make_context(small_params())
+    pool = BufferPool(Lock(), budget=Budget(Lock(), limit), poison=True)
+    room.listener._context = context._replace(pool=pool)
+    return room
+
+
+def test_what_sessions_have_held_is_given_back() -> None:
+    room = limited_room(64 << 20)
+    budget = room.listener._context.pool.budget
+    room.open(HERE, conv=1).close()
+    used = budget.used
+    for conv in range(2, 52):
+        session = room.open(HERE, conv=conv)
+        room.prove(session)
+        room.deliver((HERE, segment(conv=conv, sn=3, data=b"early")))
+        assert budget.used >= used + SESSION_COST
+        session.close()
+        assert budget.used == used
+
+
+def test_without_memory_no_session_is_made_and_who_asks_hears_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr(log, "limited", lambda key, text, level=None: lines.append(text))
+    room = limited_room(HEADROOM + SESSION_COST)
+    room.listener._context.pool.budget.update(1)
+    room.deliver((HERE, segment(conv=7, data=SYN)))
+    assert not room.begun and lines == ["no session for 10.0.0.1: --memlimit is used up"]
+    assert headers(room.sent_to(HERE))[0][4] == KCP_REFUSAL_TS
+
+
+def test_a_bug_at_one_source_s_packets_costs_no_other_one_its_own(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = room.open(HERE, conv=7), room.open(THERE, conv=8)
+    lines: list[str] = []
+    monkeypatch.setattr(log, "limited", lambda key, text, level=None: lines.append(text))
+
+    def fail(*_: object, **__: object) -> None:
+        raise IndexError("a bug")
+
+    data = SMUX_HEADER.pack(1, SMUX_PSH, 4, 3) + b"good"
+    monkeypatch.setattr(first, "receive", fail)
+    room.deliver((HERE, segment(conv=7, sn=1, data=data)), (THERE, segment(conv=8, sn=1, data=data)))
+    assert room.streams[1].read_chunks(timeout_s=0) == [b"good"] and len(lines) == 1
+    monkeypatch.setattr(second.conversation, "receive_packets", fail)
+    room.deliver((THERE, segment(conv=8, sn=2, data=data)))
+    assert second.is_closed and len(lines) == 2, "what was being done is half done"
 
 
 # -- the end -------------------------------------------------------------------------------------------------
