@@ -56,6 +56,10 @@ class SessionClosed(SessionError):
     """The session was closed by this end."""
 
 
+class SessionRefused(SessionError):
+    """The server has no room for another session."""
+
+
 class DeadLink(SessionError):
     """The peer has stopped answering."""
 
@@ -80,6 +84,13 @@ class TransportError(KcptunError):
     """A socket failed; `__cause__` is the OSError."""
 
     exit_code = 3
+
+
+def nonsense(error: RemoteProtocolError) -> SessionError:
+    """What a session ends with when the peer's bytes make no sense."""
+    failure = SessionError(f"the peer's stream makes no sense: {error}")
+    failure.__cause__ = error
+    return failure
 
 
 def describe_os_error(error: OSError) -> str:

@@ -17,13 +17,14 @@ import select
 import socket
 import stat
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from enum import IntEnum
 from functools import cache
 from time import monotonic, strftime
 
 from kcptun_lite import files
-from kcptun_lite.errors import ConfigError
+from kcptun_lite.errors import ConfigError, describe_exception
 
 STDERR = 2
 SYSLOG = "/dev/log"  # where the system's log takes datagrams; as the path of a log it means that log
@@ -232,6 +233,16 @@ def limited(key: str, text: str, level: Level = Level.WARNING) -> None:
             return
         silenced, entry.silenced, entry.spoke_s = entry.silenced, 0, now_s
     _write(level, f"{text} ({silenced} more like this)" if silenced else text)
+
+
+@contextmanager
+def told(doing: str) -> Iterator[None]:
+    """For a step whose failure is told, and must not keep those from being taken that come after it."""
+    try:
+        yield
+    except Exception as exc:
+        with suppress(Exception):  # not even memory for a line
+            limited(f"{doing} {type(exc).__name__}", f"{doing}: {describe_exception(exc)}", Level.ERROR)
 
 
 def _new_key_locked(key: str, now_s: float) -> _Key:

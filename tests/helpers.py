@@ -327,7 +327,7 @@ class ConversationEnd:
         self.on_data: Callable[[int], None] = lambda sid: None
         self._backlog: dict[int, deque[bytes]] = {}
         self._ending: set[int] = set()
-        self._batch = PacketBatch(memoryview(bytearray(self.conversation.batch_bytes)))
+        self._batch = PacketBatch(memoryview(bytearray(self.conversation.params.batch_bytes)))
 
     def open_stream(self) -> int:
         sid = self.conversation.open_stream()

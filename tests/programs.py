@@ -1,6 +1,6 @@
 """The finished programs, run from outside: ours and the real kcptun, and what they carry.
 
-In      which programs ("ours", "ours@DIR" from another checkout, "go"), kcptun options, a `Link` between them
+In      which programs ("ours", "ours@DIR" from another checkout, "go", "newest"), kcptun options, a `Link` between them
 Out     a running `Tunnel`: its address, each program's log, counters, CPU time and memory
 Knows   processes, signals, /proc, TCP. Not: the wire
 
@@ -37,6 +37,7 @@ STALL_TIMEOUT = (
     9.0  # s without a byte after which a transfer has failed: less than keep-alive, which hides lost wake-ups
 )
 TARGET_TIMEOUT = 60.0  # s after which a target's thread gives up, so that none is left for ever
+NEWEST = "KCPTUN_NEWEST"  # environment variable: the directory with the newest kcptun
 CHUNK = 256 * 1024  # bytes per send and receive call
 
 Options = Mapping[str, object]
@@ -193,6 +194,19 @@ def require(*names: str) -> None:
         pytest.skip(text)
 
 
+def require_newest() -> None:
+    """As `require`, for the newest kcptun; the environment says where it is."""
+    import pytest
+
+    if not (Path(os.environ.get(NEWEST, "")) / "kcptun-server").is_file():
+        text = (
+            f"{NEWEST} names no directory with kcptun-client and kcptun-server of 20260314 or later (Debian unstable)"
+        )
+        if os.environ.get("CI"):
+            pytest.fail(text)
+        pytest.skip(text)
+
+
 def kcptun_arguments(options: Options) -> list[str]:
     """The command line of some options."""
     arguments = []
@@ -207,20 +221,22 @@ def start_kcptun(kind: str, role: str, options: Options) -> Program:
     if kind == "go":  # whose own default is 2 since November 2025
         return Program(f"go {role}", [f"kcptun-{role}", *kcptun_arguments({"smuxver": 1, **options})])
     arguments = kcptun_arguments(options)
+    if kind == "newest":
+        return Program(f"newest {role}", [str(Path(os.environ[NEWEST]) / f"kcptun-{role}"), *arguments])
     name, _, checkout = kind.partition("@")
     if name != "ours":
-        raise ValueError(f"{kind}: not a program; ours, ours@DIR or go")
+        raise ValueError(f"{kind}: not a program; ours, ours@DIR, go or newest")
     command = [sys.executable, "-m", "kcptun_lite", role, *arguments]
     # Safe path: else -m would find the package of the current directory before that of the checkout.
     return Program(f"{kind} {role}", command, env={"PYTHONPATH": checkout or str(ROOT), "PYTHONSAFEPATH": "1"})
 
 
-def free_udp_address(address: str) -> str:
-    """The address with a free UDP port in place of 0, which kcptun refuses since it knows ranges of ports."""
+def free_address(address: str, kind: socket.SocketKind) -> str:
+    """The address with a free port in place of 0, which kcptun refuses since it knows ranges of ports."""
     host, _, port = address.rpartition(":")
     if port != "0":
         return address
-    with socket.socket(socket.AF_INET6 if host.startswith("[") else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+    with socket.socket(socket.AF_INET6 if host.startswith("[") else socket.AF_INET, kind) as probe:
         probe.bind((host.strip("[]"), 0))
         return f"{host}:{probe.getsockname()[1]}"
 
@@ -228,12 +244,15 @@ def free_udp_address(address: str) -> str:
 def start_server(kind: str, options: Options) -> tuple[Program, str]:
     """A server that is ready, and its UDP address. `options` need a target; listen defaults to a free port."""
     options = {"listen": "127.0.0.1:0", **options}
-    if kind == "go":
-        options["listen"] = free_udp_address(str(options["listen"]))
+    if kind in ("go", "newest"):
+        options["listen"] = free_address(str(options["listen"]), socket.SOCK_DGRAM)
     server = start_kcptun(kind, "server", options)
     try:
         port = server.udp_port()
-        if kind != "go":  # ours says the port itself, once it is really ready; the real one repeats its option
+        if kind not in (
+            "go",
+            "newest",
+        ):  # ours says the port itself, once it is really ready; the real one repeats its option
             server.wait_for_log(r"listening on: ")
     except BaseException:
         server.stop(signal.SIGKILL)
@@ -243,9 +262,12 @@ def start_server(kind: str, options: Options) -> tuple[Program, str]:
 
 def start_client(kind: str, options: Options) -> tuple[Program, str]:
     """A client that is ready, and its address. `options` need a remoteaddr; localaddr defaults to a free port."""
-    client = start_kcptun(kind, "client", {"localaddr": "127.0.0.1:0", **options})
+    options = {"localaddr": "127.0.0.1:0", **options}
+    if kind == "newest":
+        options["localaddr"] = free_address(str(options["localaddr"]), socket.SOCK_STREAM)
+    client = start_kcptun(kind, "client", options)
     try:
-        address = client.wait_for_log(r"listening on: (\S+)").group(1)
+        address = client.wait_for_log(r"[Ll]istening on: ([^\s/]+)").group(1)
     except BaseException:
         client.stop(signal.SIGKILL)
         raise

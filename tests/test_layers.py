@@ -14,7 +14,7 @@ FLOORS: tuple[set[str], ...] = (
     {"log", "core.budget"},
     {"core.batch"},
     {"core.kcp", "core.fec", "core.crypt", "core.mux"},
-    {"core.params"},
+    {"core.params", "core.glance"},
     {"core.conversation"},
     {"net.udp"},
     {"net.session"},

@@ -109,7 +109,7 @@ class End:
         self.kcp.rmt_wnd = WINDOW
         self.slot = params.mtu
         self.fec_encoder = FecEncoder(*shards, crypt.headroom, crypt.tailroom) if fec else None
-        self.fec_decoder = FecDecoder(*shards, self.counters)
+        self.fec_decoder = FecDecoder(self.counters)
         self.snappy_encoder = SnappyEncoder() if compress else None
         self.snappy_decoder = SnappyDecoder() if compress else None
         self.smux = SmuxSession(

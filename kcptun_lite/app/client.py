@@ -20,7 +20,14 @@ from kcptun_lite.app.evidence import gather
 from kcptun_lite.app.path_manager import PathManager
 from kcptun_lite.app.tunnel import Tunnel, cannot_listen
 from kcptun_lite.core.crypt.crypt import fitting_methods
-from kcptun_lite.errors import KcptunError, SessionError, TransportError, describe_exception, describe_os_error
+from kcptun_lite.errors import (
+    KcptunError,
+    SessionError,
+    SessionRefused,
+    TransportError,
+    describe_exception,
+    describe_os_error,
+)
 from kcptun_lite.net.ends.dialer import Dialer
 from kcptun_lite.net.ends.route import Route, Server
 from kcptun_lite.net.session.session import Session
@@ -30,6 +37,7 @@ from kcptun_lite.net.tcp.sockets import listen, tune
 from kcptun_lite.net.udp.address import format_address
 from kcptun_lite.net.udp.udp_socket import UdpOptions
 
+REFUSED_PAUSE = 5000  # ms after a refusal in which no new session is tried while there is another one
 REDIAL_PAUSE = 1.0  # s between attempts to make a session's socket (as kcptun)
 ACCEPT_PAUSE = 0.1  # s between attempts to accept, while there are no descriptors
 
@@ -48,6 +56,8 @@ class Client(Tunnel):
         self._slots: list[Session | None] = [None] * config.conn
         self._expired: list[Session] = []
         self._accepted = 0
+        self._refused_at: int | None = None
+        "ms; when a server had no room for a session"
         self._acceptor = Thread(target=self._accept_loop, name="accept")
 
     def _listen(self) -> None:
@@ -132,11 +142,15 @@ class Client(Tunnel):
     def _session(self, slot: int) -> Session:
         """The session of a slot, a new one if it is dead or has expired. Raises: SessionError on stop.
 
-        While none can be made, one of another slot must do; if there is none, the connection waits.
+        While none can be made, or the server has just refused one, one of another slot must do; if there is none, the
+        connection waits.
         """
         session = self._slots[slot]
         if session and self._is_usable(session):
             return session
+        if self._refused_at is not None and monotonic_ms() - self._refused_at < REFUSED_PAUSE:
+            if other := self._other_session():
+                return other
         if session and not session.is_closed:
             self._retire(session)
         while not self.is_stopping:
@@ -145,8 +159,8 @@ class Client(Tunnel):
             except TransportError as exc:
                 if self._spoken.is_due("re-connecting", monotonic_ms()):
                     log.warning(f"re-connecting: {exc}; trying again every {REDIAL_PAUSE:g} s")
-                if others := [other for other in self._slots if other and self._is_usable(other)]:
-                    return others[0]
+                if other := self._other_session():
+                    return other
                 self.wait_for_stop(REDIAL_PAUSE)
                 continue
             self.count_session(session)
@@ -156,9 +170,15 @@ class Client(Tunnel):
             return session
         raise SessionError("the client stops")
 
+    def _other_session(self) -> Session | None:
+        """One of any slot, or else one that has expired, which is better than none."""
+        usable = [other for other in self._slots if other and self._is_usable(other)]
+        usable = usable or [other for other in self._sessions() if not other.is_ending]
+        return usable[self._accepted % len(usable)] if usable else None
+
     def _is_usable(self, session: Session) -> bool:
         age = monotonic_ms() - session.opened_at
-        return not session.is_closed and (not self.config.autoexpire or age < self.config.autoexpire * 1000)
+        return not session.is_ending and (not self.config.autoexpire or age < self.config.autoexpire * 1000)
 
     # -- main thread ---------------------------------------------------------------------------
 
@@ -173,7 +193,9 @@ class Client(Tunnel):
         for session in self._sessions():
             age = now - session.opened_at
             is_expired = age >= expiry or session in self._expired
-            if age >= limit or (is_expired and not session.stream_count and session.is_flushed()):
+            if is_expired and not session.stream_count and not session.is_ending:
+                session.leave()  # so that the server forgets it as well; it is closed when that has arrived
+            elif age >= limit or (is_expired and not session.stream_count and session.is_flushed()):
                 session.close()
                 session.join()
         for session in [session for session in self._expired if session.is_closed]:
@@ -203,6 +225,12 @@ class Client(Tunnel):
 
     def session_closed(self, session: Session, reason: SessionError) -> None:
         super().session_closed(session, reason)
+        if isinstance(reason, SessionRefused):
+            self._refused_at = monotonic_ms()
+            sentence = (
+                f"server {format_address(session.remote)} takes no more sessions: its --maxsessions or --memlimit"
+            )
+            self.diagnosed(sentence, sentence)
         finding = diagnose(gather(session, self.config.crypt, monotonic_ms(), reason))
         if finding and finding.rule in ("stream", "dropped"):
             self.diagnosed(finding.sentence, finding.sentence)

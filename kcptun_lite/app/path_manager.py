@@ -8,7 +8,7 @@ Cost    one thread that sleeps until there is trouble
 
 from collections.abc import Callable
 from queue import SimpleQueue
-from threading import Thread
+from threading import Event, Thread
 
 from kcptun_lite import log
 from kcptun_lite.core.batch.packets import Address
@@ -19,6 +19,7 @@ from kcptun_lite.net.session.session import Session
 from kcptun_lite.net.session.update_thread import monotonic_ms
 from kcptun_lite.net.udp.address import format_address
 
+ANSWER_LOOK = 0.02  # s between looks whether a question was answered
 FIRST_PAUSE = 500  # ms between the first and the second try for a session
 LAST_PAUSE = 15_000  # ms; each pause is twice the one before, up to this
 
@@ -30,7 +31,9 @@ class PathManager:
         self._route = route
         self._dialer = dialer
         self._sessions = sessions
-        self._troubled: SimpleQueue[tuple[Session, bool] | None] = SimpleQueue()
+        self._is_stopping = Event()
+        self._troubled: SimpleQueue[tuple[Session, int | None] | None] = SimpleQueue()
+        "who, and if it was an order, when it was asked for an answer (ms)"
         self._tries: dict[Session, tuple[int, int, Address]] = {}
         "ms of the next try, the pause after it, and where the last one went"
         self._thread = Thread(target=self._run, name="path manager")
@@ -39,22 +42,33 @@ class PathManager:
         self._thread.start()
 
     def stop(self) -> None:
+        self._is_stopping.set()
         self._troubled.put(None)
         if self._thread.ident is not None:  # else there was no thread to be had
             self._thread.join()
 
     def report(self, session: Session) -> None:
         """The session gets no answer."""
-        self._troubled.put((session, False))
+        self._troubled.put((session, None))
 
     def redial_all(self) -> None:
-        """The network has changed: new sockets for all, at once (SIGHUP)."""
-        for session in self._sessions():
-            self._troubled.put((session, True))
+        """The network may have changed (SIGHUP): ask on all ways, and leave those that do not answer soon.
+
+        A way that answers is kept: a server of kcptun would lose its session, and nothing is wrong.
+        """
+        sessions = self._sessions()
+        for session in sessions:
+            session.probe()
+        asked_at = monotonic_ms()
+        for session in sessions:
+            self._troubled.put((session, asked_at))
 
     def _run(self) -> None:
         while trouble := self._troubled.get():
-            session, is_order = trouble
+            session, asked_at = trouble
+            is_order = asked_at is not None
+            if asked_at is not None and self._is_answered(session, asked_at):
+                continue
             now = monotonic_ms()
             for known in [known for known in self._tries if known.is_closed]:
                 del self._tries[known]
@@ -71,11 +85,22 @@ class PathManager:
                 log.limited("redial", f"{session!r}: {exc!r}", log.Level.ERROR)
             self._tries[session] = now + pause, min(2 * pause, LAST_PAUSE), tried
 
+    def _is_answered(self, session: Session, asked_at: int) -> bool:
+        """Wait for the answer to a question; whether there is one."""
+        while not session.is_closed and not self._is_stopping.is_set():
+            waited = monotonic_ms() - asked_at
+            if session.watch.silence(monotonic_ms()) < waited:
+                return True
+            if waited >= session.watch.patience:
+                return False
+            self._is_stopping.wait(ANSWER_LOOK)
+        return True
+
     def _redial(self, session: Session, is_order: bool) -> Address:
         """Where it is tried now."""
         remote = session.remote
         try:
-            if is_order:
+            if is_order and session.conversation.is_peer_ours:  # who follows us
                 self._dialer.redial(session)
                 remote = session.remote
                 text = f"going on from a new socket to {format_address(remote)}"

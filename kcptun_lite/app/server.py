@@ -16,12 +16,15 @@ from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.crypt.crypt import fitting_methods
 from kcptun_lite.errors import RemoteProtocolError, SessionError, TransportError
 from kcptun_lite.net.ends.listener import Listener, hint
+from kcptun_lite.net.ends.session_table import SessionTable
 from kcptun_lite.net.session.session import Session
 from kcptun_lite.net.session.stream import Stream
 from kcptun_lite.net.tcp.sockets import connect
 from kcptun_lite.net.udp.address import format_address, format_host
 from kcptun_lite.net.udp.udp_socket import UdpOptions, UdpSocket
 
+FREE_FOR_ALL = 3 / 4  # of --maxstreams; the rest is for sessions that have few ...
+SMALL_SHARE = 16  # ... no more than this part of them
 KEYLESS = {"none", "null"}
 "methods that fit whatever the key is: their users have not shown that they know it"
 
@@ -33,6 +36,8 @@ class Server(Tunnel):
 
     def __init__(self, config: ServerConfig) -> None:
         super().__init__(config)
+        self._table = SessionTable(config.maxsessions)
+        self._small_share = config.maxstreams // SMALL_SHARE
         self._listeners: list[Listener] = []
         self._adapted: set[Session] = set()
         "sessions whose differences were told"
@@ -52,9 +57,10 @@ class Server(Tunnel):
             Listener(
                 self.context,
                 udp,
-                max_sessions=config.maxsessions,
+                self._table,
                 on_stream=self._on_stream,
-                on_session=self._on_session,
+                on_session=self.count_session,
+                on_validated=self._on_validated,
                 on_closed=self.session_closed,
             )
             for udp in sockets
@@ -69,14 +75,15 @@ class Server(Tunnel):
     def _chores(self) -> list[Callable[[int], None]]:
         return [
             *super()._chores(),
-            self._drop_half_open,
+            self._look_after_newcomers,
             self._look_at_unknown_sources,
             lambda now: self._look_at_adaptations(),
         ]
 
-    def _drop_half_open(self, now: int) -> None:
+    def _look_after_newcomers(self, now: int) -> None:
+        self._table.every_second()
         for listener in self._listeners:
-            listener.drop_half_open(now)
+            listener.every_second(now)
 
     def _look_at_unknown_sources(self, now: int) -> None:
         """Say what is wrong with packets that fail their check, if a sample of them has come in."""
@@ -107,13 +114,16 @@ class Server(Tunnel):
         super().session_closed(session, reason)
         if isinstance(reason.__cause__, RemoteProtocolError):
             sentence = describe_refusal(format_host(session.remote), str(reason.__cause__), strict=self.config.strict)
-            self.diagnosed(sentence, sentence)
+            if session.is_validated:
+                self.diagnosed(sentence, sentence)
+            else:
+                self.diagnosed(sentence, "unknown sources", UNKNOWN_EVERY)
 
     def _redial(self) -> None:
         """A server is found, it does not search."""
 
     def _sessions(self) -> list[Session]:
-        return [session for listener in self._listeners for session in listener.sessions()]
+        return list(self._table)
 
     def _other_counters(self) -> Iterable[Counters]:
         return [listener.counters for listener in self._listeners]
@@ -125,11 +135,14 @@ class Server(Tunnel):
         for listener in self._listeners:
             listener.close()
 
-    def _on_session(self, session: Session) -> None:
-        self.count_session(session)
+    def _on_validated(self, session: Session) -> None:
         log.info(f"remote address: {format_address(session.remote)}")
 
     def _on_stream(self, session: Session, stream: Stream) -> None:
+        if self.relay_count >= self.config.maxstreams * FREE_FOR_ALL and session.stream_count > self._small_share:
+            log.limited("maxstreams", f"stream refused: {format_host(session.remote)} has enough of --maxstreams")
+            stream.close()
+            return
         name = f"in: {format_address(session.remote)}({stream.sid}) out: {self.config.target}"
         self.start_relay(self._connect, stream, lambda: name)
 

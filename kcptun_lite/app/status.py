@@ -101,7 +101,7 @@ def _describe(session: Session, now: int) -> dict[str, Any]:
         "rto_ms": rtt.rto,
         "streams": session.stream_count,
         "age_s": (now - session.opened_at) // 1000,
-        "idle_s": (now - session.heard_at) // 1000,
+        "idle_s": (now - session.watch.heard_at) // 1000,
     }
 
 

@@ -85,6 +85,11 @@ class Tunnel(ABC):
     def is_stopping(self) -> bool:
         return self.stop_event.is_set()
 
+    @property
+    def relay_count(self) -> int:
+        """Connections that are served now."""
+        return len(self._relays)
+
     def wait_for_stop(self, timeout_s: float) -> bool:
         return self.stop_event.wait(timeout_s)
 
@@ -144,7 +149,11 @@ class Tunnel(ABC):
             self._established -= 1
             self.retired.add(session.counters)
         if not isinstance(reason, SessionClosed):
-            log.info(f"session {session.conversation.conv:08x} with {session.remote[0]} closed: {reason}")
+            text = f"session {session.conversation.conv:08x} with {session.remote[0]} closed: {reason}"
+            if session.is_validated:
+                log.info(text)
+            else:
+                log.limited("closed", text, log.Level.INFO)
 
     def count_session(self, session: Session) -> None:
         with self._lock:
@@ -231,11 +240,8 @@ class Tunnel(ABC):
 
     def _try(self, step: Callable[[], None]) -> None:
         """A step of the main thread, whose failure is told and must not keep the others from being taken."""
-        try:
+        with log.told("housekeeping"):
             step()
-        except Exception as exc:
-            with suppress(Exception):  # not even memory for a line
-                log.limited(f"main {type(exc).__name__}", f"housekeeping: {describe_exception(exc)}", log.Level.ERROR)
 
     def _every_second(self, now: int) -> None:
         for chore in self._chores():
@@ -280,9 +286,11 @@ class Tunnel(ABC):
         self._status_file.remove()
 
     def _wait_until_flushed(self) -> None:
+        for session in self._sessions():
+            session.leave()
         deadline = monotonic_ms() + FLUSH_LIMIT
         pause = Event()
-        while monotonic_ms() < deadline and not all(session.is_flushed() for session in self._sessions()):
+        while monotonic_ms() < deadline and not all(map(_is_settled, self._sessions())):
             pause.wait(0.01)
 
     def log_start(self, listening: str) -> None:
@@ -328,6 +336,11 @@ class Tunnel(ABC):
 
     def _other_counters(self) -> Iterable[Counters]:
         return ()
+
+
+def _is_settled(session: Session) -> bool:
+    """Whether nothing is to be waited for: whoever has not shown where he is may never acknowledge anything."""
+    return session.is_flushed() or not session.is_validated
 
 
 def cannot_listen(option: str, endpoint: Endpoint, exc: TransportError) -> TransportError:

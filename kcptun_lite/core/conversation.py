@@ -16,7 +16,7 @@ from kcptun_lite.core.batch.strided import PACKET_ALIGNMENT
 from kcptun_lite.core.budget import SEGMENT_BYTES, SEGMENT_COST, Budget, Share
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.fec.decoder import HELD_BYTES_MAX, FecDecoder
-from kcptun_lite.core.fec.encoder import FecEncoder
+from kcptun_lite.core.fec.encoder import FecEncoder, UncodedFec
 from kcptun_lite.core.kcp.kcp import READ_SEGMENTS, Flush, Kcp
 from kcptun_lite.core.kcp.sender import QUEUE_TARGET
 from kcptun_lite.core.kcp.window_tuning import WindowTuning
@@ -26,14 +26,9 @@ from kcptun_lite.core.params import ConversationParams
 from kcptun_lite.core.validation import AddressValidation
 from kcptun_lite.core.wire import (
     FEC_HEADER_SIZE,
-    KCP_HEADER_SIZE,
-    KCP_PUSH,
-    KCP_SEGMENT,
-    MASK32,
     SNAPPY_IDENTIFIER,
     Buffer,
-    datagram_of,
-    diff32,
+    is_run_of_segments,
 )
 from kcptun_lite.errors import ConfigError, RemoteProtocolError
 
@@ -48,6 +43,9 @@ RECEIVE_LEAST = 64 * 1024
 FEC_LEAST = 32 * 1024  # a group or two
 HANDSHAKE_BYTES = 250  # of the credit of an address that is not validated: our hello, and its repetitions
 ANSWERS_MAX = 4 * QUEUE_TARGET  # bytes queued, far above what writers may fill: who makes us answer must take it, too
+MOST_PARITY = 2  # for each data shard; who wants 1/255 would have us send 256 times as much, and gets none
+BYTES_PER_FRAME = 2  # compressed; frames cost time, and those that are not the same again and again have 4 at the least
+FRAMES_FREE = 4096
 EXPANDED_BYTES = 22 * SEGMENT_BYTES  # what a segment may hold once it is decompressed
 
 
@@ -99,12 +97,11 @@ class Conversation:
         )
         self.kcp.is_terse = not is_validated
         self._window = WindowTuning(kcp_params.rcv_wnd, kcp_params.rcv_wnd_max)
-        self._overhead = headroom + tailroom
-        shards, is_thrifty = (params.data_shards, params.parity_shards), self.share.is_limited
-        self._encoder = FecEncoder(*shards, headroom, tailroom, is_thrifty=is_thrifty) if has_fec else None
-        self._decoder = FecDecoder(
-            params.data_shards if has_fec else 0, params.parity_shards if has_fec else 0, counters
-        )
+        self._room_around = headroom, tailroom
+        self._encoder: FecEncoder | UncodedFec | None = None
+        if has_fec:
+            self._encoder = UncodedFec(headroom) if params.adapts else self._make_encoder()
+        self._decoder = FecDecoder(counters)
         self._slot = -(-params.kcp.mtu // PACKET_ALIGNMENT) * PACKET_ALIGNMENT
         self._snappy_encoder: SnappyEncoder | None = None
         self._snappy_decoder: SnappyDecoder | None = None
@@ -116,6 +113,10 @@ class Conversation:
         self._delivered: dict[int, int] = {}
         "sid -> bytes last taken from the stream, which its reader holds until it comes for more"
         self._delivered_bytes = 0
+        self._pulled_bytes = 0
+        "of the peer's stream, before they were decompressed"
+        self._is_broken = False
+        "the peer's bytes made no sense, or a bug has lost some of them"
         self._events: list[Event] = []
         self._now = now
         if self._is_settled:
@@ -180,6 +181,10 @@ class Conversation:
         """Whether the peer still takes data of the stream, and we have not ended it."""
         return self._streams.is_listening(sid)
 
+    def is_doubtful(self, sid: int) -> bool:
+        """Whether the peer may listen no more: a kcptun has sent an end that may have meant both directions."""
+        return self._streams.is_doubtful(sid)
+
     def finish_stream(self, sid: int) -> None:
         """Tell the peer that no more comes; receiving goes on."""
         self._streams.finish(sid)
@@ -192,6 +197,11 @@ class Conversation:
         self._push_frames()
         self._pull()
         self._account()
+
+    @property
+    def is_peer_ours(self) -> bool:
+        """Whether the peer has said that it is of our kind, and no kcptun."""
+        return self._smux is not None and self._smux.is_peer_ours
 
     def take_events(self) -> list[Event]:
         """What has happened since the last call."""
@@ -216,24 +226,31 @@ class Conversation:
         was_validated = self.validation.is_validated
         if not was_validated:
             self.validation.on_received(
-                sum(map(len, packets)) + len(packets) * self._overhead, is_elsewhere=is_elsewhere
+                sum(map(len, packets)) + len(packets) * sum(self._room_around), is_elsewhere=is_elsewhere
             )
         if self.share.is_limited:  # each packet may be kept twice: as a shard and as a segment
             self._account(sum(map(len, packets)) * 2 + len(packets) * SEGMENT_COST)
+        try:
+            self._take_packets(packets, now)
+            if self.validation.is_validated and not was_validated:
+                kcp.is_terse = False
+                kcp.window.give_up(now)  # say once more what was held back
+                kcp.flush_wanted = Flush.EVERYTHING
+            self._pull()
+            self._tune_window(now)
+        finally:  # whatever happens, nothing that is kept may lie in a batch that others will use
+            if kcp.received.count:
+                kcp.received.detach()
+        self._account()
+
+    def _take_packets(self, packets: Sequence[memoryview], now: int) -> None:
         for stretch in packets.stretches() if isinstance(packets, PacketList) else (packets,):
             datagrams, recovered = self._decoder.receive(stretch)
-            kcp.receive(datagrams, now)
-            if recovered:
-                kcp.receive(recovered, now, recovered=True)
-        if self.validation.is_validated and not was_validated:
-            kcp.is_terse = False
-            kcp.window.give_up(now)  # say once more what was held back
-            kcp.flush_wanted = Flush.EVERYTHING
-        self._pull()
-        self._tune_window(now)
-        if kcp.received.count:
-            kcp.received.detach()
-        self._account()
+            self.kcp.receive(datagrams, now)
+            if recovered := [datagram for datagram in recovered if is_run_of_segments(datagram, self.conv)]:
+                self.kcp.receive(recovered, now, recovered=True)
+        if isinstance(self._encoder, UncodedFec) and self._decoder.shards:
+            self._take_shards(*self._decoder.shards)
 
     def packets_to_send(self, batch: PacketBatch, now: int) -> bool:
         """Put packets into the batch, still to be sealed; True if the batch was full: send it and call again."""
@@ -245,7 +262,8 @@ class Conversation:
             more = self.kcp.flush(batch, now, slots)
             self._hold_back(batch, first)
             return more
-        data, parity = self.params.data_shards, self.params.parity_shards
+        is_coded = isinstance(encoder, FecEncoder)
+        data, parity = self.params.data_shards, self.params.parity_shards if is_coded else 0
         more = self.kcp.flush(batch, now, max(1, (slots - parity) * data // (data + parity)))
         if len(batch) > first:
             encoder.protect(batch, first, now)
@@ -262,10 +280,6 @@ class Conversation:
             if self.is_holding_back or not self.validation.spend(lengths[index]):
                 self.is_holding_back = True
                 batch.drop(index)
-
-    @property
-    def batch_bytes(self) -> int:
-        return self.params.batch_bytes
 
     @property
     def flush_wanted(self) -> Flush:
@@ -294,37 +308,24 @@ class Conversation:
         self._streams.ping()
         self._push_frames()
 
+    def say_goodbye(self) -> None:
+        """Tell the peer that the session is over here: one of ours forgets it, those of kcptun take no notice."""
+        if self._smux:
+            self._smux.bye()
+            self._push_frames()
+
+    @property
+    def has_peer_left(self) -> bool:
+        """Whether it has said goodbye; all it had to say has come."""
+        return self._smux is not None and self._smux.has_peer_left
+
     def has_peer_restarted(self, now: int) -> bool:
         """Whether the peer knows nothing of this conversation any more; a client that is restarted has a new one."""
         return self._is_client and self.kcp.has_peer_restarted(now)
 
-    def is_reset_by(self, packets: Sequence[memoryview]) -> bool:
-        """Whether all packets are of a peer that acknowledges from zero what was acknowledged before."""
-        return all(self.kcp.is_from_zero(packet) for packet in map(datagram_of, packets) if packet)
-
     def next_deadline(self) -> int | None:
         """ms of the next `tick` that matters to KCP; keep-alive runs on the caller's slow rhythm."""
         return self.kcp.next_deadline()
-
-    def bring_news(self, packets: Sequence[memoryview]) -> bool:
-        """Whether opened packets acknowledge or carry what we have not had; replayed ones do not. Cheap.
-
-        Nor do those that are late, sent before those that have come already.
-        """
-        unpack = KCP_SEGMENT.unpack_from
-        una, rcv_nxt, _ = self.kcp.progress()
-        una, rcv_nxt, peer_ts = una & MASK32, rcv_nxt & MASK32, self.kcp.peer_ts
-        for packet in packets:
-            datagram = datagram_of(packet)
-            at, last = 0, len(datagram) - KCP_HEADER_SIZE
-            while at <= last:
-                _, cmd, _, _, ts, sn, una_field, length = unpack(datagram, at)
-                if diff32(una_field, una) > 0:
-                    return True
-                if cmd == KCP_PUSH and diff32(sn, rcv_nxt) >= 0 and diff32(ts, peer_ts) >= 0:
-                    return True
-                at += KCP_HEADER_SIZE + length
-        return False
 
     def progress(self) -> tuple[int, int, int]:
         """Numbers of which one grows when a packet brings anything new: a replayed one changes none."""
@@ -339,10 +340,11 @@ class Conversation:
             found.append(f"--smuxver {self.smux_version}")
         if self.is_compressed != own.compress:
             found.append("compression" if self.is_compressed else "--nocomp")
-        data, parity = self._decoder.data_shards, self._decoder.parity_shards
+        shards = self._decoder.shards
         if not self.params.has_fec:
             found += ["--datashard 0"] if own.has_fec else []
-        elif (data, parity) != (own.data_shards, own.parity_shards):
+        elif shards and shards != (own.data_shards, own.parity_shards):
+            data, parity = shards
             found.append(f"--datashard {data} --parityshard {parity}")
         return found
 
@@ -372,6 +374,16 @@ class Conversation:
         if self._encoder and not self.params.has_own_shards:
             self._encoder = None
             self.kcp.drop_headroom(FEC_HEADER_SIZE)
+
+    def _make_encoder(self, first_group: int = 0) -> FecEncoder:
+        shards, is_thrifty = (self.params.data_shards, self.params.parity_shards), self.share.is_limited
+        return FecEncoder(*shards, *self._room_around, is_thrifty=is_thrifty, first_group=first_group)
+
+    def _take_shards(self, data: int, parity: int) -> None:
+        """Send parity from now on, in the numbers that the peer uses itself."""
+        if parity <= MOST_PARITY * data:
+            self.params = self.params._replace(data_shards=data, parity_shards=parity)
+            self._encoder = self._make_encoder(first_group=1)
 
     def _settle_compression(self, compress: bool) -> None:
         self.is_compressed = compress
@@ -404,7 +416,16 @@ class Conversation:
             self._push_frames()
 
     def _pull(self) -> None:
-        """Move what KCP has in order up to the streams, as far as their buffers allow."""
+        """Move what KCP has in order up to the streams, as far as their buffers allow.
+
+        Raises: RemoteProtocolError; from then on nothing is moved any more.
+        """
+        if not self._is_broken:
+            self._is_broken = True  # unless all goes well: nobody can read on behind what has failed
+            self._pull_all()
+            self._is_broken = False
+
+    def _pull_all(self) -> None:
         while (self._smux is None or self._smux.receive_budget > 0) and self.kcp.queued_bytes < ANSWERS_MAX:
             parts = self.kcp.received.count and self.kcp.read(self._most_to_read())
             if not parts:
@@ -412,6 +433,7 @@ class Conversation:
             data: Buffer = b"".join(parts)
             if not data:
                 continue
+            self._pulled_bytes += len(data)
             if not self._is_settled:
                 # The identifier opens every compressed session, a frame's version byte every other one.
                 self._is_settled = True
@@ -423,6 +445,8 @@ class Conversation:
             if self._smux is None:
                 self._settle_smux(data[0] if data[0] in (1, 2) else self.params.smux_version)
             self._events += self._streams.feed(data)
+            if self._streams.frames_received > FRAMES_FREE + self._pulled_bytes // BYTES_PER_FRAME:
+                raise RemoteProtocolError("more frames than so few bytes can mean")
             if self._streams.is_peer_ours:
                 self.kcp.know_ours()
                 self._do_without_fec()

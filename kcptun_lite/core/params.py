@@ -32,7 +32,7 @@ class ConversationParams(NamedTuple):
     keepalive: int = 10_000
     max_streams: int = 1024
     adapts: bool = False
-    "take smux version and compression from the peer's first bytes (servers)"
+    "take smux version, compression and shards from what the peer sends (servers)"
 
     @property
     def has_fec(self) -> bool:
@@ -40,9 +40,14 @@ class ConversationParams(NamedTuple):
 
     @property
     def batch_bytes(self) -> int:
-        """The size of batch a conversation needs: a group's parity must fit beside its data."""
+        """The size of batch a conversation needs."""
+        return max(BATCH_BYTES, self.group_bytes)
+
+    @property
+    def group_bytes(self) -> int:
+        """The least room for packets at once: a group's parity must fit beside its data."""
         slot = -(-self.kcp.mtu // PACKET_ALIGNMENT) * PACKET_ALIGNMENT
-        return max(BATCH_BYTES, (self.parity_shards + 16) * slot)
+        return (self.parity_shards + 16) * slot
 
     def answering(self, *, fec: bool) -> "ConversationParams":
         """What to be set to for a peer whose first packet has a FEC header, or has none.

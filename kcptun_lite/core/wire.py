@@ -61,6 +61,7 @@ KCP_PROBE_INITIAL = 500  # ms between questions for a closed window; kcp-go 5.6.
 KCP_PROBE_LIMIT = 120_000  # ms
 KCP_SSTHRESH_INITIAL = 2  # segments
 KCP_SSTHRESH_MIN = 2  # segments
+KCP_REFUSAL_TS = 0x4B4C0003  # in a WINS, where `ts` means nothing to kcptun: our server takes no session now
 KCP_WND_INITIAL = 32  # segments assumed of the peer before it has told; WIRE.md 4.2
 
 # snappy framing (WIRE.md 6)
@@ -108,3 +109,14 @@ def first_segment(packet: Buffer) -> tuple[int, int] | None:
         return None
     conv, _, _, _, _, sn, _, _ = KCP_SEGMENT.unpack_from(packet, at)
     return conv, sn
+
+
+def is_run_of_segments(datagram: Buffer, conv: int) -> bool:
+    """Whether a datagram is made of whole KCP segments of this conversation and nothing else, as every one is."""
+    at, size = 0, len(datagram)
+    while size - at >= KCP_HEADER_SIZE:
+        its_conv, cmd, _, _, _, _, _, length = KCP_SEGMENT.unpack_from(datagram, at)
+        if its_conv != conv or not KCP_PUSH <= cmd <= KCP_WINS:
+            return False
+        at += KCP_HEADER_SIZE + (length if cmd == KCP_PUSH else 0)
+    return at == size > 0

@@ -18,8 +18,18 @@ class FakeSession:
     def __init__(self, remote: Address = ("a", 1)) -> None:
         self.remote = remote
         self.is_closed = False
-        self.conversation = self
+        self.conversation = self.watch = self
         self.conv = 0x1234
+        self.is_peer_ours = True
+        self.is_answered = False
+        self.asked = 0
+        self.patience = 0
+
+    def probe(self) -> None:
+        self.asked += 1
+
+    def silence(self, now: int) -> int:
+        return -1 if self.is_answered else 1 << 30
 
 
 class Around:
@@ -62,7 +72,7 @@ class Room:
         """Until the path manager has seen all there was: it handles a marker of ours last."""
         marker: Any = FakeSession()
         before = len(self.around.redialed)
-        self.path_manager._troubled.put((marker, True))
+        self.path_manager._troubled.put((marker, 0))
         wait_until(lambda: marker in self.around.redialed[before:])
         self.around.redialed.remove(marker)
         wait_until(lambda: marker in self.path_manager._tries)
@@ -151,6 +161,25 @@ def test_an_order_moves_all_at_once_and_blames_no_server(managing: Room) -> None
     assert managing.around.redialed == managing.sessions * 2, "without a pause"
     assert not managing.around.probed
     assert not managing.around.failed_at
+
+
+def test_an_order_keeps_the_ways_that_answer(managing: Room) -> None:
+    answers, silent = FakeSession(), FakeSession()
+    answers.is_answered = True
+    managing.sessions += [answers, silent]
+    managing.path_manager.redial_all()
+    managing.settle()
+    assert (answers.asked, silent.asked) == (1, 1)
+    assert managing.around.redialed == [silent]
+
+
+def test_an_order_tries_another_way_beside_that_of_a_server_that_does_not_follow(managing: Room) -> None:
+    session = FakeSession()
+    session.is_peer_ours = False
+    managing.sessions.append(session)
+    managing.path_manager.redial_all()
+    managing.settle()
+    assert managing.around.probed == [session] and not managing.around.redialed
 
 
 def test_a_way_that_cannot_be_made_is_tried_again(managing: Room) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from kcptun_lite.app import server as room
 from kcptun_lite.net.ends.listener import UNVALIDATED_TIME
+from kcptun_lite.net.ends.route import Server
 from kcptun_lite.net.session.update_thread import monotonic_ms
 from kcptun_lite.net.tcp.sockets import listen
 from tests.app.tunnels import Target, connect, make_client, make_server, running, udp_address
@@ -97,18 +98,55 @@ def test_packets_of_unknown_sources_are_counted_with_the_port(target: Target) ->
         assert not server._sessions()
 
 
-def test_maxsessions_holds_for_real_clients(target: Target) -> None:
-    with running(server := make_server(target.address, maxsessions=4)):  # a quarter for one address: one
-        with running(client := make_client(udp_address(server), conn=2)):
-            first, second = connect(client), connect(client)
-            for application in (first, second):
-                application.sendall(b"x")
+def test_who_is_refused_hears_it_and_takes_a_session_that_it_has(target: Target) -> None:
+    with running(server := make_server(target.address, maxsessions=1)):
+        with running(client := make_client(udp_address(server), conn=2)), connect(client) as first:
+            first.sendall(b"x")
             with target.accept() as tcp:
                 assert tcp.recv(1) == b"x"
-            wait_until(lambda: server.counters().in_packets > 4)
+                with connect(client) as second, pytest.raises(ConnectionResetError):
+                    second.sendall(b"x")
+                    second.recv(1)
+                wait_until(lambda: "takes no more sessions" in client.last_diagnosis)
+                for _ in range(3):
+                    with connect(client) as third:
+                        third.sendall(b"y")
+                        with target.accept() as other:
+                            assert other.recv(1) == b"y"
             assert len(server._sessions()) == 1
-            first.close()
-            second.close()
+
+
+def test_a_client_that_stops_is_forgotten_at_once_and_so_is_a_server(target: Target) -> None:
+    with running(server := make_server(target.address)):
+        with running(client := make_client(udp_address(server))), connect(client) as application:
+            application.sendall(b"x")
+            with target.accept() as tcp:
+                assert tcp.recv(1) == b"x"
+        wait_until(lambda: not server._sessions())
+    server = make_server(target.address)
+    with running(client := make_client("127.0.0.1:9")):
+        with running(server):
+            client._dialer._route._servers[0] = Server("127.0.0.1", *[server._listeners[0].address[1]] * 2)
+            with connect(client) as application:
+                application.sendall(b"x")
+                with target.accept() as tcp:
+                    assert tcp.recv(1) == b"x"
+        wait_until(lambda: all(session.is_closed for session in client._sessions()))
+
+
+def test_expired_sessions_do_not_pile_up_at_the_server(target: Target) -> None:
+    with running(server := make_server(target.address, maxsessions=8)):
+        with running(client := make_client(udp_address(server), conn=4, autoexpire=1)):
+            for _ in range(24):
+                for session in client._sessions():
+                    session.opened_at -= 1000  # a second passes
+                now = monotonic_ms()
+                client._scavenge(now)
+                with connect(client) as application:
+                    application.sendall(b"x")
+                    with target.accept() as tcp:
+                        assert tcp.recv(1) == b"x"
+                wait_until(lambda: len(server._sessions()) <= 5)
 
 
 @pytest.mark.parametrize(("fitting", "hints"), [(["aes"], 1), (["none", "null"], 0), (["none", "aes"], 1), ([], 0)])

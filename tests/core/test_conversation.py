@@ -91,6 +91,38 @@ def test_server_adapts(own: tuple[int, bool], version: int, compress: bool, loss
     pair.drive(lambda: pair.a.received[sid] == b"answer", limit=5_000)
 
 
+@pytest.mark.parametrize("loss", [0.0, 0.1])
+@pytest.mark.parametrize("shards", [(5, 5), (3, 1), (20, 10), (10, 3)])
+@pytest.mark.parametrize("own", [(10, 3), (30, 15)])
+def test_server_sends_parity_in_its_clients_numbers_or_none(
+    own: tuple[int, int], shards: tuple[int, int], loss: float
+) -> None:
+    """So that a client of 2017 or 2021, whose decoder is set to its own numbers, is never led astray."""
+    client = params(data_shards=shards[0], parity_shards=shards[1])
+    server = params(data_shards=own[0], parity_shards=own[1], adapts=True)
+    pair = ConversationPair(client, params_b=server, link={"delay": 20, "loss": loss})
+    sid = pair.a.open_stream()
+    pair.a.write(sid, noise(40_000))
+    pair.drive(lambda: pair.b.received.get(sid) == noise(40_000), limit=5_000)
+    pair.b.write(sid, noise(400_000, 2))
+    pair.drive(lambda: pair.a.received[sid] == noise(400_000, 2), limit=10_000)
+    assert pair.a.conversation._decoder.shards == pair.b.conversation._decoder.shards == shards
+    assert pair.a.counters.fec_parity > 0
+    if loss:
+        assert pair.a.counters.fec_recovered > 0
+
+
+def test_a_client_that_wants_most_of_all_parity_gets_none() -> None:
+    pair = ConversationPair(params(data_shards=1, parity_shards=3), params_b=params(adapts=True))
+    sid = pair.a.open_stream()
+    pair.a.write(sid, noise(10_000))
+    pair.drive(lambda: pair.b.received.get(sid) == noise(10_000), limit=5_000)
+    pair.b.write(sid, noise(10_000))
+    pair.drive(lambda: pair.a.received[sid] == noise(10_000), limit=5_000)
+    assert pair.b.conversation._decoder.shards == (1, 3)
+    assert pair.a.counters.fec_parity == 0
+
+
 def test_server_that_has_heard_nothing_can_be_driven() -> None:
     end = ConversationEnd(params(adapts=True), is_client=False)
     end.conversation.tick(1_000_000)
@@ -250,7 +282,7 @@ def test_a_garbage_stream_is_the_peers_error_and_nothing_else(seed: int) -> None
     random = Random(seed)
     settings = params(compress=random.random() < 0.5, smux_version=random.choice((1, 2)), adapts=random.random() < 0.5)
     conversation = Conversation(CONV, settings, Counters(), is_client=False, headroom=0, tailroom=0, now=0)
-    batch = PacketBatch(memoryview(bytearray(conversation.batch_bytes)))
+    batch = PacketBatch(memoryview(bytearray(conversation.params.batch_bytes)))
     try:
         for sn in range(200):
             start = random.choice((b"", b"\xff\x06\x00\x00sNaPpY", b"\x01\x02", b"\x02\x04\x08\x00")) if sn < 2 else b""
@@ -299,7 +331,7 @@ def test_a_batch_holds_data_and_its_parity(fec: tuple[int, int]) -> None:
     sid = conversation.open_stream()
     while conversation.send_stream_data(sid, memoryview(bytes(30_000))):
         pass
-    batch = PacketBatch(memoryview(bytearray(conversation.batch_bytes)))
+    batch = PacketBatch(memoryview(bytearray(conversation.params.batch_bytes)))
     more, data = True, 0
     while more:
         more = conversation.packets_to_send(batch, 0)

@@ -9,7 +9,17 @@ from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.kcp.kcp import KcpParams
 from kcptun_lite.core.mux.snappy import SnappyEncoder
 from kcptun_lite.core.params import ConversationParams
-from kcptun_lite.core.wire import KCP_PUSH, KCP_SEGMENT, KCP_WINS, SMUX_HEADER, SMUX_SYN
+from kcptun_lite.core.wire import (
+    KCP_PUSH,
+    KCP_SEGMENT,
+    KCP_WINS,
+    SMUX_FIN,
+    SMUX_HEADER,
+    SMUX_NOP,
+    SMUX_PSH,
+    SMUX_SYN,
+)
+from kcptun_lite.errors import RemoteProtocolError
 
 CONV = 7
 WINDOW = 64  # segments
@@ -55,7 +65,7 @@ class Server:
         return kcp.window.snd_una - before
 
 
-REFUSED = SMUX_HEADER.pack(1, SMUX_SYN, 0, 99) * 7000
+REFUSED = b"".join(SMUX_HEADER.pack(1, SMUX_SYN, 0, 99 + 2 * number) for number in range(7000))
 STREAMS = b"".join(SMUX_HEADER.pack(1, SMUX_SYN, 0, sid) for sid in (3, 5, 7, 9))
 
 
@@ -82,3 +92,28 @@ def test_reading_goes_on_when_the_peer_takes_the_answers() -> None:
     assert server.acknowledge_all() > 100
     assert server.say(REFUSED)
     assert server.sent > stopped_at
+
+
+@pytest.mark.parametrize("frame", [(SMUX_NOP, 0), (SMUX_FIN, 99), (SMUX_PSH, 3)], ids=["nop", "fin", "empty data"])
+def test_frames_that_cost_no_bytes_end_the_session(frame: tuple[int, int]) -> None:
+    """Compressed, thousands of them fit into a packet; each takes a microsecond here."""
+    server = Server(compress=True)
+    server.say(STREAMS)
+    block = SMUX_HEADER.pack(1, frame[0], 0, frame[1]) * 8192
+    with pytest.raises(RemoteProtocolError, match="more frames"):
+        for _ in range(10):
+            server.say(block)
+    assert server.conversation._streams.frames_received < 20_000
+
+
+def test_frames_that_differ_may_be_compressed_as_well_as_can_be() -> None:
+    """A thousand streams that are opened and shut at once, as our own encoder packs them."""
+    server = Server(compress=True)
+    for first in range(3, 20_003, 2000):
+        sids = range(first, first + 2000, 2)
+        server.say(b"".join(SMUX_HEADER.pack(1, SMUX_SYN, 0, sid) for sid in sids))
+        server.say(b"".join(SMUX_HEADER.pack(1, mark, 0, sid) for sid in sids for mark in (SMUX_PSH, SMUX_FIN)))
+        server.acknowledge_all()
+        for sid in sids:
+            server.conversation.close_stream(sid)
+    assert server.conversation._streams.frames_received == 30_000

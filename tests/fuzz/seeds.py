@@ -13,7 +13,7 @@ from kcptun_lite.core.batch.packets import PacketBatch
 from kcptun_lite.core.batch.pool import BATCH_BYTES, BufferPool
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.crypt.crypt import derive_key, make_crypt
-from tests.fuzz.targets import FUZZ_METHODS, KEY, SHARDS, record
+from tests.fuzz.targets import FUZZ_METHODS, KEY, record
 from tests.helpers import noise, vectors
 
 PROGRAM_MAX = 16_384  # bytes; longer ones mutate slowly
@@ -39,12 +39,8 @@ def seeds() -> dict[str, list[bytes]]:
 
 
 def _fec() -> list[bytes]:
-    programs = []
-    for case in vectors("fec_decode")["cases"]:
-        shards = (case["decoder_data"], case["decoder_parity"])
-        first = SHARDS.index(shards) if shards in SHARDS else 0
-        programs.append(bytes([first]) + b"".join(record(1, bytes.fromhex(s["packet"])) for s in case["steps"]))
-    return programs
+    cases = vectors("fec_decode")["cases"]
+    return [b"".join(record(1, bytes.fromhex(step["packet"])) for step in case["steps"]) for case in cases]
 
 
 def _kcp() -> list[bytes]:

@@ -9,10 +9,10 @@ bytes are cut into pieces changes nothing; what a room keeps does not point into
 """
 
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import cache
-from itertools import groupby
 from threading import Lock
 from typing import Any, cast
 
@@ -26,6 +26,7 @@ from kcptun_lite.core.conversation import Conversation
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.crypt.crypt import METHODS, PacketCrypt, derive_key, make_crypt
 from kcptun_lite.core.fec.decoder import HELD_BYTES_MAX, FecDecoder
+from kcptun_lite.core.glance import bring_news
 from kcptun_lite.core.kcp.kcp import Flush, Kcp, KcpParams
 from kcptun_lite.core.mux.smux import SmuxSession
 from kcptun_lite.core.mux.snappy import SnappyDecoder, SnappyEncoder
@@ -33,6 +34,7 @@ from kcptun_lite.core.params import ConversationParams
 from kcptun_lite.core.wire import KCP_HEADER_SIZE, KCP_PUSH, KCP_SEGMENT, MTU_MAX, diff32, fec_type, first_segment
 from kcptun_lite.errors import ConfigError, KcptunError, RemoteProtocolError, SmuxError, SnappyError, StreamError
 from kcptun_lite.net.ends.listener import Listener
+from kcptun_lite.net.ends.session_table import SessionTable
 from kcptun_lite.net.session.stream import Stream
 from kcptun_lite.net.udp import udp_socket as peer_socket
 from tests.net.fakes import FakeUdp, make_context
@@ -43,7 +45,6 @@ RCV_WND = 32  # segments; small, so that its end is within reach
 BATCH_PACKETS = 64  # more are dropped
 SMUX_BUFFER = 16_384
 STREAMS_MAX = 8
-SHARDS = ((0, 0), (10, 3), (3, 1), (2, 2), (1, 1), (20, 10), (200, 56))
 KEY = bytes(range(32))
 FUZZ_METHODS = tuple(METHODS)
 
@@ -98,10 +99,10 @@ class Arrivals:
 
 
 def fec(data: bytes) -> None:
-    """First byte: the decoder's shards. Operations: 0 a packet; else the last packet of a batch."""
-    decoder = FecDecoder(*SHARDS[data[0] % len(SHARDS)] if data else (10, 3), Counters())
+    """Operations: 0 a packet; else the last packet of a batch."""
+    decoder = FecDecoder(Counters())
     incoming = Arrivals()
-    for operation, packet in records(data[1:]):
+    for operation, packet in records(data):
         incoming.put(packet[:MTU_MAX])
         if not operation:
             continue
@@ -113,6 +114,7 @@ def fec(data: bytes) -> None:
         incoming.clear()
         groups = [group for group in decoder._groups.values() if group is not None]
         kept = [shard for group in groups for shard in group.shards.values()]
+        kept += [packet for _, _, packets in decoder._early for packet in packets]
         assert all(isinstance(shard, bytes) for shard in kept), "a view outlives its packet"
         assert decoder.held_bytes == sum(map(len, kept)) <= HELD_BYTES_MAX
         assert len(decoder._groups) <= decoder._groups_kept
@@ -351,7 +353,7 @@ def conversation(data: bytes) -> None:
     )
     conv = _first_conv(data[1:])
     end = Conversation(conv, params, Counters(), is_client=is_client, headroom=0, tailroom=0, now=0)
-    batch = PacketBatch(memoryview(bytearray(end.batch_bytes)))
+    batch = PacketBatch(memoryview(bytearray(end.params.batch_bytes)))
     peer = SnappyEncoder()
     incoming = Arrivals()
     now = sn = 0
@@ -367,7 +369,7 @@ def conversation(data: bytes) -> None:
                     sn += 1
             if operation in (0, 1, 2):
                 before = end.progress()
-                is_news = any([end.bring_news([view]) for view in incoming.views()])
+                is_news = any([bring_news(end.kcp, [view]) for view in incoming.views()])
                 is_bare = not any(map(fec_type, incoming.views()))
                 is_late = any(diff32(ts, end.kcp.peer_ts) < 0 for view in incoming.views() for ts in _timestamps(view))
                 end.receive_packets(incoming.views(), now)
@@ -412,7 +414,7 @@ def _use_conversation(end: Conversation, operation: int, payload: bytes) -> None
 
 
 ADDRESSES: tuple[Address, ...] = (("10.0.0.1", 1000), ("10.0.0.1", 1001), ("10.0.0.2", 1000), ("10.0.0.3", 1000))
-MAX_SESSIONS = 8
+MAX_SESSIONS = 32
 
 
 def listener(data: bytes) -> None:
@@ -423,9 +425,10 @@ def listener(data: bytes) -> None:
     room = Listener(
         context,
         cast(Any, udp),
-        max_sessions=MAX_SESSIONS,
+        table := SessionTable(MAX_SESSIONS),
         on_stream=lambda session, stream: streams.append(stream),
         on_session=lambda session: None,
+        on_validated=lambda session: None,
         on_closed=lambda session, reason: None,
     )
     batch = PacketBatch(memoryview(bytearray(BATCH_BYTES)))
@@ -434,7 +437,8 @@ def listener(data: bytes) -> None:
         packet = payload[:MTU_MAX]
         if operation == 8:
             now += int.from_bytes(payload[:2], "little")
-            room.drop_half_open(now)
+            table.every_second()
+            room.every_second(now)
             for session in room.sessions():
                 session.update(now)
         elif len(packet) >= 24 and batch.has_room(len(packet)):
@@ -448,21 +452,20 @@ def listener(data: bytes) -> None:
         for stream in streams:
             with suppress(KcptunError):
                 stream.read_chunks(timeout_s=0)
-        _check_listener(room)
+        _check_listener(room, table)
     assert all(len(packet) <= MTU_MAX for packet, _ in udp.sent)
 
 
-def _check_listener(room: Listener) -> None:
-    sessions = room.sessions()
+def _check_listener(room: Listener, table: SessionTable) -> None:
+    sessions = list(table)
     assert len(sessions) <= MAX_SESSIONS
-    assert set(room._by_conv.values()) <= set(sessions)
-    assert all(room._by_address[session.remote] is session and not session.is_closed for session in sessions)
-    by_host = {
-        host: len(list(group))
-        for host, group in groupby(sorted(sessions, key=lambda s: s.remote[0]), key=lambda s: s.remote[0])
-    }
-    assert room._per_host == by_host
-    assert max(by_host.values(), default=0) <= room._max_per_host
+    assert set(table._by_conv.values()) | set(table._by_place.values()) | set(table._unvalidated) <= set(sessions)
+    assert all(table.place_of(session) == (room, session.remote) and not session.is_closed for session in sessions)
+    assert table._per_host == Counter(session.remote[0] for session in sessions)
+    unvalidated = [session for session in sessions if table.is_unvalidated(session)]
+    assert table._unvalidated_per_host == Counter(session.remote[0] for session in unvalidated)
+    assert max(table._per_host.values(), default=0) <= table._max_of_host
+    assert max(table._unvalidated_per_host.values(), default=0) <= table._max_unvalidated
 
 
 # -- settings --------------------------------------------------------------------------------------------------

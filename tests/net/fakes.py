@@ -86,10 +86,10 @@ class FakeUdp:
     def fileno(self) -> int:
         return _SILENT.fileno()
 
-    def for_peer(self, peer: Address) -> Self:
+    def for_peer(self, peer: Address, local: object = None) -> Self:
         raise OSError("no second socket without a network")
 
-    def send(self, packets: Sequence[memoryview], address: Address) -> int:
+    def send(self, packets: Sequence[memoryview], address: Address, local: object = None) -> int:
         if self.is_closed:
             raise TransportError("the UDP socket is closed")
         self.sent += [(bytes(packet), address) for packet in packets]

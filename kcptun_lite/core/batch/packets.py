@@ -11,6 +11,8 @@ from kcptun_lite.core.batch.rows import PacketList
 from kcptun_lite.core.batch.strided import MANY, PACKET_ALIGNMENT
 
 Address = tuple[str, int] | tuple[str, int, int, int]
+Local = tuple[int, int, bytes]
+"which of our addresses to send from, as `sendmsg` takes it: level, type, data"
 
 
 class PacketBatch:
@@ -23,7 +25,7 @@ class PacketBatch:
     read or written at once (core/batch/strided). It is bulk traffic that looks so.
     """
 
-    __slots__ = ("addresses", "arena", "capacity", "end", "lengths", "starts", "stride")
+    __slots__ = ("addresses", "arena", "asked", "capacity", "end", "lengths", "starts", "stride")
 
     def __init__(self, arena: memoryview) -> None:
         self.arena = arena
@@ -33,6 +35,8 @@ class PacketBatch:
         "0 marks a dropped packet; later layers skip it"
         self.addresses: list[Address] = []
         "where each packet came from; empty on the way out"
+        self.asked: dict[Address, Local] = {}
+        "which of our addresses a peer has sent to, where there are several"
         self.end = 0
         "where the next packet starts"
         self.stride = 0
@@ -113,4 +117,5 @@ class PacketBatch:
         self.starts.clear()
         self.lengths.clear()
         self.addresses.clear()
+        self.asked.clear()
         self.end = self.stride = 0

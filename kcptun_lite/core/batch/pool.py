@@ -84,8 +84,14 @@ class BufferPool:
             if kept:
                 self._idle_bytes -= size
                 return kept.pop()
+        try:
+            buffer = memoryview(mmap(-1, size, MAP_PRIVATE | MAP_ANONYMOUS))
+        except OSError as exc:
+            with self._lock:
+                self._in_use_bytes -= size
+            raise MemoryError(f"no memory for a buffer: {exc.strerror}") from exc
         self.budget.update(size)
-        return memoryview(mmap(-1, size, MAP_PRIVATE | MAP_ANONYMOUS))
+        return buffer
 
     def take_some(self, size: int) -> memoryview | None:
         """A buffer of `size` bytes, or of less the less the budget has left; None: there is nothing, ask later.

@@ -7,6 +7,7 @@ Wire    WIRE.md section 3
 Cost    10/3, 1350 B, per data packet: 0.4 us, 3.4 us at 10 % loss
 """
 
+from collections import deque
 from collections.abc import Sequence
 from struct import error as StructError
 
@@ -14,7 +15,7 @@ from kcptun_lite.core.batch.rows import PacketRow
 from kcptun_lite.core.batch.strided import split_numbers
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.fec.reed_solomon import reconstruct
-from kcptun_lite.core.fec.shards import AutoTune, seqid_end
+from kcptun_lite.core.fec.shards import ShardFinder, seqid_end
 from kcptun_lite.core.wire import (
     FEC_DATA,
     FEC_HEADER,
@@ -28,7 +29,10 @@ from kcptun_lite.core.wire import (
 GROUPS_KEPT = 3  # by the decoder, at the least (fec.go maxShardSets) ...
 PACKETS_KEPT = 128  # ... and as many more groups as this many packets make: parity may come that late
 HELD_BYTES_MAX = 512 * 1024  # shards kept for recovery by one session; 10/3 cannot reach it
+EARLY_BYTES_MAX = 64 * 1024  # ... and as long as the sender's shards are not known: a group and a half of 20/10
 
+Run = tuple[int, int, Sequence[memoryview]]
+"seqid of the first, type, packets with consecutive seqids"
 
 _KIND_DATA = FEC_DATA.to_bytes(2, "little")
 _KIND_PARITY = FEC_PARITY.to_bytes(2, "little")
@@ -72,29 +76,31 @@ class _Group:
 class FecDecoder:
     """Tells FEC packets from bare KCP and wins back lost datagrams; one per session.
 
+    Nothing is recovered before the sender's shards are known beyond doubt (core/fec/shards). From then on each packet
+    says which shard of which group it is, and each seqid is used once in 2 ** 32 packets, after which its group has
+    long been forgotten: so what is put together are shards of one group, and Reed-Solomon gives back what was sent. A
+    packet that contradicts what is known comes from another sender (one that was restarted, or a replay), for which all
+    that does not hold: then nothing is recovered any more.
+
     A group is remembered until GROUPS_KEPT (or more, see PACKETS_KEPT) younger ones have shown up, by the order
     of their first packets. No seqid is ever compared with another one, so a forged or wrapped seqid is a group
     like any other and cannot lead the decoder astray.
     """
 
-    def __init__(self, data_shards: int, parity_shards: int, counters: Counters) -> None:
-        """The parameters are a first guess; 0/0 stands for 1/1. The sender's are adopted when they turn out."""
-        self._counters = counters
-        self._groups: dict[int, _Group | None] = {}
-        "by seqid // (data + parity), oldest first; None: complete or recovered"
-        self._tune = AutoTune()
-        self._is_tuned = True
-        "False from the first packet whose type contradicts its seqid, until the parameters are found"
+    def __init__(self, counters: Counters) -> None:
+        self.shards: tuple[int, int] | None = None
+        "the sender's (data, parity), once they are certain"
         self.held_bytes = 0
         "bytes of shards kept for recovery"
         self.held_limit = HELD_BYTES_MAX
-        self._adopt(max(data_shards, 1), max(parity_shards, 1))
-
-    def _adopt(self, data_shards: int, parity_shards: int) -> None:
-        self.data_shards = data_shards
-        self.parity_shards = parity_shards
-        self._seqid_end = seqid_end(data_shards, parity_shards)
-        self._groups_kept = GROUPS_KEPT + PACKETS_KEPT // (data_shards + parity_shards)
+        self._counters = counters
+        self._finder: ShardFinder | None = ShardFinder()
+        "while they are not certain; None as well when they never will be"
+        self._early: deque[tuple[int, int, list[bytes]]] = deque()
+        "runs that came before they were"
+        self._groups: dict[int, _Group | None] = {}
+        "by seqid // (data + parity), oldest first; None: complete or recovered"
+        self._seqid_end = self._groups_kept = 0
 
     def receive(self, packets: Sequence[memoryview]) -> tuple[Sequence[memoryview], list[memoryview]]:
         """The datagrams in `packets` as they came, and those recovered with the help of `packets`.
@@ -104,7 +110,7 @@ class FecDecoder:
         if isinstance(packets, PacketRow) and (found := self._receive_row(packets)):
             return found
         datagrams: list[memoryview] = []
-        runs: list[tuple[int, int, list[memoryview]]] = []  # seqid of the first, type, packets with consecutive seqids
+        runs: list[Run] = []
         run: list[memoryview] = []
         run_kind = expected = -1
         unpack = FEC_HEADER.unpack_from
@@ -134,21 +140,23 @@ class FecDecoder:
 
         0.15 us per packet where `receive` takes 0.5.
         """
-        count, data, group = len(row), self.data_shards, self.data_shards + self.parity_shards
+        if not self.shards:
+            return None
+        data, parity = self.shards
+        count, group = len(row), data + parity
         seqids = split_numbers(row.field(0, 4))
         first = seqids[0]
         index = first % group
-        kinds = (_KIND_DATA * data + _KIND_PARITY * self.parity_shards) * (count // group + 2)
+        kinds = (_KIND_DATA * data + _KIND_PARITY * parity) * (count // group + 2)
         is_known = (
-            self._is_tuned
-            and first + count <= self._seqid_end
+            first + count <= self._seqid_end
             and seqids == tuple(range(first, first + count))
             and row.field(4, 2) == kinds[2 * index : 2 * (index + count)]
         )
         if not is_known:
             return None
         indexes: list[int] = []
-        runs: list[tuple[int, int, Sequence[memoryview]]] = []
+        runs: list[Run] = []
         for at in range(-index, count, group):  # where groups begin
             begin, middle, end = max(at, 0), min(max(at + data, 0), count), min(at + group, count)
             indexes += range(begin, middle)
@@ -161,24 +169,25 @@ class FecDecoder:
                 runs += [(first + middle, FEC_PARITY, row[middle:end])] if middle < end else []
         return row.behind(FEC_HEADER_SIZE, indexes), self._file(runs)
 
-    def _file(self, runs: Sequence[tuple[int, int, Sequence[memoryview]]]) -> list[memoryview]:
+    def _file(self, runs: list[Run]) -> list[memoryview]:
         """Sort the runs into groups, then repair what can be repaired; returns the recovered datagrams."""
+        self._counters.fec_parity += sum(len(packets) for _, kind, packets in runs if kind == FEC_PARITY)
+        if self._finder:
+            runs = self._learn(self._finder, runs)
+        if not self.shards:
+            return []
+        data, parity = self.shards
         groups = self._groups
         touched: dict[int, _Group] = {}
         for first, kind, packets in runs:
             count, is_data = len(packets), kind == FEC_DATA
-            if not is_data:
-                self._counters.fec_parity += count
-            self._tune.sample(first, first + count, is_data)
-            if not (self._is_tuned and self._agrees(first, count, is_data)):
-                self._is_tuned = self._retune(touched) and self._agrees(first, count, is_data)
-                if not self._is_tuned:
-                    continue
-            if first + count > self._seqid_end:
-                continue
-            group_id, index = divmod(first, self.data_shards + self.parity_shards)
+            group_id, index = divmod(first, data + parity)
+            begin, end = (0, data) if is_data else (data, data + parity)
+            if index < begin or index + count > end or first + count > self._seqid_end:
+                self._give_up()
+                return []
             if group_id not in groups:
-                if is_data and count == self.data_shards:
+                if is_data and count == data:
                     groups[group_id] = None  # nothing lost: the usual case, and nothing is copied
                     continue
                 groups[group_id] = _Group()
@@ -188,46 +197,59 @@ class FecDecoder:
                 touched[group_id] = group
         recovered: list[memoryview] = []
         for group_id, group in touched.items():
-            if len(group.shards) < self.data_shards:
+            if len(group.shards) < data:
                 self.held_bytes += group.keep()
                 continue
-            if group.data < self.data_shards:
-                recovered += self._recover(group)
+            if group.data < data:
+                recovered += self._recover(group, data)
             self.held_bytes -= group.held_bytes
             groups[group_id] = None
         while len(groups) > self._groups_kept or self.held_bytes > self.held_limit:
             self._forget_oldest()
         return recovered
 
-    def _recover(self, group: _Group) -> list[memoryview]:
+    def _learn(self, finder: ShardFinder, runs: list[Run]) -> list[Run]:
+        """Rule out what the runs rule out; returns all runs so far when the sender's shards have turned out."""
+        early = self._early
+        for first, kind, packets in runs:
+            finder.sample(first, first + len(packets), kind == FEC_DATA)
+            copies = [bytes(packet) for packet in packets]
+            early.append((first, kind, copies))
+            self.held_bytes += sum(map(len, copies))
+        if finder.is_contradictory:
+            self._give_up()
+            return []
+        self.shards = finder.find()
+        if self.shards is None:
+            while self.held_bytes > min(EARLY_BYTES_MAX, self.held_limit):
+                _, kind, copies = early.popleft()
+                self.held_bytes -= sum(map(len, copies))
+                self._counters.fec_short += len(copies) if kind == FEC_DATA else 0
+            return []
+        self._finder = None
+        self._seqid_end = seqid_end(*self.shards)
+        self._groups_kept = GROUPS_KEPT + PACKETS_KEPT // sum(self.shards)
+        self.held_bytes = 0
+        found: list[Run] = [(first, kind, [memoryview(copy) for copy in copies]) for first, kind, copies in early]
+        early.clear()
+        return found
+
+    def _give_up(self) -> None:
+        self.shards = self._finder = None
+        self._groups.clear()
+        self._early.clear()
+        self.held_bytes = 0
+
+    def _recover(self, group: _Group, data_shards: int) -> list[memoryview]:
         datagrams = []
-        for shard in reconstruct(group.shards, self.data_shards).values():
+        for shard in reconstruct(group.shards, data_shards).values():
             size = shard[0] | shard[1] << 8
-            if 2 <= size <= len(shard):
+            if 2 <= size <= len(shard) and not any(shard[size:]):  # behind it is what the sender has filled up with
                 datagrams.append(shard[2:size])
                 self._counters.fec_recovered += 1
             else:
                 self._counters.fec_errors += 1
         return datagrams
-
-    def _agrees(self, first: int, count: int, is_data: bool) -> bool:
-        """Whether packets of this type may have these seqids under the present parameters."""
-        index = first % (self.data_shards + self.parity_shards)
-        if is_data:
-            return index + count <= self.data_shards
-        return self.data_shards <= index and index + count <= self.data_shards + self.parity_shards
-
-    def _retune(self, touched: dict[int, _Group]) -> bool:
-        """Adopt the sender's parameters if they can be told by now; returns whether they can."""
-        found = self._tune.find()
-        if found is None:
-            return False
-        if found != (self.data_shards, self.parity_shards):
-            while self._groups:
-                self._forget_oldest()
-            touched.clear()
-            self._adopt(*found)
-        return True
 
     def _forget_oldest(self) -> None:
         group = self._groups.pop(next(iter(self._groups)))

@@ -26,6 +26,26 @@ REST_AFTER = 1000  # ms without a packet after which the encoder keeps no scratc
 MAX_GAP = 500  # ms between a group's last two packets; above it parity is skipped (sess.go maxFECEncodeLatency)
 
 
+class UncodedFec:
+    """FEC headers and no parity, as long as it is not known which shards the peer can read.
+
+    A Go program that takes packets for parity where they are none "recovers" what nobody has sent (WIRE.md 3.6), and
+    one of 2017 never learns any numbers but its own. Seqid 0 is data for all of them, and the same seqid once more is
+    a duplicate to error correction, though no less a datagram to KCP.
+    """
+
+    def __init__(self, headroom: int) -> None:
+        self._headroom = headroom
+
+    def protect(self, batch: PacketBatch, first: int, now: int) -> None:
+        """Write headers on the packets [first:], as `FecEncoder.protect` does."""
+        for start in batch.starts[first:]:
+            FEC_HEADER.pack_into(batch.arena, start + self._headroom, 0, FEC_DATA, 0)
+
+    def rest(self, now: int) -> None:
+        """Nothing is kept."""
+
+
 class FecEncoder:
     """Writes FEC headers and parity packets; one per session."""
 
@@ -37,10 +57,12 @@ class FecEncoder:
         tailroom: int,
         *,
         is_thrifty: bool = False,
+        first_group: int = 0,
     ) -> None:
         """`headroom`, `tailroom`: bytes that encryption needs around each packet.
 
         `is_thrifty`: no scratch for many groups at once, which no memory limit counts.
+        `first_group`: 1 behind an `UncodedFec`, which has used group 0.
         Raises LocalProtocolError on a code that does not exist.
         """
         if data_shards < 1 or parity_shards < 1 or data_shards + parity_shards > FEC_MAX_SHARDS:
@@ -54,7 +76,7 @@ class FecEncoder:
         is_worth_it = data_shards > 1 and data_shards * parity_shards <= LARGEST_CODE and not is_thrifty
         if loaded_numpy() and is_worth_it:
             self._groups = BatchedParity(data_shards, parity_shards)
-        self._seqid = 0
+        self._seqid = first_group * (data_shards + parity_shards)
         self._seqid_end = seqid_end(data_shards, parity_shards)
         self._last_packet: int | None = None
         "ms"

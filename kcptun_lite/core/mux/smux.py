@@ -6,13 +6,16 @@ Knows   frames, versions 1 and 2. Not: compression, segments, the clock, who rea
 Wire    WIRE.md section 7; smux session.go, stream.go
 Cost    feed 1 us per call and 1 us per frame, one copy of the payload; send_data 1 us per frame, no copy
 
-A stream is two halves, and each ends with the FIN of its sender. When both have ended and the data is taken the
-stream is forgotten, and what comes for a stream we do not know is dropped, as every generation of smux does.
+A stream is two halves, and each ends with the FIN of its sender. It is there until its user has closed it, even if
+both have ended: so its number is never another stream's while somebody still holds it. What comes for a stream we do
+not know is dropped, as every generation of smux does.
 
-In kcptun a FIN means that its sender has closed both halves. Two frames that mean nothing to it, put before FIN, tell
-one of ours more: NOP with the stream's id, that only this half has ended and the other one goes on; PSH without
-payload, that the stream was cut, and what came of it is not all there was. A FIN after a FIN gives up the other half.
-And a NOP with the id HELLO_SID, the first thing that each of us says, tells the other end that we are of its kind.
+In kcptun a FIN means that its sender has closed both halves, and since 26 January 2026 that it has ended its own:
+nothing tells which, until a FIN more says the first or an UPD, which only a reader sends, the second. Two frames that
+mean nothing to it, put before FIN, tell one of ours more: NOP with the stream's id, that only this half has ended and
+the other one goes on; PSH without payload, that the stream was cut, and what came of it is not all there was. A FIN
+after a FIN gives up the other half. And a NOP with the id HELLO_SID, the first thing that each of us says, tells the
+other end that we are of its kind; one with BYE_SID, the last thing, that the session is over.
 """
 
 from kcptun_lite.core.wire import (
@@ -34,6 +37,7 @@ from kcptun_lite.errors import KeepaliveTimeout, SessionClosed, SmuxError, Strea
 
 SMUX_MAX_STREAMS = 1024  # opened by the peer, at once; smux defaultAcceptBacklog
 HELLO_SID = 0x4B4C0001  # "KL"; no client counts that far by twos in one session
+BYE_SID = 0x4B4C0002
 UNLIMITED_ROOM = 1 << 30  # bytes; a version 1 stream has no window of its own
 _WINDOW_MAX = 0x7FFFFFFF  # bytes; the window is reckoned on the 32-bit circle, half of it is the most
 _JOINED_CHUNK_MAX = 1024  # bytes; smaller pieces are joined, else 2 bytes of payload would hold 56 of memory
@@ -92,6 +96,7 @@ class _Stream:
         "mark",
         "peer_consumed",
         "peer_is_gone",
+        "peer_may_be_gone",
         "peer_window",
         "written",
     )
@@ -108,6 +113,8 @@ class _Stream:
         "the peer's FIN was not the end of its data"
         self.peer_is_gone = False
         "the peer listens no more"
+        self.peer_may_be_gone = False
+        "its FIN may have meant both halves"
 
         # Version 2 (WIRE.md 7.5); all in bytes since the start, but for the window.
         self.written = 0
@@ -159,10 +166,13 @@ class SmuxSession:
 
         self.receive_budget = receive_buffer
         "bytes that may still come; at 0 and below nothing more should be fed"
+        self.frames_received = 0
         self.refused_streams = 0
         "streams of the peer that were one too many"
         self.is_peer_ours = False
         "it has said so, with HELLO_SID"
+        self.has_peer_left = False
+        "it has said so, with BYE_SID"
 
         self._streams: dict[int, _Stream] = {}
         self._streams_from_peer = 0
@@ -203,7 +213,7 @@ class SmuxSession:
         return self._receive_buffer - self.receive_budget
 
     def has_stream(self, sid: int) -> bool:
-        """Whether the stream is there: opened, not closed, and not ended by both ends with all data taken."""
+        """Whether the stream is there: opened, and not closed by us."""
         return sid in self._streams
 
     def is_finished(self, sid: int) -> bool:
@@ -220,6 +230,11 @@ class SmuxSession:
         """Whether the peer still takes data of the stream, and we have not ended it."""
         stream = self._streams.get(sid)
         return stream is not None and not (stream.fin_sent or stream.peer_is_gone)
+
+    def is_doubtful(self, sid: int) -> bool:
+        """Whether the peer has sent a FIN that may have meant both halves."""
+        stream = self._streams.get(sid)
+        return stream is not None and stream.peer_may_be_gone and not stream.peer_is_gone
 
     # Sending
 
@@ -267,7 +282,6 @@ class SmuxSession:
                 self._queue_frame(SMUX_NOP, sid)
             stream.fin_sent = True
             self._queue_frame(SMUX_FIN, sid)
-            self._forget_if_over(sid, stream)
 
     def close(self, sid: int) -> None:
         """End the stream both ways; what it still had to take is gone, and the budget for it is back.
@@ -282,7 +296,8 @@ class SmuxSession:
         if not (stream.fin_sent and stream.fin_received):
             self._queue_frame(SMUX_FIN, sid)
         self.receive_budget += stream.unread_bytes()
-        self._forget(sid, stream)
+        del self._streams[sid]
+        self._streams_from_peer -= stream.from_peer
 
     def frames_to_send(self) -> list[Buffer]:
         """Give the queued frames in order, as buffers to be put together; the queue is empty then."""
@@ -311,6 +326,7 @@ class SmuxSession:
                 continue
             if size - at < SMUX_HEADER_SIZE:
                 break
+            self.frames_received += 1
             version, command, length, sid = SMUX_HEADER.unpack_from(data, at)
             if version != self._version:
                 raise SmuxError(self._explain_version(data[at:]))
@@ -334,6 +350,8 @@ class SmuxSession:
                 self._streams[sid].mark = command
             elif command == SMUX_NOP and sid == HELLO_SID:
                 self.is_peer_ours = True
+            elif command == SMUX_NOP and sid == BYE_SID:
+                self.has_peer_left = True
             at += SMUX_HEADER_SIZE
         self._header = data[at:]
         return events
@@ -357,7 +375,6 @@ class SmuxSession:
         self.receive_budget += taken
         stream.consumed += taken
         self._maybe_queue_update(sid, stream)
-        self._forget_if_over(sid, stream)
         return chunks
 
     # Time
@@ -369,6 +386,10 @@ class SmuxSession:
     def hello(self) -> None:
         """Queue a NOP that tells one of ours that we are one, too."""
         self._queue_frame(SMUX_NOP, HELLO_SID)
+
+    def bye(self) -> None:
+        """Queue a NOP that tells one of ours that nothing comes after it."""
+        self._queue_frame(SMUX_NOP, BYE_SID)
 
     def tick(self, now: int) -> None:
         """Queue NOP when it is due, and look whether the peer is alive (WIRE.md 7.4).
@@ -399,16 +420,10 @@ class SmuxSession:
             raise StreamClosed(f"stream {sid} is closed for sending")
         return stream
 
-    def _forget_if_over(self, sid: int, stream: _Stream) -> None:
-        if stream.fin_sent and stream.fin_received and not (stream.chunks or stream.is_cut):
-            self._forget(sid, stream)
-
-    def _forget(self, sid: int, stream: _Stream) -> None:
-        del self._streams[sid]
-        self._streams_from_peer -= stream.from_peer
-
     def _receive_syn(self, sid: int, events: list[Event]) -> None:
-        if sid in self._streams:
+        if known := self._streams.get(sid):
+            if not known.from_peer:
+                raise SmuxError("what answers sends back what it is sent: it is no kcptun")
             return
         if self._streams_from_peer >= self._max_streams:
             self.refused_streams += 1
@@ -439,10 +454,10 @@ class SmuxSession:
             return
         mark, stream.mark = stream.mark, None
         stream.is_cut = stream.is_cut or (mark == SMUX_PSH and not stream.fin_received)
-        stream.peer_is_gone = stream.fin_received or mark != SMUX_NOP
+        stream.peer_may_be_gone = mark is None and not self.is_peer_ours
+        stream.peer_is_gone = stream.fin_received or not (mark == SMUX_NOP or stream.peer_may_be_gone)
         stream.fin_received = True
         events.append(StreamFinished(sid))
-        self._forget_if_over(sid, stream)
 
     def _receive_update(self, sid: int, consumed: int, window: int, events: list[Event]) -> None:
         """Set the peer's window anew; smux of 2021 lets UPD pass in version 1, where it means nothing."""
@@ -452,6 +467,7 @@ class SmuxSession:
         in_flight = diff32(stream.written & MASK32, consumed)
         if in_flight < 0:
             raise SmuxError(f"stream {sid}: the peer has consumed {-in_flight} bytes more than were sent")
+        stream.peer_may_be_gone = False
         was_closed = stream.send_room() == 0
         stream.peer_consumed = stream.written - in_flight
         stream.peer_window = min(window, _WINDOW_MAX)

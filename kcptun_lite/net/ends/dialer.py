@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from kcptun_lite.core.batch.packets import Address, PacketBatch
 from kcptun_lite.core.wire import first_segment
-from kcptun_lite.errors import SessionError
+from kcptun_lite.errors import SessionError, TransportError
 from kcptun_lite.net.ends.context import SessionContext
 from kcptun_lite.net.ends.receiver import ReceiverThread
 from kcptun_lite.net.ends.route import Route
@@ -46,8 +46,12 @@ class Dialer:
             on_closed=on_closed,
         )
         session.receiver = self._receiver(session, udp, remote)
+        try:
+            session.receiver.start()
+        except RuntimeError as exc:
+            session.close()
+            raise TransportError(f"no thread to receive with: {exc}") from exc
         session.start()
-        session.receiver.start()
         return session
 
     def redial(self, session: Session) -> None:
@@ -62,7 +66,13 @@ class Dialer:
 
     def _path_probe(self, session: Session) -> PathProbe:
         udp, remote = self._route.open()
-        return PathProbe(udp, remote, self._receiver(session, udp, remote))
+        receiver = self._receiver(session, udp, remote)
+        try:
+            receiver.start()
+        except RuntimeError as exc:
+            udp.close()
+            raise TransportError(f"no thread to receive with: {exc}") from exc
+        return PathProbe(udp, remote, receiver)
 
     def _receiver(self, session: Session, udp: UdpSocket, remote: Address) -> ReceiverThread:
         counters = session.counters
@@ -87,4 +97,5 @@ class Dialer:
 
 
 def _refuse_stream(session: Session, stream: Stream) -> None:
-    stream.close()  # only clients open streams in kcptun (WIRE.md 7.2)
+    """Only clients open streams in kcptun (WIRE.md 7.2): somebody sends us what we have sent."""
+    session.close(SessionError("what answers is no server: it opens streams, or sends back what it is sent"))

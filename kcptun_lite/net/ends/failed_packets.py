@@ -12,7 +12,7 @@ everybody is a suspect.
 
 from typing import NamedTuple
 
-from kcptun_lite.core.batch.packets import Address, PacketBatch
+from kcptun_lite.core.batch.packets import Address, Local, PacketBatch
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.net.udp.udp_socket import UdpSocket
 
@@ -27,6 +27,8 @@ class Sample(NamedTuple):
     packet: bytes
     udp: UdpSocket
     "which has received it"
+    local: Local | None = None
+    "our address that it was sent to, where there are several"
 
 
 class FailedPackets:
@@ -74,13 +76,15 @@ class FailedPacketSampler:
             index, suspect = 0, batch.addresses[0]
         else:
             return
-        self._copy = index, Sample(suspect, bytes(batch.packet(index)), self._udp)
+        self._copy = index, Sample(suspect, bytes(batch.packet(index)), self._udp, batch.asked.get(suspect))
         self._suspect = None
 
     def after(self, batch: PacketBatch, now: int) -> None:
         """Hand in the copy if that packet has failed, else look for a suspect."""
         if self._copy and not batch.lengths[self._copy[0]]:
             self._failed_packets.put(self._copy[1], now)
+        elif 0 not in batch.lengths:
+            return  # another receiver thread of this session has counted a failure meanwhile
         elif (self._suspect is None or now >= self._suspect_until) and self._failed_packets.wants_sample(now):
             self._suspect = batch.addresses[batch.lengths.index(0)]
             self._suspect_until = now + SUSPECT_FOR

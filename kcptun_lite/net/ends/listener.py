@@ -1,8 +1,8 @@
-"""The server's sessions on one UDP port: who is who, who may come in, who has moved.
+"""One UDP port of a server: who may come in, who has moved, who must wait.
 
 In      opened packets with their sources
 Out     sessions; each session's packets, once per batch
-Knows   addresses and conversations. Not: streams, options
+Knows   addresses and conversations. Not: who gives way (net/ends/session_table), options
 Wire    WIRE.md 5.2, stricter: only the first segment of a conversation makes a session
 Cost    one thread per port; one look-up per batch and peer
 """
@@ -11,16 +11,18 @@ from collections.abc import Callable, Sequence
 from threading import Lock
 
 from kcptun_lite import log
-from kcptun_lite.core.batch.packets import Address, PacketBatch
+from kcptun_lite.core.batch.packets import Address, Local, PacketBatch
 from kcptun_lite.core.batch.pool import BufferPool, borrow_batch
 from kcptun_lite.core.budget import SESSION_COST
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.crypt.crypt import PacketCrypt
+from kcptun_lite.core.glance import bring_news
 from kcptun_lite.core.wire import (
     FEC_DATA,
     FEC_HEADER_SIZE,
     KCP_HEADER_SIZE,
     KCP_PUSH,
+    KCP_REFUSAL_TS,
     KCP_SEGMENT,
     KCP_WASK,
     KCP_WINS,
@@ -28,51 +30,54 @@ from kcptun_lite.core.wire import (
     MASK32,
     fec_type,
 )
-from kcptun_lite.errors import SessionClosed, SessionError, TransportError
+from kcptun_lite.errors import SessionClosed, SessionError, TransportError, describe_exception
 from kcptun_lite.net.ends.context import SessionContext
 from kcptun_lite.net.ends.failed_packets import Sample
 from kcptun_lite.net.ends.receiver import ReceiverThread
+from kcptun_lite.net.ends.session_table import Place, SessionTable
 from kcptun_lite.net.session.session import Session
 from kcptun_lite.net.session.stream import Stream
 from kcptun_lite.net.udp.address import format_address
 from kcptun_lite.net.udp.peer_sockets import PeerSockets
 from kcptun_lite.net.udp.udp_socket import UdpSocket
 
-HALF_OPEN_TIME = 10_000  # ms in which a new session must acknowledge something ...
-UNVALIDATED_TIME = (
-    15_000  # ms ... if it has a stream: kcptun's keep-alive takes 10 s to ask, should that have been lost
-)
+HALF_OPEN_TIME = 10_000  # ms in which a new session must show that its peer is where it seems ...
+UNVALIDATED_TIME = 35_000  # ms ... if it has a stream: should all be lost, a keep-alive of 30 s asks once more
 ANSWERS = 1000  # to unknown sources, a second
-SHARE_OF_ONE_HOST = 4  # one address may have a quarter of --maxsessions
 
 
 class Listener:
-    """One UDP port and the sessions on it."""
+    """One UDP port and the sessions that come in there."""
 
     def __init__(
         self,
         context: SessionContext,
         udp: UdpSocket,
+        table: SessionTable,
         *,
-        max_sessions: int,
         on_stream: Callable[[Session, Stream], None],
         on_session: Callable[[Session], None],
+        on_validated: Callable[[Session], None],
         on_closed: Callable[[Session, SessionError], None],
     ) -> None:
+        """`table` is the same for all ports of a server: a client may move from one to another.
+
+        `on_stream` is called when a stream may be served, which for many sessions that begin at once is when they are
+        validated; `on_session` for each session, `on_validated` when its peer has shown where it is.
+        """
         self.counters = Counters()
         "of the packets that belong to no session"
         self._context = context
         self._udp = udp
+        self._table = table
         self._crypt: PacketCrypt = context.make_crypt()
-        self._max_sessions = max_sessions
-        self._max_per_host = max(1, max_sessions // SHARE_OF_ONE_HOST)
         self._on_stream = on_stream
         self._on_session = on_session
+        self._on_validated = on_validated
         self._on_closed = on_closed
         self._lock = Lock()
-        self._by_address: dict[Address, Session] = {}
-        self._by_conv: dict[int, Session] = {}
-        self._per_host: dict[str, int] = {}
+        self._waiting: dict[Session, list[Stream]] = {}
+        "streams of sessions that must be validated before they reach the target"
         self._answers_left = ANSWERS
         self._is_closing = False
         self._peer_sockets = PeerSockets(udp)
@@ -86,8 +91,8 @@ class Listener:
         return self._udp.address
 
     def sessions(self) -> list[Session]:
-        with self._lock:
-            return list(self._by_address.values())
+        """Those that are reached through this port now."""
+        return [session for session in self._table if self._has(session)]
 
     def close(self) -> None:
         """Close all sessions, then the socket; returns when the receiver thread is gone."""
@@ -101,8 +106,8 @@ class Listener:
         with self._lock:
             self._peer_sockets.close()
 
-    def drop_half_open(self, now: int) -> None:
-        """Close sessions that somebody has opened and never shown to be there; called once a second."""
+    def every_second(self, now: int) -> None:
+        """Close sessions that somebody has opened and never shown to be there; answer unknown sources again."""
         self._answers_left = ANSWERS
         for session in self.sessions():
             limit = UNVALIDATED_TIME if session.stream_count else HALF_OPEN_TIME
@@ -114,79 +119,109 @@ class Listener:
     def _deliver(self, batch: PacketBatch, now: int) -> None:
         is_any_use = False
         for address, packets in batch.by_source():
-            is_any_use |= self._route(address, packets, now)
+            try:
+                is_any_use |= self._route(address, batch.asked.get(address), packets, now)
+            except Exception as exc:  # a bug, or no memory left: it concerns this source alone
+                log.limited("listener", f"packets of {address[0]}: {describe_exception(exc)}", log.Level.ERROR)
         if not is_any_use:
             self._peer_sockets.rest_unknown()
 
-    def _route(self, address: Address, packets: Sequence[memoryview], now: int) -> bool:
-        """Give packets of one address to the session they are of; whether that was of use."""
-        session = self._by_address.get(address)
+    def _route(self, address: Address, local: Local | None, packets: Sequence[memoryview], now: int) -> bool:
+        """Give packets of one address, sent to `local` of ours, to the session they are of; whether that was of use."""
+        session = self._table.at((self, address))
         strays: list[int] = []
         for index, packet in enumerate(packets):
-            at = FEC_HEADER_SIZE if fec_type(packet) == FEC_DATA else 0
-            if len(packet) < at + KCP_HEADER_SIZE or fec_type(packet) > FEC_DATA:
+            kind = fec_type(packet)
+            at = FEC_HEADER_SIZE if kind == FEC_DATA else 0
+            if len(packet) < at + KCP_HEADER_SIZE or kind > FEC_DATA:
                 continue  # parity tells nothing of its conversation
             conv, cmd, _, _, _, sn, _, _ = KCP_SEGMENT.unpack_from(packet, at)
             if session and session.conversation.conv == conv:
                 break  # the usual case; a stray packet behind it bounces in KCP
-            if known := self._by_conv.get(conv):
-                return self._receive_from_elsewhere(known, address, packets[index:], now)
-            if cmd == KCP_PUSH and sn == 0:
-                if session:
-                    session.close(SessionClosed("replaced by a new conversation from the same address"))
-                session = self._create(conv, address, fec=at > 0, now=now)
+            if known := self._table.find(conv):
+                if self._table.place_of(known) == (self, address):
+                    session = known  # which is not validated: then the place is another one's still
+                    break
+                return self._receive_from_elsewhere(known, address, local, packets[index:], now)
+            is_first = cmd == KCP_PUSH and sn == 0
+            if is_first and not self._table.has_ended(conv):
+                session = self._create(conv, address, local, fec=at > 0, now=now)
                 break
             self.counters.kcp_in_errors += 1
             strays.append(index)
             if not session and cmd in (KCP_PUSH, KCP_WASK):
-                self._answer_unknown(conv, address)
+                self._answer_unknown(conv, address, local)
                 return False
         if strays:
             packets = [packet for index, packet in enumerate(packets) if index not in strays]
         if not session or not packets:
             return False
+        if (
+            local
+            and local != session.local
+            and (not session.is_validated or bring_news(session.conversation.kcp, packets))
+        ):
+            session.local = local
         session.receive(packets, now)
-        if session.is_validated and address not in self._peer_sockets:
-            with self._lock:
-                if self._by_address.get(address) is session and not self._is_closing:
-                    self._peer_sockets.open(address)
+        if session.is_validated:
+            self._note_validated(session, address)
         return session.is_validated  # a recorded first packet makes a session, too
 
     def _receive_from_elsewhere(
-        self, session: Session, address: Address, packets: Sequence[memoryview], now: int
+        self, session: Session, address: Address, local: Local | None, packets: Sequence[memoryview], now: int
     ) -> bool:
         """A known conversation from a new address: if it brings anything new, that is where the client is now.
 
         Its first segment once more is nothing new: recorded and replayed it makes no second session, which
         would bring the target the same request again. Returns whether the packets were of use.
         """
-        before = session.remote
-        conversation = session.conversation
-        if session.is_validated and not conversation.bring_news(packets):
-            # Replayed; or all the client has to say is what we know, because our answers went to where it was.
+        before, conversation = session.remote, session.conversation
+        place = self._table.place_of(session)
+        if session.is_validated and (_has_waiting(place) or not bring_news(conversation.kcp, packets)):
+            # Replayed, and what was sent first may be in the queue of the peer's own socket still; or all the client
+            # has to say is what we know, because our answers went to where it was.
             kcp = conversation.kcp
-            self._answer(conversation.conv, address, wnd=kcp.received.free, una=kcp.progress()[1])
+            self._answer(conversation.conv, address, local, wnd=kcp.received.free, una=kcp.progress()[1])
             return False
-        if session.receive(packets, now, address):
-            with self._lock:
-                stale = self._by_address.get(address)
-                if self._by_address.get(before) is session:
-                    del self._by_address[before]
-                    self._peer_sockets.shut(before)
-                    self._count_host_locked(before, -1)
-                if not session.is_closed:  # or it could not be found when it was to be forgotten
-                    self._by_address[address] = session
-                    self._count_host_locked(address, 0 if stale else 1)  # whose place it takes was counted
-            if stale and stale is not session:
+        if session.receive(packets, now, address, self._udp, local):
+            stale = self._table.move(session, (self, address))
+            _shut_door(place)
+            if stale:
                 stale.close(SessionClosed("its address is another client's now"))
             if session.is_validated:  # others move as anybody likes who repeats their first packet
-                log.info(
-                    f"session {session.conversation.conv:08x} moved from {format_address(before)} "
-                    f"to {format_address(address)}"
-                )
+                text = f"moved from {format_address(before)} to {format_address(address)}"
+                log.limited("moved", f"session {conversation.conv:08x} {text}", log.Level.INFO)
+        if session.is_validated:
+            self._note_validated(session, address)
         return session.is_validated
 
-    def _answer_unknown(self, conv: int, address: Address) -> None:
+    def _note_validated(self, session: Session, address: Address) -> None:
+        """Give the peer its place, its streams and a door of its own, if it has them not."""
+        if self._table.is_unvalidated(session):
+            if stale := self._table.validate(session):
+                stale.close(SessionClosed("replaced by a new conversation from the same address"))
+            self._on_validated(session)
+            with self._lock:
+                waiting = self._waiting.pop(session, [])
+            for stream in waiting:
+                self._on_stream(session, stream)
+        if address not in self._peer_sockets:
+            with self._lock:
+                if self._table.at((self, address)) is session and not self._is_closing:
+                    self._peer_sockets.open(address, session.local)
+
+    def _take_stream(self, session: Session, stream: Stream) -> None:
+        """Serve a stream, at once or when it is known that its client is where it seems."""
+        with self._lock:
+            must_wait = not session.is_validated and not self._table.may_go_early(session)
+            if session.is_closed:
+                return
+            if must_wait or session in self._waiting:
+                self._waiting.setdefault(session, []).append(stream)
+                return
+        self._on_stream(session, stream)
+
+    def _answer_unknown(self, conv: int, address: Address, local: Local | None) -> None:
         """Tell whoever continues a conversation we know nothing of that it is over: we acknowledge from zero.
 
         A client of ours takes two of these for the proof that they are (Kcp.has_peer_restarted). One of Go learns
@@ -194,28 +229,29 @@ class Listener:
         The answer is a bare WINS, never longer than the question; ACK and WINS get none, so two unknown sources
         cannot keep each other talking.
         """
-        self._answer(conv, address, wnd=KCP_WND_INITIAL, una=0)
+        self._answer(conv, address, local, wnd=KCP_WND_INITIAL, una=0)
 
-    def _answer(self, conv: int, address: Address, *, wnd: int, una: int) -> None:
+    def _answer(self, conv: int, address: Address, local: Local | None, *, wnd: int, una: int, ts: int = 0) -> None:
         if self._answers_left:
             self._answers_left -= 1
             self.counters.out_packets += _send_wins(
-                conv, self._context.pool, self._crypt, self._udp, address, wnd=wnd, una=una
+                conv, self._context.pool, self._crypt, self._udp, address, local, wnd=wnd, una=una, ts=ts
             )
 
-    def _create(self, conv: int, address: Address, *, fec: bool, now: int) -> Session | None:
-        with self._lock:
-            if self._is_closing:
-                return None
-            is_full = len(self._by_address) >= self._max_sessions
-            is_greedy = self._per_host.get(address[0], 0) >= self._max_per_host
-        if is_full or is_greedy:
-            which = "are open" if is_full else f"allow {self._max_per_host} from one address"
-            log.limited("sessions", f"no session for {address[0]}: --maxsessions {self._max_sessions} {which}")
+    def _create(self, conv: int, address: Address, local: Local | None, *, fec: bool, now: int) -> Session | None:
+        if self._is_closing:
             return None
-        if self._context.pool.budget.free < SESSION_COST:
-            log.limited("sessions", f"no session for {address[0]}: --memlimit is used up")
+        why, gives_way = self._table.refusal(address)
+        if why:
+            why = f"--maxsessions: {why}"
+        elif self._context.pool.budget.free < SESSION_COST:
+            why = "--memlimit is used up"
+        if why:
+            log.limited("sessions", f"no session for {address[0]}: {why}")
+            self._answer(conv, address, local, wnd=KCP_WND_INITIAL, una=0, ts=KCP_REFUSAL_TS)
             return None
+        if gives_way:
+            gives_way.close(SessionClosed("gives way: its client has not shown where it is"))
         session = self._context.make_session(
             conv,
             self._context.params.answering(fec=fec),
@@ -223,35 +259,38 @@ class Listener:
             address,
             is_client=False,
             now=now,
-            on_stream=self._on_stream,
+            on_stream=self._take_stream,
             on_trouble=_wait_for_client,
             on_closed=self._forget,
         )
-        with self._lock:
-            stale = self._by_address.get(address)  # which another thread is closing just now
-            self._by_address[address] = session
-            self._by_conv[conv] = session
-            self._count_host_locked(address, 0 if stale else 1)  # whose place it takes was counted
+        session.local = local
+        self._table.add(session, (self, address))
         session.start()
         self._on_session(session)
         return session
 
     def _forget(self, session: Session, reason: SessionError) -> None:
+        place = self._table.place_of(session)
+        self._table.forget(session)
+        _shut_door(place)
         with self._lock:
-            if self._by_address.get(session.remote) is session:
-                del self._by_address[session.remote]
-                self._peer_sockets.shut(session.remote)
-                self._count_host_locked(session.remote, -1)
-            if self._by_conv.get(session.conversation.conv) is session:
-                del self._by_conv[session.conversation.conv]
+            self._waiting.pop(session, None)
         self._on_closed(session, reason)
 
-    def _count_host_locked(self, address: Address, change: int) -> None:
-        count = self._per_host.get(address[0], 0) + change
-        if count > 0:
-            self._per_host[address[0]] = count
-        else:
-            self._per_host.pop(address[0], None)
+    def _has(self, session: Session) -> bool:
+        place = self._table.place_of(session)
+        return place is not None and place[0] is self
+
+
+def _has_waiting(place: Place | None) -> bool:
+    return place is not None and isinstance(place[0], Listener) and place[0]._peer_sockets.has_waiting(place[1])
+
+
+def _shut_door(place: Place | None) -> None:
+    """No session is reached there any more; or another one is, which gets a new door."""
+    if place is not None and isinstance(place[0], Listener):
+        with place[0]._lock:
+            place[0]._peer_sockets.shut(place[1])
 
 
 def _wait_for_client(session: Session) -> None:
@@ -265,18 +304,27 @@ def hint(context: SessionContext, unknown: Sample) -> None:
     """
     crypt = context.make_crypt()
     if len(unknown.packet) >= crypt.headroom + KCP_HEADER_SIZE + crypt.tailroom:
-        _send_wins(0, context.pool, crypt, unknown.udp, unknown.source, wnd=KCP_WND_INITIAL, una=0)
+        _send_wins(0, context.pool, crypt, unknown.udp, unknown.source, unknown.local, wnd=KCP_WND_INITIAL, una=0)
 
 
 def _send_wins(
-    conv: int, pool: BufferPool, crypt: PacketCrypt, udp: UdpSocket, address: Address, *, wnd: int, una: int
+    conv: int,
+    pool: BufferPool,
+    crypt: PacketCrypt,
+    udp: UdpSocket,
+    address: Address,
+    local: Local | None,
+    *,
+    wnd: int,
+    una: int,
+    ts: int = 0,
 ) -> int:
     """Send a packet that tells a window and what has come in order; returns the number sent, 0 or 1."""
     with borrow_batch(pool) as batch:
-        KCP_SEGMENT.pack_into(batch.arena, crypt.headroom, conv, KCP_WINS, 0, wnd, 0, 0, una & MASK32, 0)
+        KCP_SEGMENT.pack_into(batch.arena, crypt.headroom, conv, KCP_WINS, 0, wnd, ts, 0, una & MASK32, 0)
         batch.commit(crypt.headroom + KCP_HEADER_SIZE + crypt.tailroom)
         crypt.seal(batch)
         try:
-            return udp.send(batch.views(), address)
+            return udp.send(batch.views(), address, local)
         except TransportError:
             return 0  # closed

@@ -2,7 +2,7 @@
 
 In      the servers of --remoteaddr, what became of earlier tries
 Out     a fresh socket and an address to send to
-Knows   names, port ranges, who has failed lately. Not: sessions
+Knows   names and what they meant last, port ranges, who has failed lately. Not: sessions
 Cost    a thread for the time a name is being resolved, so that a dead resolver holds nobody up
 """
 
@@ -14,10 +14,12 @@ from typing import NamedTuple
 from kcptun_lite.core.batch.packets import Address
 from kcptun_lite.errors import TransportError
 from kcptun_lite.net.session.update_thread import monotonic_ms
+from kcptun_lite.net.udp.address import format_host
 from kcptun_lite.net.udp.udp_socket import UdpOptions, UdpSocket
 
 BENCH_TIME = 60_000  # ms that a server which did not answer is passed over, if there is another one
 RESOLVE_PATIENCE = 15.0  # s for a name to be resolved
+RESOLVE_QUICKLY = 1.0  # s; if there are addresses from an earlier time
 RESOLVE_LOOK = 0.1  # s between looks whether the program stops
 
 Dialed = tuple[UdpSocket, list[Address]]
@@ -49,6 +51,10 @@ class Route:
         "failures of each server so far: the next try takes its next address"
         self._given: set[Address] = set()
         "what the current server's sockets were given out for, since its turn came"
+        self._known: dict[str, list[str]] = {}
+        "host -> its addresses, when they were known last"
+        self._pending: set[str] = set()
+        "hosts that are being resolved"
 
     def open(self) -> tuple[UdpSocket, Address]:
         """A new socket and the address to use it for. Raises: TransportError."""
@@ -59,7 +65,7 @@ class Route:
         ports = server.port_max - server.port_min + 1
         port = server.port_min + int.from_bytes(os.urandom(4), "big") % ports
         try:
-            udp, addresses = self._dial(server.host, port)
+            udp, addresses = self._dial(server.host, port, tries)
         except TransportError:
             with self._lock:
                 self._bench_locked(index)
@@ -87,21 +93,53 @@ class Route:
         order = [(index + step) % len(self._servers) for step in range(1, len(self._servers) + 1)]
         self._current = min(order, key=lambda index: max(self._benched_until[index] - now, 0))
 
-    def _dial(self, host: str, port: int) -> Dialed:
-        """`UdpSocket.dial` in a thread of its own, which is left behind if the program stops meanwhile."""
+    def _dial(self, host: str, port: int, tries: int) -> Dialed:
+        """A socket, and the addresses of a host: those of now, or the last good ones if its name cannot be resolved.
+
+        DNS may be dead with the line, or go through this very tunnel; who knows a way waits for it no longer than
+        RESOLVE_QUICKLY.
+        """
+        with self._lock:
+            known = self._known.get(host)
+            is_pending = host in self._pending
+        try:
+            if known and is_pending:
+                raise TransportError(f"{host} is being resolved")
+            return self._look_up(host, port, RESOLVE_QUICKLY if known else RESOLVE_PATIENCE)
+        except TransportError:
+            if not known or self._stop.is_set():
+                raise
+        return UdpSocket.dial(known[tries % len(known)], port, self._options)
+
+    def _look_up(self, host: str, port: int, patience_s: float) -> Dialed:
+        """`UdpSocket.dial` in a thread of its own, which is left behind if the program stops, or has waited enough."""
         answers: SimpleQueue[Dialed | TransportError] = SimpleQueue()
+        is_waited_for = Event()
+        is_waited_for.set()
 
         def dial() -> None:
             try:
-                answers.put(UdpSocket.dial(host, port, self._options))
+                udp, addresses = UdpSocket.dial(host, port, self._options)
+                with self._lock:
+                    self._known[host] = [_text(address) for address in addresses]
+                answers.put((udp, addresses))
+                if not is_waited_for.is_set():
+                    udp.close()
             except TransportError as exc:
                 answers.put(exc)
+            finally:
+                with self._lock:
+                    self._pending.discard(host)
 
+        with self._lock:
+            self._pending.add(host)
         try:
             Thread(target=dial, name="resolve", daemon=True).start()
         except RuntimeError as exc:
+            with self._lock:
+                self._pending.discard(host)
             raise TransportError(f"no thread to resolve {host}: {exc}") from exc
-        deadline = monotonic_ms() + RESOLVE_PATIENCE * 1000
+        deadline = monotonic_ms() + patience_s * 1000
         while monotonic_ms() < deadline and not self._stop.is_set():
             try:
                 answer = answers.get(timeout=RESOLVE_LOOK)
@@ -110,4 +148,11 @@ class Route:
             if isinstance(answer, TransportError):
                 raise answer
             return answer
+        is_waited_for.clear()
         raise TransportError(f"cannot resolve {host}: the name server does not answer")
+
+
+def _text(address: Address) -> str:
+    """An address as it can be dialled again."""
+    host = format_host(address)
+    return f"{host}%{address[3]}" if len(address) == 4 and address[3] else host

@@ -10,10 +10,12 @@ import errno
 from threading import Thread, current_thread
 from typing import NamedTuple
 
-from kcptun_lite.core.batch.packets import Address
+from kcptun_lite.core.batch.packets import Address, Local
 from kcptun_lite.errors import TransportError
 from kcptun_lite.net.udp.udp_socket import UdpSocket
 
+PROBE_RESETS = 3  # times that a peer who is reached another way must say that it knows nothing of us ...
+PROBE_RESET_AFTER = 2500  # ms ... and for so long, while the old way stays silent, until we believe it
 NO_WAY = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL)
 
 
@@ -30,10 +32,27 @@ class PathProbe(NamedTuple):
             self.receiver.join()
 
 
-def send_all(udp: UdpSocket, packets: list[memoryview], remote: Address) -> int:
+class Verdict:
+    """How often a peer that is reached another way has said that it knows nothing of the session."""
+
+    def __init__(self) -> None:
+        self._resets = self._since = 0
+
+    def add(self, now: int) -> bool:
+        """It has said so once more; whether it is believed now."""
+        self._resets += 1
+        self._since = self._since or now
+        return self._resets >= PROBE_RESETS and now - self._since >= PROBE_RESET_AFTER
+
+    def is_pending(self, now: int) -> bool:
+        """Whether it is given time to go on saying so."""
+        return self._resets > 0 and now - self._since < 2 * PROBE_RESET_AFTER
+
+
+def send_all(udp: UdpSocket, packets: list[memoryview], remote: Address, local: Local | None = None) -> int:
     """Packets that the kernel took; none if the socket was closed meanwhile."""
     try:
-        return udp.send(packets, remote)
+        return udp.send(packets, remote, local)
     except TransportError:
         return 0  # closed while we were at it
 

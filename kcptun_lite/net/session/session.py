@@ -12,31 +12,34 @@ from contextlib import suppress
 from threading import Lock, Thread, current_thread
 
 from kcptun_lite import log
-from kcptun_lite.core.batch.packets import Address, PacketBatch
+from kcptun_lite.core.batch.packets import Address, Local, PacketBatch
 from kcptun_lite.core.batch.pool import BufferPool, borrow
 from kcptun_lite.core.conversation import Conversation
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.crypt.crypt import PacketCrypt
+from kcptun_lite.core.glance import are_refusal, are_reset
 from kcptun_lite.core.kcp.kcp import Flush
 from kcptun_lite.core.kcp.pacing import PACED_BATCH, TokenBucket
 from kcptun_lite.core.mux.smux import StreamOpened, StreamReadable, StreamWritable
-from kcptun_lite.errors import DeadLink, KeepaliveTimeout, RemoteProtocolError, SessionClosed, SessionError
-from kcptun_lite.net.session.path_probe import PathProbe, is_cut_off, send_all
+from kcptun_lite.errors import (
+    DeadLink,
+    KeepaliveTimeout,
+    RemoteProtocolError,
+    SessionClosed,
+    SessionError,
+    SessionRefused,
+    nonsense,
+)
+from kcptun_lite.net.session.path_probe import PathProbe, Verdict, is_cut_off, send_all
+from kcptun_lite.net.session.peer_watch import PROBE_TIMEOUT, PeerWatch
 from kcptun_lite.net.session.stream import Stream
 from kcptun_lite.net.session.update_thread import UpdateThread, monotonic_ms
 from kcptun_lite.net.udp.udp_socket import UdpSocket
 
 SLOW_RHYTHM = 1000  # ms between looks at the keep-alive of a session in which nothing is under way
-PROBE_TIMEOUT = 1000  # ms without an answer after which the peer is asked whether it is there; or 2 RTO if that is more
-SILENCE = 3000  # ms without an answer after which the way to the peer is in doubt; or 4 RTO if that is more
-# The receiver thread must not stay with sending: with a slow cipher timeouts bring up ever more to send, because the
-# acknowledgements lie unread, and it would never come back to read them.
-BRIEFLY = 2  # ms
-DEAD_AFTER = 75_000  # ms without an answer after which the session is over
-BULK = 64 * 1024  # bytes received; when more than these just stop coming, the client speaks up
-PROBE_PERIOD = 1000  # ms between questions to a silent peer
-PROBE_RESETS = 3  # times that a peer who is reached another way must say that it knows nothing of us ...
-PROBE_RESET_AFTER = 2500  # ms ... and for so long, while the old way stays silent, until we believe it
+BRIEFLY = (
+    2  # ms that the receiver thread sends: more, and with a slow cipher it never came back to read what has arrived
+)
 
 
 class Session:
@@ -68,14 +71,17 @@ class Session:
         self.conversation = conversation
         self.writers: deque[Stream] = deque()
         self.remote = remote
+        self.local: Local | None = None
+        "which of our addresses the peer has asked, where the answers come from (servers)"
         self.counters = counters
-        self.opened_at = self.heard_at = monotonic_ms()
+        self.opened_at = monotonic_ms()
+        self.watch = PeerWatch(conversation.kcp, self.opened_at, is_client=owns_socket)
         self.receiver: Thread | None = None
         "the thread that receives for this session alone (clients)"
         self._nonsense: SessionError | None = None
         "the peer's stream makes none: the session ends as soon as the peer could be told what we speak"
-        self._probed_at = 0
         self._send_error: OSError | None = None
+        self._has_said_goodbye = False
         self.cut_streams = 0
         self.has_delivered = False
         self._bucket = TokenBucket(rate, self.opened_at) if rate else None
@@ -95,8 +101,7 @@ class Session:
         self._tx_lock = Lock()
         self._tx_wanted = False
         self._path_probe: PathProbe | None = None
-        self._probe_resets = self._probe_reset_since = 0
-        self._received_at_pause = 0
+        self._verdict = Verdict()
 
     def __repr__(self) -> str:
         state = f"closed: {self._closed}" if self._closed else f"{len(self._streams)} streams"
@@ -115,6 +120,11 @@ class Session:
         return self._closed is not None
 
     @property
+    def is_ending(self) -> bool:
+        """Whether it is over, or soon will be: one of the two ends has said goodbye, or it was closed."""
+        return self._closed is not None or self._has_said_goodbye or self.conversation.has_peer_left
+
+    @property
     def stream_count(self) -> int:
         return len(self._streams)
 
@@ -129,7 +139,11 @@ class Session:
                 raise self._closed
             stream = Stream(self, self.conversation.open_stream())
             self._streams[stream.sid] = stream
-        self.transmit()
+        try:
+            self.transmit()
+        except BaseException:  # nobody has the stream yet who would close it
+            stream.close()
+            raise
         return stream
 
     # -- receiver thread -----------------------------------------------------------------------
@@ -141,7 +155,7 @@ class Session:
             is_own = udp is self._udp
         if is_own:
             self.receive(packets, now)
-            if path_probe and self._silence_locked(now) < PROBE_TIMEOUT:
+            if path_probe and self.watch.silence(now) < PROBE_TIMEOUT:
                 self._set_path_probe(None)  # the old way is not dead after all
         elif path_probe and udp is path_probe.udp:
             self._receive_from_path_probe(path_probe, packets, now)
@@ -155,48 +169,54 @@ class Session:
         with self.lock:
             if self._path_probe is not path_probe:
                 return  # dismissed meanwhile; who dismisses it may be waiting for this thread
-            is_reset = self.conversation.is_reset_by(packets)
+            is_reset = are_reset(self.conversation.kcp, packets)
             if not is_reset:
                 self._path_probe = None  # nobody else dismisses it now
-            else:
-                self._probe_resets += 1
-                self._probe_reset_since = self._probe_reset_since or now
-            is_over = self._probe_resets >= PROBE_RESETS and now - self._probe_reset_since >= PROBE_RESET_AFTER
+            is_over = is_reset and self._verdict.add(now)
         if not is_reset:
             self.change_path(*path_probe)
             self.receive(packets, now)
         elif is_over:
             self.close(DeadLink("the server is reached another way only, and does not know this session there"))
 
-    def receive(self, packets: Sequence[memoryview], now: int, source: Address | None = None) -> bool:
+    def receive(
+        self,
+        packets: Sequence[memoryview],
+        now: int,
+        source: Address | None = None,
+        udp: UdpSocket | None = None,
+        local: Local | None = None,
+    ) -> bool:
         """Take opened packets; they are free again when this returns.
 
-        If `source` is given and is not where the peer was, packets that bring anything new move the
-        session there (the peer's address has changed); True if they did. Until the peer is validated to be
-        where it was, old ones do so as well.
+        If `source` is given with `udp`, the socket they came through, and `local`, where they were sent to, and it is
+        not where the peer was, packets that bring anything new move the session there; True if they did. Until the peer
+        is validated to be where it was, old ones do so as well.
         """
         failure: SessionError | None = None
         has_moved = False
         with self.lock:
             if self._closed:
                 return False
-            was_cut_off = self._silence_locked(now) >= self._probe_timeout_locked()
-            self.heard_at, self._send_error = now, None
-            is_elsewhere = source is not None and source != self.remote
-            before = self.conversation.progress()
+            was_cut_off = self.watch.silence(now) >= self.watch.patience
+            self._send_error = None
+            is_elsewhere = source is not None and (source != self.remote or udp is not self._udp)
+            self.watch.before_packets()
             try:
                 self.conversation.receive_packets(packets, now, is_elsewhere=is_elsewhere)
             except RemoteProtocolError as exc:
-                self._nonsense = self._nonsense or _nonsense(exc)
+                self._nonsense = self._nonsense or nonsense(exc)
             except Exception as exc:  # a bug: what was being done is half done, so this session ends
                 log.limited("session", f"{self!r}: {exc!r}", log.Level.ERROR)
                 failure = SessionError(repr(exc))
+            is_new = self.watch.after_packets(packets, now)
             if was_cut_off and self.conversation.kcp.unanswered_since is None:
                 self.conversation.kcp.resume(now)
-            after = self.conversation.progress()
-            if source is not None and is_elsewhere and (after != before or not self.is_validated):
-                self.remote = source
+            if source is not None and is_elsewhere and (is_new or not self.is_validated):
+                self.remote, self._udp, self.local = source, udp or self._udp, local
                 has_moved = True
+            if self._owns_socket and are_refusal(self.conversation.kcp, packets):
+                failure = SessionRefused("the server has no room for another session")
             if self.conversation.has_peer_restarted(now):
                 failure = DeadLink("the other end knows nothing of this session: it was restarted, or has dropped it")
             opened = self._dispatch_locked()
@@ -228,10 +248,7 @@ class Session:
         return opened
 
     def settle(self) -> None:
-        """Tell everybody what receiving, reading or closing a stream has brought about.
-
-        Sinks are left to the update thread: the caller may be in one.
-        """
+        """Tell all what receiving, reading or closing a stream has brought about; sinks by the update thread."""
         with self.lock:
             opened = [] if self._closed else self._dispatch_locked()
             has_ready = bool(self._ready)
@@ -247,7 +264,7 @@ class Session:
             self._ticker.wake(self, deadline)
 
     def fail(self, error: RemoteProtocolError) -> None:
-        self.close(_nonsense(error))
+        self.close(nonsense(error))
 
     # -- update thread -------------------------------------------------------------------------
 
@@ -271,33 +288,23 @@ class Session:
         with self.lock:
             if self._closed:
                 return None
-            silence = self._silence_locked(now)
+            if self.conversation.has_peer_left and not self._streams:
+                failure = SessionClosed("the other end has left")
             try:
                 self.conversation.tick(now)
             except KeepaliveTimeout as exc:
                 failure = exc
-            if silence >= DEAD_AFTER:
-                failure = DeadLink(f"no answer for {silence // 1000} s")
-            # Data unanswered: ask, which any living peer answers; then have somebody look for another way.
-            is_in_doubt = is_cut_off(self._udp) or silence >= self._probe_timeout_locked()
-            is_question_due = self.is_validated and is_in_doubt and now - self._probed_at >= PROBE_PERIOD
+            watch = self.watch
+            self._reset_hopeless_locked(now)
+            if watch.is_dead(now, has_streams := bool(self._streams)):
+                failure = DeadLink(f"no answer for {watch.silence(now) // 1000} s")
+            has_no_way = self._owns_socket and is_cut_off(self._udp)  # a socket of many peers tells nothing of ours
+            is_question_due = self.is_validated and watch.is_question_due(now, has_streams, has_no_way)
             if is_question_due:
-                self._probed_at = now
                 self.conversation.kcp.probe()
-            received = self.counters.bytes_received
-            if (
-                self._owns_socket
-                and now - self.heard_at >= PROBE_TIMEOUT
-                and received - self._received_at_pause >= BULK
-            ):
-                # A download has stopped. If a NAT on the way has given us a new address, only we can tell the server.
-                self._received_at_pause = received
+            if watch.is_word_due(now, self.counters.bytes_received):
                 self.conversation.ping()
-            is_silent = silence >= max(SILENCE, 4 * self.conversation.kcp.rtt.rto)
-            is_trouble = is_question_due and (is_silent or is_cut_off(self._udp))
-            # A server that is reached another way, and does not know us yet, is given time to say so thrice.
-            has_verdict_time = self._probe_resets and now - self._probe_reset_since < 2 * PROBE_RESET_AFTER
-            is_trouble = is_trouble and not has_verdict_time
+            is_trouble = is_question_due and (has_no_way or watch.is_silent(now)) and not self._verdict.is_pending(now)
             is_flush_wanted = self.conversation.flush_wanted is not Flush.NOTHING
         if failure:
             self.close(failure)
@@ -307,11 +314,17 @@ class Session:
         if is_trouble:
             self._on_trouble(self)
         with self.lock:
-            deadline = self.conversation.next_deadline()
+            deadline = now if self._ready else self.conversation.next_deadline()
         idle = (now // SLOW_RHYTHM + 1) * SLOW_RHYTHM  # the same for all sessions: a hundred idle ones wake us once
         if self._paced_until > now:
             return min(self._paced_until, idle)
         return idle if deadline is None else min(deadline, idle)
+
+    def _reset_hopeless_locked(self, now: int) -> None:
+        is_refused = isinstance(self._udp.last_error, ConnectionRefusedError)
+        for stream in list(self._streams.values()):
+            if self.watch.is_hopeless(stream.opened_at, now, is_refused=is_refused):
+                self._cut_locked(stream, DeadLink("no answer from the server"))
 
     def probe(self) -> None:
         """Ask something that any living peer answers, and one that has forgotten us answers from zero."""
@@ -326,16 +339,10 @@ class Session:
         """Why nothing gets through, as far as the kernel or an ICMP message has said since the peer was last heard."""
         return self._udp.last_error or self._send_error
 
-    def _silence_locked(self, now: int) -> int:
-        since = self.conversation.kcp.unanswered_since
-        return 0 if since is None else now - since
-
-    def _probe_timeout_locked(self) -> int:
-        return max(PROBE_TIMEOUT, 2 * self.conversation.kcp.rtt.rto)
-
     def start_path_probe(self, path_probe: PathProbe) -> None:
-        """Have what is sent go through another socket as well, until one of the two ways brings an answer (clients)."""
-        path_probe.receiver.start()
+        """Send through another socket as well, until one of the two ways brings an answer (clients)."""
+        if path_probe.receiver.ident is None:
+            path_probe.receiver.start()
         with self.lock:
             self.conversation.ping()
             self.conversation.kcp.probe()
@@ -346,7 +353,7 @@ class Session:
         with self.lock:
             dismissed = [self._path_probe, path_probe] if self._closed else [self._path_probe]
             self._path_probe = None if self._closed else path_probe
-            self._probe_resets = self._probe_reset_since = 0
+            self._verdict = Verdict()
         for old in dismissed:
             if old:
                 old.dismiss()
@@ -373,8 +380,7 @@ class Session:
     def transmit(self, until: int | None = None) -> None:
         """Send what the conversation wants sent; from `until` (ms) on the rest is left to the update thread.
 
-        One thread at a time is at it; who comes meanwhile leaves a note and goes back to its own work
-        instead of waiting, and the one at it looks for notes before it leaves.
+        One thread at a time is at it; who comes meanwhile leaves a note, for which that one looks before it leaves.
         """
         self._tx_wanted = True
         while self._tx_wanted and self._tx_lock.acquire(blocking=False):
@@ -387,17 +393,17 @@ class Session:
                 self._ticker.wake(self)
                 return
 
-    def _transmit_held(self, until: int | None = None) -> bool:
-        """Send what there is, or what there is time for, at least a batch of it; whether that was all."""
+    def _transmit_held(self, until: int | None = None, *, is_last: bool = False) -> bool:
+        """Send what there is, or there is time for, at least a batch; whether that was all. `is_last`: no pauses."""
         conversation = self.conversation
-        with borrow(self._pool, max(self._pool.batch_bytes, conversation.batch_bytes)) as arena:
+        with borrow(self._pool, max(self._pool.batch_bytes, conversation.params.batch_bytes)) as arena:
             batch = PacketBatch(arena)
             if self._bucket:
-                batch.capacity = min(batch.capacity, PACED_BATCH)
+                batch.capacity = min(batch.capacity, max(PACED_BATCH, conversation.params.group_bytes))
             more = True
             while more:
                 now = monotonic_ms()
-                if self._bucket and (pause := self._bucket.wait(now)):
+                if self._bucket and not is_last and (pause := self._bucket.wait(now)):
                     self._paced_until = now + pause
                     self._ticker.wake(self, self._paced_until)
                     return True
@@ -411,7 +417,7 @@ class Session:
                 if batch.starts:
                     self._crypt.seal(batch)
                     packets = batch.views()
-                    sent = send_all(self._udp, packets, self.remote)
+                    sent = send_all(self._udp, packets, self.remote, self.local)
                     if path_probe := self._path_probe:
                         sent = max(sent, send_all(path_probe.udp, packets, path_probe.remote))
                     self.counters.out_packets += sent
@@ -428,6 +434,12 @@ class Session:
 
     # -- the end -------------------------------------------------------------------------------
 
+    def leave(self) -> None:
+        """Tell the peer that no more comes, and go on until it has heard that and the streams have ended."""
+        with self.lock:
+            self._say_goodbye_locked()
+        self.transmit()
+
     def close(self, reason: SessionError | None = None) -> None:
         """End the session: the peer is told that streams still open are cut, and they die here. Idempotent."""
         reason = self._nonsense or reason or SessionClosed("the session was closed")
@@ -435,29 +447,43 @@ class Session:
             if self._closed:
                 return
             self._closed = reason
-            for sid, stream in self._streams.items():
-                with suppress(RemoteProtocolError):  # in what there was room for now
-                    self.conversation.close_stream(sid)
-                if stream.die_locked(reason):
-                    self._ready.append(stream)
+            for stream in list(self._streams.values()):
+                self._cut_locked(stream, reason)
+            with log.told("closing a session"):
+                self._say_goodbye_locked()
             ready, self._ready = self._ready, []
-            self._streams.clear()
             self.conversation.share.close()
         self._ticker.detach(self)
-        try:
-            with self._tx_lock:  # waiting for whoever sends now, so that the last words come before the end
-                self._transmit_held()
-        finally:
+        with (
+            log.told("closing a session"),
+            self._tx_lock,
+        ):  # waiting for whoever sends now, so that the last words come before the end
+            self._transmit_held(is_last=True)
+        with log.told("closing a session"):
             self._set_path_probe(None)
-            if self._owns_socket:
-                self._udp.close()
-            for stream in ready:
+        if self._owns_socket:
+            self._udp.close()
+        for stream in ready:
+            with log.told("closing a session"):
                 stream.deliver()
-            self._on_closed(self, reason)
+        self._on_closed(self, reason)
+
+    def _cut_locked(self, stream: Stream, cause: SessionError) -> None:
+        """Whoever reads, writes or waits hears of it, even if telling the peer fails."""
+        del self._streams[stream.sid]
+        with log.told("cutting a stream"), suppress(RemoteProtocolError):  # in what there was room for now
+            self.conversation.close_stream(stream.sid)
+        if stream.die_locked(cause):
+            self._ready.append(stream)
+
+    def _say_goodbye_locked(self) -> None:
+        if not self._has_said_goodbye and not self.conversation.has_peer_left:
+            self._has_said_goodbye = True
+            self.conversation.say_goodbye()
 
     def join(self) -> None:
         """Wait for the receiver thread of a closed session that has one of its own."""
-        if self.receiver and self.receiver is not current_thread():
+        if self.receiver and self.receiver.ident is not None and self.receiver is not current_thread():
             self.receiver.join()
 
     def is_flushed(self) -> bool:
@@ -467,9 +493,3 @@ class Session:
 
     def forget_locked(self, stream: Stream) -> None:
         self._streams.pop(stream.sid, None)
-
-
-def _nonsense(error: RemoteProtocolError) -> SessionError:
-    failure = SessionError(f"the peer's stream makes no sense: {error}")
-    failure.__cause__ = error
-    return failure

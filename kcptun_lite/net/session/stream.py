@@ -17,6 +17,8 @@ from kcptun_lite.errors import RemoteProtocolError, SessionError, StreamClosed, 
 from kcptun_lite.net.session.update_thread import monotonic_ms
 
 READ_LIMIT = 262_144  # bytes taken at once; one gather write
+DOUBT_TIME = 1000  # ms that a stream is written to when a kcptun may have closed it ...
+DOUBT_BYTES = 256 * 1024  # ... and as many bytes, on a slow line
 CUT_WITHIN = 12_000  # ms; a server that cannot reach its target ends the stream, ours after 10 s at most
 
 
@@ -64,7 +66,7 @@ class Stream:
         self.cipher: StreamCipher | None = None
         "set before the first byte, or never"
         self._owner = owner
-        self._opened_at = monotonic_ms()
+        self.opened_at = monotonic_ms()
         self._has_received = False
         self._has_finished = False
         self._readable: Condition | None = None
@@ -75,6 +77,8 @@ class Stream:
         self._sink: Callable[[], None] | None = None
         self._is_being_read = False
         "the sink was called, and somebody is at it"
+        self._doubted_at = self._doubted_bytes = 0
+        "ms and bytes, since the peer may have gone"
         self._is_closed = False
         self._cause: SessionError | None = None
 
@@ -182,13 +186,30 @@ class Stream:
         """Bytes that the session has taken; 0 if the peer listens no more."""
         conversation = self._owner.conversation
         self._check_alive_locked()
-        while conversation.is_listening(self.sid):
+        while conversation.is_listening(self.sid) and not self._is_in_vain_locked():
             if not conversation.stream_room(self.sid):
-                self._wait_writable_locked()
+                is_doubtful = conversation.is_doubtful(self.sid)
+                has_waited = self._wait_writable_locked(DOUBT_TIME / 1000 if is_doubtful else None)
                 self._check_alive_locked()
+                if is_doubtful and not has_waited:
+                    return 0
             elif taken := self._take_turn_locked(data):
+                self._doubted_bytes += taken if self._doubted_at else 0
                 return taken
         return 0
+
+    def _is_in_vain_locked(self) -> bool:
+        """Whether what goes on after an end that may have meant both directions has gone on for long enough.
+
+        A reply that follows at once is to arrive whole, and a download that was cancelled is to stop. With smux 2 the
+        peer's window tells: it opens if somebody reads.
+        """
+        conversation = self._owner.conversation
+        if not conversation.is_doubtful(self.sid) or conversation.smux_version != 1:
+            return False
+        now = monotonic_ms()
+        self._doubted_at = self._doubted_at or now
+        return now - self._doubted_at > DOUBT_TIME and self._doubted_bytes > DOUBT_BYTES
 
     def _take_turn_locked(self, data: memoryview) -> int:
         """Stand in line for room in the session, so that a bulk stream cannot starve a quiet one.
@@ -210,6 +231,26 @@ class Stream:
             writers.remove(self)
             if writers and conversation.kcp.send_room > 0:
                 writers[0].wake_writer_locked()
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether the peer may have closed both directions, where it has ended one."""
+        with self._owner.lock:
+            return not self._is_closed and not self._cause and self._owner.conversation.is_doubtful(self.sid)
+
+    @property
+    def is_last_word(self) -> bool:
+        """Whether a kcptun listens that has ended its own direction: our end is the last it will hear of the stream."""
+        with self._owner.lock:
+            conversation = self._owner.conversation
+            is_over = self._is_closed or self._cause or not conversation.is_listening(self.sid)
+            return not is_over and not conversation.is_peer_ours and conversation.is_finished(self.sid)
+
+    @property
+    def is_delivered(self) -> bool:
+        """Whether the peer has acknowledged all that the session has sent."""
+        with self._owner.lock:
+            return self._owner.conversation.kcp.is_quiet
 
     def close_write(self) -> None:
         """End our direction; the peer's goes on."""
@@ -280,7 +321,7 @@ class Stream:
         """
         is_unasked = not (self._has_received or self._has_finished)
         if is_unasked and self._owner.conversation.is_finished(self.sid):
-            self._owner.cut_streams += monotonic_ms() - self._opened_at < CUT_WITHIN
+            self._owner.cut_streams += monotonic_ms() - self.opened_at < CUT_WITHIN
         return self._call_reader_locked()
 
     def wake_writer_locked(self) -> None:

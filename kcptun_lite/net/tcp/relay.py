@@ -25,6 +25,10 @@ from kcptun_lite.net.tcp.sockets import NO_RESET
 WRITE_BUFFERS = 512  # per gather write; IOV_MAX is 1024 on Linux
 READS_AT_ONCE = 8  # of 256 KiB, a whole window, that go out in the thread which has brought them
 CALM = 1000  # ms in which the connection has taken all at once: then it needs no thread to wait for it
+DOUBT_IDLE = 30  # s that a half-closed connection may idle if the other end may have closed it (kcptun's --closewait)
+ARRIVAL_TIME = 2000  # ms at the most that the last bytes are given to arrive ...
+READ_TIME = 100  # ms ... and then to be read ...
+ARRIVAL_LOOK = 20  # ms ... with looks so often
 MEMORY_PAUSE = 20  # ms between looks whether --memlimit leaves room for a buffer
 
 Opener = Callable[[], socket.socket]
@@ -33,9 +37,10 @@ Opener = Callable[[], socket.socket]
 class Relay:
     """Moves bytes between a connection and a stream until both directions have ended, or one has failed.
 
-    A direction that ends is passed on as such (`shutdown`, FIN). Then the other one may go on as long
-    as it moves: `closewait_s` without a byte ends it, and so does a peer that listens no more, as those of
-    kcptun after the first end. A failure ends both at once, with a TCP reset.
+    A direction that ends is passed on as such (`shutdown`, FIN). Then the other one may go on as long as it moves:
+    `closewait_s` without a byte ends it, and so does a peer that listens no more. Those of kcptun do not say which they
+    mean: they are written to for a second more, as long as the data follow at once. A failure ends both at once, with a
+    TCP reset.
     """
 
     def __init__(
@@ -97,6 +102,7 @@ class Relay:
                     return
             self.stream.attach(self._deliver)
             self._copy_up(tcp)
+            self._let_all_arrive()
             self.stream.close_write()
             self._has_up_ended = True
             self._outlive(self.stream.wait_until_over)
@@ -127,6 +133,13 @@ class Relay:
             if self._is_stopped or self._is_reset(tcp, readable):
                 raise TransportError("connection: reset")
             return
+
+    def _let_all_arrive(self) -> None:
+        """Before the end of a stream that a kcptun has half-closed, which drops what lies unread when an end comes."""
+        looks = ARRIVAL_TIME // ARRIVAL_LOOK
+        while looks and self.stream.is_last_word and not self._is_stopped:
+            select.poll().poll(ARRIVAL_LOOK)
+            looks = min(looks, READ_TIME // ARRIVAL_LOOK) - 1 if self.stream.is_delivered else looks - 1
 
     def _is_reset(self, tcp: socket.socket, readable: select.poll) -> bool:
         """Whether what looks like the end of file is none.
@@ -244,10 +257,17 @@ class Relay:
             self._end(None)
             return
         moved = -1
-        while not wait_for_other(self._closewait_s):
+        while not wait_for_other(self._patience()):
+            if moved == self._moved and self.stream.is_doubtful:
+                self._end(None)
+                return
             if moved == self._moved:
                 raise StreamReset(f"half-closed and idle for {self._closewait_s:g} s")
             moved = self._moved
+
+    def _patience(self) -> float:
+        """s that a half-closed connection may idle."""
+        return min(self._closewait_s, DOUBT_IDLE) if self.stream.is_doubtful else self._closewait_s
 
     def _fail(self, exc: Exception) -> None:
         """End both directions with a reset; a bug concerns this stream and not the tunnel."""

@@ -19,6 +19,7 @@ from kcptun_lite.net.udp.address import format_address, resolve
 from kcptun_lite.net.udp.sockopt import set_timeout
 
 CONNECT_TIMEOUT = 10_000  # ms for the server to reach its target
+BACKLOG_PAUSE = 50  # ms between attempts to connect to a unix socket that has more to accept than it can
 TCP_KEEPALIVE = 15  # s; a peer that vanished without a word must not hold a stream for ever
 STOP_LATENCY = 1000  # ms; how soon a thread blocked in a connect or a send looks whether to stop
 BACKLOG = 1024  # connections that wait for `accept`, while --maxstreams are open
@@ -61,6 +62,10 @@ def _connect(sock: socket.socket, address: Address | str, is_stopping: Callable[
     answered = select.poll()
     answered.register(sock, select.POLLOUT)
     patience = CONNECT_TIMEOUT
+    while error == errno.EAGAIN and sock.family == socket.AF_UNIX and patience > 0 and not is_stopping():
+        select.poll().poll(BACKLOG_PAUSE)  # its backlog is full; a TCP connection would just wait
+        patience -= BACKLOG_PAUSE
+        error = sock.connect_ex(address)
     while error == errno.EINPROGRESS:
         if answered.poll(STOP_LATENCY):
             error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)

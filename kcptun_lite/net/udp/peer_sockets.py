@@ -10,17 +10,17 @@ and then into another one of these). So a flood from unknown sources fills only 
 receiver spends no more time on it than it wants to.
 
 Nothing depends on it: a peer is told by its source address, whichever socket its packet came through. Packets of a
-peer come through the listening socket if it has no socket of its own (no descriptors, no epoll, too many peers), and
-always if it sends to another address of this host than Linux would answer from.
+peer come through the listening socket if it has no socket of its own (no descriptors, no epoll, too many peers).
 """
 
 import select
 from contextlib import suppress
 from time import monotonic
 
-from kcptun_lite.core.batch.packets import Address, PacketBatch
+from kcptun_lite.core.batch.packets import Address, Local, PacketBatch
 from kcptun_lite.errors import TransportError
-from kcptun_lite.net.udp.udp_socket import GRO_ROOM, ON_LINUX, RECEIVE_TIMEOUT_MS, UdpSocket
+from kcptun_lite.net.udp.sockopt import ON_LINUX
+from kcptun_lite.net.udp.udp_socket import GRO_ROOM, RECEIVE_TIMEOUT_MS, UdpSocket
 
 UNKNOWN_TURN = 128  # reads at the listening socket before the others are looked at again
 UNKNOWN_REST = 0.002  # s
@@ -50,12 +50,17 @@ class PeerSockets:
     def __contains__(self, peer: Address) -> bool:
         return peer in self._by_peer
 
-    def open(self, peer: Address) -> None:
-        """Give a peer that has none a socket of its own, if that is possible."""
+    def has_waiting(self, peer: Address) -> bool:
+        """Whether something has come from a peer that was not received yet."""
+        peer_socket = self._by_peer.get(peer)
+        return peer_socket is not None and peer_socket.has_waiting()
+
+    def open(self, peer: Address, local: Local | None = None) -> None:
+        """Give a peer that has none a socket of its own, for what it sends to our address `local`, if possible."""
         if not self._epoll or len(self._by_peer) >= PEER_SOCKETS_MAX or monotonic() < self._refused_until:
             return
         try:
-            peer_socket = self._listening.for_peer(peer)
+            peer_socket = self._listening.for_peer(peer, local)
             try:
                 self._epoll.register(peer_socket.fileno(), select.EPOLLIN)
             except OSError:

@@ -1,12 +1,22 @@
-"""Socket options that the socket module leaves to its callers to lay out.
+"""Binding a UDP socket, and the options that the socket module leaves to its callers to lay out.
 
-In      a socket, a time
-Out     nothing
-Knows   the layouts of struct timeval
+In      a socket; times, sizes, marks
+Out     nothing, but for one warning where the system does not grant what the options ask for
+Knows   the layouts and numbers of Linux. Not: who sends
 """
 
 import socket
 import struct
+import sys
+from functools import cache
+
+from kcptun_lite import log
+from kcptun_lite.core.batch.packets import Address
+
+ON_LINUX = sys.platform == "linux"
+IS_MIPS = socket.SOL_SOCKET == 0xFFFF  # has socket options of its own; Linux has no other such target of ours
+SO_SNDBUFFORCE = 31 if IS_MIPS else 32
+SO_RCVBUFFORCE = 33
 
 
 def set_timeout(sock: socket.socket, option: int, timeout_ms: int) -> None:
@@ -15,3 +25,68 @@ def set_timeout(sock: socket.socket, option: int, timeout_ms: int) -> None:
     layout = "=qq" if len(sock.getsockopt(socket.SOL_SOCKET, option, 16)) == 16 else "=ii"
     seconds, ms = divmod(timeout_ms, 1000)
     sock.setsockopt(socket.SOL_SOCKET, option, struct.pack(layout, seconds, ms * 1000))
+
+
+def bind(family: int, address: Address, *, shares_port: bool = False) -> socket.socket:
+    """A bound socket, one for both families if `family` is IPv6. Raises: OSError."""
+    bound = socket.socket(family, socket.SOCK_DGRAM)
+    try:
+        if shares_port:  # with sockets of the same user only
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        bound.bind(address)
+    except OSError:
+        bound.close()
+        raise
+    return bound
+
+
+def is_known(bound: socket.socket, level: int, option: int) -> bool:
+    try:
+        bound.getsockopt(level, option, 4)
+    except OSError:
+        return False
+    return True
+
+
+def try_option(bound: socket.socket, level: int, option: int, value: int) -> OSError | None:
+    """Set an option that is nice to have; returns what was wrong with it."""
+    try:
+        bound.setsockopt(level, option, value)
+    except OSError as exc:
+        return exc
+    return None
+
+
+def set_buffer_size(bound: socket.socket, sysctl: str, option: int, force: int, wish: int) -> None:
+    """SO_RCVBUF or SO_SNDBUF, past the system's limit if we may; says so if the limit holds."""
+    if not ON_LINUX or try_option(bound, socket.SOL_SOCKET, force, wish) is not None:  # needs CAP_NET_ADMIN
+        error = try_option(bound, socket.SOL_SOCKET, option, wish)
+        if error is not None:
+            _warn_once(f"--sockbuf {wish}: {error.strerror}")
+            return
+    granted = bound.getsockopt(socket.SOL_SOCKET, option)
+    if ON_LINUX:
+        granted //= 2  # Linux doubles the number for its own bookkeeping, socket(7)
+        if granted < wish:
+            _warn_once(
+                f"--sockbuf {wish}: the system allows {granted}; for full speed: sysctl -w net.core.{sysctl}={wish}"
+            )
+
+
+def set_dscp(bound: socket.socket, dscp: int) -> None:
+    """Mark outgoing packets; a dual-stack socket has one mark for each family."""
+    # The mark is the upper six bits of the field (RFC 2474); kcptun forgets the shift for IPv6.
+    errors = [try_option(bound, socket.IPPROTO_IP, socket.IP_TOS, dscp << 2)]
+    if bound.family == socket.AF_INET6:
+        errors.append(try_option(bound, socket.IPPROTO_IPV6, socket.IPV6_TCLASS, dscp << 2))
+    for error in errors:
+        if error is not None:
+            _warn_once(f"--dscp {dscp}: {error.strerror}")
+
+
+@cache
+def _warn_once(text: str) -> None:
+    """A warning about the system, not about one socket: said once."""
+    log.warning(text)

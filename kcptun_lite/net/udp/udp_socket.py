@@ -16,23 +16,34 @@ import socket
 import struct
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import cache
+from contextlib import contextmanager, suppress
 from threading import Lock
 from typing import Any, NamedTuple
 
 from kcptun_lite import log
-from kcptun_lite.core.batch.packets import Address, PacketBatch
+from kcptun_lite.core.batch.packets import Address, Local, PacketBatch
 from kcptun_lite.core.batch.strided import PACKET_ALIGNMENT
 from kcptun_lite.core.wire import MTU_MAX
 from kcptun_lite.errors import TransportError
+from kcptun_lite.net.udp import pktinfo
 from kcptun_lite.net.udp.address import format_address, mapped, resolve
-from kcptun_lite.net.udp.sockopt import set_timeout
+from kcptun_lite.net.udp.sockopt import (
+    ON_LINUX,
+    SO_RCVBUFFORCE,
+    SO_SNDBUFFORCE,
+    bind,
+    is_known,
+    set_buffer_size,
+    set_dscp,
+    set_timeout,
+    try_option,
+)
 
 RECEIVE_TIMEOUT_MS = 1000  # after which an idle `receive` lets its thread look around
 SEND_TIMEOUT_MS = 20  # a full socket buffer holds up a sender no longer than this
 
 GSO_PACKETS = 64  # UDP_MAX_SEGMENTS of Linux 4.18 to 6.2; 128 since
+GSO_REFUSALS_MAX = 8  # runs, one after the other, until no more are tried
 GSO_BYTES = 65_507  # largest payload of an IPv4 datagram
 GRO_ROOM = 65_536 + 128 * PACKET_ALIGNMENT  # bytes: the largest GRO run, 128 packets, with its gaps
 READS_MAX = 512  # in one `receive`, so that a flood of datagrams we drop cannot keep good ones in the batch
@@ -40,14 +51,10 @@ ASKED_READS = 16  # before each of the first ones it is asked whether there is m
 PLAIN_ROOM = MTU_MAX + 1  # bytes: one more than is allowed, to tell who is too long
 
 # Linux, by number because the socket module does not know them.
-ON_LINUX = sys.platform == "linux"
-IS_MIPS = socket.SOL_SOCKET == 0xFFFF  # has socket options of its own; Linux has no other such target of ours
 SOL_UDP = 17
 UDP_SEGMENT = 103
 UDP_GRO = 104
 UDP_GRO_SPACE = socket.CMSG_SPACE(4)  # bytes; the size of a run's packets, an int
-SO_SNDBUFFORCE = 31 if IS_MIPS else 32
-SO_RCVBUFFORCE = 33
 SO_MEMINFO = 55
 IP_RECVERR = 11
 IPV6_RECVERR = 25
@@ -85,14 +92,18 @@ class UdpSocket:
 
         set_timeout(bound, socket.SO_RCVTIMEO, RECEIVE_TIMEOUT_MS)
         set_timeout(bound, socket.SO_SNDTIMEO, SEND_TIMEOUT_MS)
-        _set_buffer_size(bound, "rmem_max", socket.SO_RCVBUF, SO_RCVBUFFORCE, options.sockbuf)
-        _set_buffer_size(bound, "wmem_max", socket.SO_SNDBUF, SO_SNDBUFFORCE, options.sockbuf)
+        set_buffer_size(bound, "rmem_max", socket.SO_RCVBUF, SO_RCVBUFFORCE, options.sockbuf)
+        set_buffer_size(bound, "wmem_max", socket.SO_SNDBUF, SO_SNDBUFFORCE, options.sockbuf)
         if options.dscp:
-            _set_dscp(bound, options.dscp)
+            set_dscp(bound, options.dscp)
         self._has_error_queue = False
-        self._tells_queue = ON_LINUX and _is_known(bound, socket.SOL_SOCKET, SO_MEMINFO)
-        self._gso = options.offload and ON_LINUX and _is_known(bound, SOL_UDP, UDP_SEGMENT)
-        self._gro = options.offload and ON_LINUX and _try_option(bound, SOL_UDP, UDP_GRO, 1) is None
+        self._gso_refusals = 0
+        "of runs, since the last one that was taken"
+        self._tells_queue = ON_LINUX and is_known(bound, socket.SOL_SOCKET, SO_MEMINFO)
+        self._gso = options.offload and ON_LINUX and is_known(bound, SOL_UDP, UDP_SEGMENT)
+        self._gro = options.offload and ON_LINUX and try_option(bound, SOL_UDP, UDP_GRO, 1) is None
+        self._is_told_asked = False
+        "whether it comes with each datagram which of our addresses it was sent to"
 
     @classmethod
     def listen(cls, host: str, port: int, options: UdpOptions) -> "UdpSocket":
@@ -102,9 +113,12 @@ class UdpSocket:
         """
         for family, address in resolve(host, port, socket.SOCK_DGRAM, to_listen=True):
             try:
-                return cls(_bind(family, address), options)
+                udp = cls(bind(family, address), options)
             except OSError as exc:
                 failure = exc
+                continue
+            udp._want_asked()
+            return udp
         raise TransportError(f"cannot listen on {host}:{port} (UDP): {failure.strerror}") from failure
 
     @classmethod
@@ -120,14 +134,14 @@ class UdpSocket:
         try:
             if len(addresses) < len(found):
                 try:
-                    bound = _bind(socket.AF_INET6, ("::", 0, 0, 0))
+                    bound = bind(socket.AF_INET6, ("::", 0, 0, 0))
                     addresses = [mapped(address) for _, address in found]
                 except OSError:
                     if not addresses:
                         raise
-                    bound = _bind(socket.AF_INET, ("0.0.0.0", 0))  # a machine without IPv6
+                    bound = bind(socket.AF_INET, ("0.0.0.0", 0))  # a machine without IPv6
             else:
-                bound = _bind(socket.AF_INET, ("0.0.0.0", 0))
+                bound = bind(socket.AF_INET, ("0.0.0.0", 0))
         except OSError as exc:
             raise TransportError(f"no UDP socket for {host}:{port}: {exc.strerror}") from exc
         udp = cls(bound, options)
@@ -139,11 +153,15 @@ class UdpSocket:
         state = "closed" if self._is_closed else "+".join(roads) or "plain"
         return f"<UdpSocket {format_address(self.address)} {state}>"
 
-    def for_peer(self, peer: Address) -> "UdpSocket":
-        """Another socket on the same port, to which Linux gives what comes from `peer`. Raises: OSError."""
+    def for_peer(self, peer: Address, local: Local | None = None) -> "UdpSocket":
+        """Another socket on the same port, to which Linux gives what comes from `peer` to our address `local`.
+
+        Raises: OSError.
+        """
         # Not set before `listen` has bound: a second server on the same port must learn that it is taken.
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        bound = _bind(self._socket.family, self.address, shares_port=True)
+        address = pktinfo.host_of(local, self.address) if local else self.address
+        bound = bind(self._socket.family, address, shares_port=True)
         try:
             bound.connect(peer)
         except OSError:
@@ -235,6 +253,10 @@ class UdpSocket:
             self.last_error = None
         return received
 
+    def has_waiting(self) -> bool:
+        """Whether datagrams wait to be received, where the system can tell."""
+        return self._tells_queue and not self._is_closed and self._may_have_more()
+
     def _may_have_more(self) -> bool:
         # Asking costs a third of a read that finds nothing (no exception), and the GIL stays here.
         if not self._tells_queue:
@@ -242,13 +264,19 @@ class UdpSocket:
         return self._socket.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, len(NOTHING_QUEUED)) != NOTHING_QUEUED
 
     def _read_one(self, batch: PacketBatch, flags: int) -> None:
+        if self._is_told_asked:
+            self._read_run(batch, flags)
+            return
         length, address = self._socket.recvfrom_into(batch.arena[batch.end :], PLAIN_ROOM, flags)
         self._take(batch, length, length, address)
 
     def _read_run(self, batch: PacketBatch, flags: int) -> None:
-        start = batch.end
-        total, control, _, address = self._socket.recvmsg_into([batch.arena[start:]], UDP_GRO_SPACE, flags)
-        self._take(batch, total, _segment_size(control) if control else total, address)
+        room = batch.arena[batch.end :] if self._gro else batch.arena[batch.end : batch.end + PLAIN_ROOM]
+        space = UDP_GRO_SPACE + pktinfo.PKTINFO_SPACE if self._is_told_asked else UDP_GRO_SPACE
+        total, control, _, address = self._socket.recvmsg_into([room], space, flags)
+        self._take(batch, total, _segment_size(control) or total, address)
+        if self._is_told_asked and (local := pktinfo.asked(control)):
+            batch.asked[address] = local
 
     def _take(self, batch: PacketBatch, total: int, size: int, address: Address) -> None:
         if size > MTU_MAX:
@@ -262,8 +290,8 @@ class UdpSocket:
 
     # -- out -----------------------------------------------------------------------------------
 
-    def send(self, packets: Sequence[memoryview], address: Address) -> int:
-        """Send packets to one address, in order; returns how many the kernel took.
+    def send(self, packets: Sequence[memoryview], address: Address, local: Local | None = None) -> int:
+        """Send packets to one address, in order, from `local` if given; returns how many the kernel took.
 
         The others are lost: `last_error` says why, and nothing waits longer than SEND_TIMEOUT_MS for room.
         `address` is of the socket's own family, as `receive` and `dial` give it.
@@ -272,48 +300,62 @@ class UdpSocket:
         self._enter()
         try:
             if self._gso and len(packets) > 1:
-                return self._send_runs(packets, address)
-            return self._send_one_by_one(packets, address)
+                return self._send_runs(packets, address, local)
+            return self._send_one_by_one(packets, address, local)
         finally:
             self._leave()
 
-    def _send_runs(self, packets: Sequence[memoryview], address: Address) -> int:
+    def _send_runs(self, packets: Sequence[memoryview], address: Address, local: Local | None) -> int:
         taken = 0
         for run in _runs(packets):
             if len(run) == 1:
-                error = self._attempt(self._socket.sendto, run[0], address)
+                error = self._send_one(run[0], address, local)
             else:
                 control = [(SOL_UDP, UDP_SEGMENT, struct.pack("=H", len(run[0])))]
+                if local:
+                    control.append(local)
                 error = self._attempt(self._socket.sendmsg, run, control, 0, address)
             if error is None:
                 taken += len(run)
+                if len(run) > 1:
+                    self._gso_refusals = 0
             elif isinstance(error, BlockingIOError):
                 break
             elif len(run) > 1 and error.errno in (errno.EIO, errno.EINVAL, errno.EMSGSIZE):
-                taken += self._send_refused_run(run, address, error)
+                taken += self._send_refused_run(run, address, local, error)
         return taken
 
-    def _send_refused_run(self, run: Sequence[memoryview], address: Address, error: OSError) -> int:
-        """The plain path for a run that the fast one refused; if it is better, the fast one is closed for good.
+    def _send_refused_run(
+        self, run: Sequence[memoryview], address: Address, local: Local | None, error: OSError
+    ) -> int:
+        """The plain path for a run that the fast one refused; if it is always better, the fast one is closed for good.
 
-        EIO: the device cannot checksum. EINVAL: some tunnels and transforms, and short paths on older kernels.
-        EMSGSIZE: packets longer than this one peer's path, which is no reason to be slow for all the others.
+        EIO: the device cannot checksum. EINVAL: some tunnels and transforms, and short paths on older kernels, which
+        may be one peer's trouble; EMSGSIZE: packets longer than one peer's path, which always is. No reason to be slow
+        for all the others.
         """
-        taken = self._send_one_by_one(run, address)
+        taken = self._send_one_by_one(run, address, local)
         if taken and error.errno != errno.EMSGSIZE and self._gso:
-            self._gso = False
-            log.warning(f"UDP segmentation offload is off for {format_address(self.address)}: {error.strerror}")
+            self._gso_refusals += 1
+            if error.errno == errno.EIO or self._gso_refusals >= GSO_REFUSALS_MAX:
+                self._gso = False
+                log.warning(f"UDP segmentation offload is off for {format_address(self.address)}: {error.strerror}")
         return taken
 
-    def _send_one_by_one(self, packets: Sequence[memoryview], address: Address) -> int:
+    def _send_one_by_one(self, packets: Sequence[memoryview], address: Address, local: Local | None) -> int:
         taken = 0
         for packet in packets:
-            error = self._attempt(self._socket.sendto, packet, address)
+            error = self._send_one(packet, address, local)
             if error is None:
                 taken += 1
             elif isinstance(error, BlockingIOError):
                 break
         return taken
+
+    def _send_one(self, packet: memoryview, address: Address, local: Local | None) -> OSError | None:
+        if local:
+            return self._attempt(self._socket.sendmsg, [packet], [local], 0, address)
+        return self._attempt(self._socket.sendto, packet, address)
 
     def _attempt(self, call: Callable[..., int], *arguments: Any) -> OSError | None:
         """Make a sending call; returns None when the kernel took it, else why not.
@@ -338,11 +380,18 @@ class UdpSocket:
 
     # -- errors from the network ---------------------------------------------------------------
 
+    def _want_asked(self) -> None:
+        """Have it told for each datagram which of our addresses it was sent to, if we listen on all of them."""
+        if self.address[0] in ("0.0.0.0", "::") and ON_LINUX:
+            with suppress(OSError):
+                pktinfo.want(self._socket)
+                self._is_told_asked = True
+
     def _want_errors(self) -> None:
         """Have ICMP errors reported; without this Linux keeps them from unconnected sockets."""
-        if ON_LINUX and _try_option(self._socket, socket.IPPROTO_IP, IP_RECVERR, 1) is None:
+        if ON_LINUX and try_option(self._socket, socket.IPPROTO_IP, IP_RECVERR, 1) is None:
             if self._socket.family == socket.AF_INET6:
-                _try_option(self._socket, socket.IPPROTO_IPV6, IPV6_RECVERR, 1)
+                try_option(self._socket, socket.IPPROTO_IPV6, IPV6_RECVERR, 1)
             self._has_error_queue = True
 
     def _note(self, error: OSError) -> None:
@@ -400,68 +449,3 @@ def _runs(packets: Sequence[memoryview]) -> Iterator[Sequence[memoryview]]:
             end += 1
         yield packets[first:end]
         first = end
-
-
-def _bind(family: int, address: Address, *, shares_port: bool = False) -> socket.socket:
-    """A bound socket, one for both families if `family` is IPv6. Raises: OSError."""
-    bound = socket.socket(family, socket.SOCK_DGRAM)
-    try:
-        if shares_port:  # with sockets of the same user only
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        if family == socket.AF_INET6:
-            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        bound.bind(address)
-    except OSError:
-        bound.close()
-        raise
-    return bound
-
-
-def _is_known(bound: socket.socket, level: int, option: int) -> bool:
-    try:
-        bound.getsockopt(level, option, 4)
-    except OSError:
-        return False
-    return True
-
-
-def _try_option(bound: socket.socket, level: int, option: int, value: int) -> OSError | None:
-    """Set an option that is nice to have; returns what was wrong with it."""
-    try:
-        bound.setsockopt(level, option, value)
-    except OSError as exc:
-        return exc
-    return None
-
-
-def _set_buffer_size(bound: socket.socket, sysctl: str, option: int, force: int, wish: int) -> None:
-    """SO_RCVBUF or SO_SNDBUF, past the system's limit if we may; says so if the limit holds."""
-    if not ON_LINUX or _try_option(bound, socket.SOL_SOCKET, force, wish) is not None:  # needs CAP_NET_ADMIN
-        error = _try_option(bound, socket.SOL_SOCKET, option, wish)
-        if error is not None:
-            _warn_once(f"--sockbuf {wish}: {error.strerror}")
-            return
-    granted = bound.getsockopt(socket.SOL_SOCKET, option)
-    if ON_LINUX:
-        granted //= 2  # Linux doubles the number for its own bookkeeping, socket(7)
-        if granted < wish:
-            _warn_once(
-                f"--sockbuf {wish}: the system allows {granted}; for full speed: sysctl -w net.core.{sysctl}={wish}"
-            )
-
-
-def _set_dscp(bound: socket.socket, dscp: int) -> None:
-    """Mark outgoing packets; a dual-stack socket has one mark for each family."""
-    # The mark is the upper six bits of the field (RFC 2474); kcptun forgets the shift for IPv6.
-    errors = [_try_option(bound, socket.IPPROTO_IP, socket.IP_TOS, dscp << 2)]
-    if bound.family == socket.AF_INET6:
-        errors.append(_try_option(bound, socket.IPPROTO_IPV6, socket.IPV6_TCLASS, dscp << 2))
-    for error in errors:
-        if error is not None:
-            _warn_once(f"--dscp {dscp}: {error.strerror}")
-
-
-@cache
-def _warn_once(text: str) -> None:
-    """A warning about the system, not about one socket: said once."""
-    log.warning(text)

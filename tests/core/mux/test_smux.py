@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from kcptun_lite.core.mux.smux import SMUX_MAX_STREAMS, SmuxSession, StreamFinished, StreamOpened, StreamReadable
-from kcptun_lite.core.wire import SMUX_FIN, SMUX_NOP, SMUX_PSH, SMUX_SYN, SMUX_UPD
-from kcptun_lite.errors import KeepaliveTimeout, SessionClosed, StreamClosed
+from kcptun_lite.core.wire import SMUX_FIN, SMUX_NOP, SMUX_PSH, SMUX_SYN, SMUX_UPD, SMUX_UPDATE
+from kcptun_lite.errors import KeepaliveTimeout, SessionClosed, SmuxError, StreamClosed
 from tests.core.mux.smux_frames import Frame, frame, make, parse, sent, sent_bytes, take_all
 
 VECTORS = Path(__file__).parents[2] / "vectors"
@@ -188,19 +188,19 @@ TABLE: dict[tuple[str, str], tuple[str, object, list[int], int]] = {
     (FIN_SENT, "UPD"): (FIN_SENT, [], [], 0),
     (FIN_RECEIVED, "send"): (FIN_RECEIVED, 4, [SMUX_PSH], 0),
     (FIN_RECEIVED, "finish"): (BOTH, None, [SMUX_FIN], 0),
-    (FIN_RECEIVED, "close"): (UNKNOWN, None, [SMUX_FIN], 1),
+    (FIN_RECEIVED, "close"): (UNKNOWN, None, [SMUX_PSH, SMUX_FIN], 1),
     (FIN_RECEIVED, "take"): (FIN_RECEIVED, [b"x"], [], 1),
     (FIN_RECEIVED, "SYN"): (FIN_RECEIVED, [], [], 0),
     (FIN_RECEIVED, "PSH"): (FIN_RECEIVED, [], [], 0),
-    (FIN_RECEIVED, "FIN"): (FIN_RECEIVED, [], [], 0),
+    (FIN_RECEIVED, "FIN"): (FIN_RECEIVED, [StreamFinished(SID)], [], 0),
     (FIN_RECEIVED, "UPD"): (FIN_RECEIVED, [], [], 0),
     (BOTH, "send"): (BOTH, StreamClosed, [], 0),
     (BOTH, "finish"): (BOTH, None, [], 0),
     (BOTH, "close"): (UNKNOWN, None, [], 1),
-    (BOTH, "take"): (UNKNOWN, [b"x"], [], 1),
+    (BOTH, "take"): (BOTH, [b"x"], [], 1),
     (BOTH, "SYN"): (BOTH, [], [], 0),
     (BOTH, "PSH"): (BOTH, [], [], 0),
-    (BOTH, "FIN"): (BOTH, [], [], 0),
+    (BOTH, "FIN"): (BOTH, [StreamFinished(SID)], [], 0),
     (BOTH, "UPD"): (BOTH, [], [], 0),
 }
 
@@ -230,8 +230,9 @@ def test_stream_ends_without_data_when_both_have_finished() -> None:
         assert session.feed(frame(SMUX_FIN, sid)) == [StreamFinished(sid)]
         assert session.is_finished(sid)
         session.finish(sid)
-        assert not session.has_stream(sid)
         assert session.is_finished(sid)
+        session.close(sid)
+        assert not session.has_stream(sid)
         frames = [parts for parts in sent(session) if not is_mark(parts)]
         assert [command for command, _, _ in frames] == [SMUX_SYN, SMUX_FIN]
 
@@ -252,7 +253,20 @@ def test_a_half_that_ends_leaves_the_other_one_open() -> None:
     server.finish(sid)
     assert client.feed(sent_bytes(server)) == [StreamReadable(sid), StreamFinished(sid)]
     assert take_all(client, sid) == b"the answer"
-    assert (client.stream_count, server.stream_count) == (0, 0)
+    for end in (client, server):
+        end.close(sid)
+        assert (end.stream_count, sent_bytes(end)) == (0, b"")
+
+
+@pytest.mark.parametrize("is_client_first", [True, False])
+def test_a_number_is_no_other_stream_s_before_it_was_closed_here(is_client_first: bool) -> None:
+    """Though both ends have finished: somebody holds the old one, and would close the new one."""
+    client, server, sid = a_stream_of_a_pair()
+    for end in (client, server) if is_client_first else (server, client):
+        end.finish(sid)
+    assert server.feed(sent_bytes(client) + frame(SMUX_SYN, sid)) == [StreamFinished(sid)]
+    server.close(sid)
+    assert server.feed(frame(SMUX_SYN, sid)) == [StreamOpened(sid)]
 
 
 def test_a_cut_stream_is_told_from_a_finished_one_when_its_data_is_taken() -> None:
@@ -278,11 +292,29 @@ def test_giving_up_the_other_half_later_cuts_nothing() -> None:
     assert server.is_finished(sid) and not server.is_cut(sid) and not server.is_listening(sid)
 
 
-def test_fin_of_kcptun_ends_both_halves() -> None:
-    client, server, sid = a_stream_of_a_pair()
-    assert server.feed(frame(SMUX_FIN, sid)) == [StreamFinished(sid)]
-    assert server.is_finished(sid) and not server.is_cut(sid) and not server.is_listening(sid)
-    assert server.feed(frame(SMUX_FIN, sid)) == []
+@pytest.mark.parametrize("version", [1, 2])
+def test_fin_of_kcptun_may_end_both_halves(version: int) -> None:
+    """Until another FIN says that it does, or an UPD that it does not."""
+    for proof in ("fin", "upd"):
+        server = make(is_client=False, version=version)
+        server.feed(frame(SMUX_SYN, 3, version=version))
+        assert server.feed(frame(SMUX_FIN, 3, version=version)) == [StreamFinished(3)]
+        assert server.is_finished(3) and not server.is_cut(3) and server.is_listening(3) and server.is_doubtful(3)
+        if proof == "fin":
+            assert server.feed(frame(SMUX_FIN, 3, version=version)) == [StreamFinished(3)]
+            assert not server.is_listening(3) and not server.is_doubtful(3)
+        else:
+            server.feed(frame(SMUX_UPD, 3, SMUX_UPDATE.pack(0, 1000), version=version))
+            assert server.is_listening(3) and server.is_doubtful(3) == (version == 1)
+
+
+def test_fin_of_ours_without_a_mark_ends_both_halves() -> None:
+    client, server = make(), make(is_client=False)
+    client.hello()
+    sid = client.open_stream()
+    server.feed(sent_bytes(client))
+    server.feed(frame(SMUX_FIN, sid))
+    assert not server.is_listening(sid) and not server.is_doubtful(sid)
 
 
 def test_finished_only_when_all_is_taken() -> None:
@@ -397,3 +429,10 @@ def test_silence_does_not_count_while_we_do_not_listen() -> None:
     with pytest.raises(KeepaliveTimeout):
         for now in range(200_000, 240_000, 1000):
             session.tick(now)
+
+
+def test_what_sends_back_what_it_is_sent_is_no_peer() -> None:
+    session = make()
+    session.open_stream()
+    with pytest.raises(SmuxError, match="sends back"):
+        session.feed(sent_bytes(session))

@@ -302,7 +302,9 @@ def test_everything_arrives_and_budgets_return(version: int, seed: int) -> None:
         assert pair.got[1 - end] == pair.sent[end]
         assert pair.peer_finished[1 - end] == pair.finished[end]
         assert pair.ends[end].receive_budget == 30_000
-        assert pair.ends[end].stream_count == 0
+        for sid in pair.got[end].keys() | pair.sent[end].keys():
+            pair.ends[end].close(sid)
+        assert pair.ends[end].stream_count == 0 and not sent_bytes(pair.ends[end])
     assert sum(map(len, pair.sent[0].values())) > 10_000
 
 

@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
+from kcptun_lite.core.batch.packets import Address
 from kcptun_lite.core.mux.smux import HELLO_SID
 from kcptun_lite.core.wire import KCP_PUSH, KCP_SEGMENT, KCP_WASK, SMUX_HEADER, SMUX_NOP, SMUX_PSH, SMUX_SYN
 from kcptun_lite.errors import SessionError, TransportError
 from kcptun_lite.net.ends.dialer import Dialer
+from kcptun_lite.net.ends.receiver import ReceiverThread
 from kcptun_lite.net.ends.route import Route, Server
 from kcptun_lite.net.session.session import Session
 from kcptun_lite.net.udp.udp_socket import UdpOptions, UdpSocket
@@ -104,13 +106,13 @@ def test_who_answers_for_another_conversation_is_not_the_server(room: Room, sess
         assert stream.read_chunks() == [b"genuine"]
 
 
-def test_a_server_that_opens_streams_is_refused(room: Room, session: Session) -> None:
+def test_what_opens_streams_or_sends_back_what_it_is_sent_is_no_server(room: Room, session: Session) -> None:
     session.open_stream()
     _, client = room.peer.receive()
     syn = SMUX_HEADER.pack(1, SMUX_SYN, 0, 2)
     room.peer.send(segment(conv=session.conversation.conv, data=syn), client)
-    wait_until(lambda: session.conversation.progress()[1] == 1)
-    wait_until(lambda: session.stream_count == 1)
+    wait_until(lambda: session.is_closed)
+    assert "what answers is no server" in repr(session)
 
 
 def test_redial_goes_on_from_a_fresh_socket_with_all_that_was_lost(room: Room, session: Session) -> None:
@@ -162,3 +164,30 @@ def test_without_a_way_a_session_keeps_its_old_path(
     assert session.local_address == before
     session.open_stream()
     room.peer.receive()
+
+
+def test_a_thread_that_cannot_start_leaves_nothing_open(
+    room: Room, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[UdpSocket] = []
+    dial = UdpSocket.dial
+
+    def note(host: str, port: int, options: UdpOptions) -> tuple[UdpSocket, list[Address]]:
+        udp, addresses = dial(host, port, options)
+        opened.append(udp)
+        return udp, addresses
+
+    def fail(thread: ReceiverThread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(UdpSocket, "dial", note)
+    monkeypatch.setattr(ReceiverThread, "start", fail)
+    for attempt in (
+        lambda: room.dialer.dial(lambda session: None, lambda session, reason: None),
+        lambda: room.dialer.path_probe(session),
+        lambda: room.dialer.redial(session),
+    ):
+        with pytest.raises(TransportError, match="no thread"):
+            attempt()
+    assert len(opened) == 3 and all(udp.is_closed for udp in opened)
+    assert not session.is_closed

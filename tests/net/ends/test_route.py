@@ -207,3 +207,29 @@ def test_a_real_socket_to_a_real_name() -> None:
     udp, remote = Route([Server("localhost", 9, 9)], UdpOptions(), threading.Event()).open()
     assert remote[1] == 9
     udp.close()
+
+
+@pytest.mark.parametrize("is_silent", [False, True], ids=["refuses", "silent"])
+def test_a_dead_resolver_hides_no_address_that_was_known(
+    names: Names, monkeypatch: pytest.MonkeyPatch, is_silent: bool
+) -> None:
+    monkeypatch.setattr(room, "RESOLVE_QUICKLY", 0.0)
+    names.addresses["a"] = ["10.0.0.1", "10.0.0.2"]
+    route = Route([A], UdpOptions(), threading.Event())
+    assert route.open()[1] == ("10.0.0.1", 1000)
+    recovers = threading.Event()
+
+    def dial(host: str, port: int, options: UdpOptions) -> tuple[Any, list[Address]]:
+        if host == "a":
+            if is_silent:
+                recovers.wait(PATIENCE_S)
+            raise TransportError("cannot resolve a")
+        return names.dial(host, port, options)
+
+    monkeypatch.setattr(UdpSocket, "dial", dial)
+    found = []
+    for _ in range(3):
+        found.append(route.open()[1])
+        route.failed(found[-1])
+    assert found == [("10.0.0.1", 1000), ("10.0.0.2", 1000), ("10.0.0.1", 1000)]
+    recovers.set()

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from kcptun_lite.core.kcp.kcp import Flush
-from kcptun_lite.core.wire import FEC_HEADER
-from kcptun_lite.errors import SessionClosed, StreamClosed, StreamReset
+from kcptun_lite.core.wire import FEC_HEADER, KCP_WINS, SMUX_HEADER, SMUX_SYN
+from kcptun_lite.errors import RemoteProtocolError, SessionClosed, StreamClosed, StreamReset
 from kcptun_lite.net.session.update_thread import monotonic_ms
 from tests.net.fakes import (
     CLIENT,
@@ -167,7 +167,7 @@ def test_a_session_with_a_rate_sends_a_burst_and_then_waits(clock: Clock) -> Non
 
 
 def test_packets_the_socket_does_not_take_are_counted(wire: Wire) -> None:
-    wire.client.udp.send = lambda packets, address: 0  # type: ignore[method-assign]
+    wire.client.udp.send = lambda packets, address, local=None: 0  # type: ignore[method-assign]
     wire.client.session.open_stream()
     counters = wire.client.session.counters
     assert (counters.out_packets, counters.send_drops) == (0, 1)
@@ -303,3 +303,76 @@ def test_many_threads_and_a_close_in_the_middle_leave_nothing_behind() -> None:
         assert wire.client.session.stream_count == 0
     assert context.pool.usage().in_use_bytes == 0
     assert wire.client.session.conversation.flush_wanted is Flush.NOTHING
+
+
+# -- what fails on the way out -----------------------------------------------------------------------------------
+
+
+def test_a_close_that_fails_leaves_nobody_waiting(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Closing is what is done after a bug, or when there is no memory left."""
+    session = wire.client.session
+    streams = [session.open_stream(), session.open_stream()]
+    reading = in_background(streams[0].read_chunks)
+    wait_until_waiting(streams[0], to_write=False)
+
+    def fail(sid: int) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(session.conversation, "close_stream", fail)
+    session.close()
+    with pytest.raises(StreamReset):
+        reading.result()
+    assert len(wire.client.closed) == 1 and wire.client.udp.is_closed and not session.stream_count
+
+
+def test_a_stream_whose_first_packet_cannot_be_sent_is_closed(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = wire.client.session
+
+    def fail(until: int | None = None) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "transmit", fail)
+        with pytest.raises(MemoryError):
+            session.open_stream()
+    assert not session.stream_count
+
+
+def test_the_last_words_are_said_whatever_the_rate_limit_is_in_debt(clock: Clock) -> None:
+    with Wire(make_context(rate=20_000), clock) as wire:
+        stream = wire.client.session.open_stream()
+        wire.carry()
+        stream.write(memoryview(bytes(20_000)))
+        wire.client.session.close()
+        wire.carry()
+        assert wire.server.session.conversation.is_cut(stream.sid) or read_all(wire.server)
+        assert wire.server.session.conversation.has_peer_left
+
+
+def test_goodbye_ends_the_other_session_when_its_streams_have_ended(wire: Wire, clock: Clock) -> None:
+    stream = wire.client.session.open_stream()
+    wire.carry()
+    write_and_finish(stream, b"all of it")
+    wire.client.session.leave()
+    wire.carry()
+    wire.pass_time(2000)
+    server = wire.server.session
+    assert server.is_ending and not server.is_closed, "what has come is still to be read"
+    assert read_all(wire.server) == b"all of it"
+    wire.server.opened[0].close()
+    wire.pass_time(2000)
+    assert isinstance(wire.server.closed[0], SessionClosed)
+
+
+def test_a_session_that_makes_no_sense_reads_no_bytes_of_others(wire: Wire, clock: Clock) -> None:
+    """What lay in the batch behind the first mistake is not kept, and nothing is read behind a mistake."""
+    wire.client.session.open_stream()
+    wire.carry()
+    end = wire.server.session.conversation
+    sn = end.progress()[1]
+    packets = [segment(sn=sn, data=b"\x09" * 8), segment(sn=sn + 1, data=SMUX_HEADER.pack(1, SMUX_SYN, 0, 9) * 4)]
+    with pytest.raises(RemoteProtocolError):
+        end.receive_packets(packets, clock.now)
+    assert not any(isinstance(run, memoryview) for run, *_ in end.kcp.received._runs)
+    end.receive_packets([segment(cmd=KCP_WINS)], clock.now)
+    assert not end.take_events()

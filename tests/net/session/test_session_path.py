@@ -9,8 +9,15 @@ import pytest
 
 from kcptun_lite.core.wire import FEC_HEADER, FEC_PARITY, KCP_ACK, KCP_SEGMENT, KCP_WASK, KCP_WINS
 from kcptun_lite.errors import DeadLink, StreamReset
-from kcptun_lite.net.session.path_probe import PathProbe
-from kcptun_lite.net.session.session import DEAD_AFTER, PROBE_PERIOD, PROBE_RESET_AFTER, SILENCE
+from kcptun_lite.net.session.path_probe import PROBE_RESET_AFTER, PathProbe
+from kcptun_lite.net.session.peer_watch import (
+    DEAD_AFTER,
+    PROBE_PERIOD,
+    PROBE_TIMEOUT,
+    REFUSED_AFTER,
+    SILENCE,
+    UNHEARD_AFTER,
+)
 from tests.net.fakes import (
     CLIENT,
     ELSEWHERE,
@@ -353,3 +360,69 @@ def test_an_answer_in_between_clears_the_suspicion(wire: Wire, clock: Clock) -> 
     session.receive([segment(cmd=KCP_WINS, una=session.conversation.progress()[0])], clock.now + 100)
     session.receive([segment(cmd=KCP_WINS, una=0)], clock.now + 1000)
     assert not session.is_closed
+
+
+# -- an outage of one direction --------------------------------------------------------------------------------
+
+
+def test_what_the_peer_repeats_is_no_answer(wire: Wire, clock: Clock) -> None:
+    """Our direction is dead, the other one is not: the client is in trouble as soon as in an outage of both."""
+    stream = wire.client.session.open_stream()
+    wire.carry()
+    session, server = wire.client.session, wire.server
+    server.opened[0].write(memoryview(b"x"))
+    wire.carry()
+    stream.write(memoryview(b"lost"))
+    repeated = segment(sn=session.conversation.progress()[1] - 1, una=1, data=b"again")
+    for _ in range(0, 2 * SILENCE, 100):
+        clock.now += 100
+        session.receive([memoryview(bytearray(repeated))], clock.now)
+        session.update(clock.now)
+    assert wire.client.troubles
+    wire.client.troubles = 0
+    session.receive([segment(cmd=KCP_WINS, una=session.conversation.kcp.window.snd_una)], clock.now)
+    session.update(clock.now)
+    assert not wire.client.troubles
+
+
+def test_who_hears_repetitions_only_says_something_new(wire: Wire, clock: Clock) -> None:
+    """A download: nothing of ours waits for an answer, and all that comes has come before."""
+    wire.client.session.open_stream()
+    wire.carry()
+    wire.server.opened[0].write(memoryview(b"x"))
+    wire.carry()
+    session = wire.client.session
+    sn = session.conversation.progress()[1] - 1
+    clock.now += PROBE_TIMEOUT
+    before = session.conversation.kcp.window.snd_nxt
+    session.receive([segment(sn=sn, una=before, data=b"again")], clock.now)
+    session.update(clock.now)
+    assert session.conversation.kcp.window.snd_nxt == before + 1
+
+
+# -- a server that is not there ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("is_refused", "limit"), [(True, REFUSED_AFTER), (False, UNHEARD_AFTER)])
+def test_a_stream_that_is_opened_into_silence_is_reset_and_older_ones_wait(
+    wire: Wire, clock: Clock, monkeypatch: pytest.MonkeyPatch, is_refused: bool, limit: int
+) -> None:
+    session = wire.client.session
+    old = session.open_stream()
+    wire.carry()
+    wire.is_cut = True
+    if is_refused:
+        wire.client.udp.last_error = ConnectionRefusedError(errno.ECONNREFUSED, "refused")
+    old.write(memoryview(b"waits"))
+    clock.now += 1000
+    monkeypatch.setattr("kcptun_lite.net.session.stream.monotonic_ms", clock)
+    new = session.open_stream()
+    wire.pass_time(limit - 100)
+    assert session.stream_count == 2
+    wire.pass_time(1200)
+    assert session.stream_count == 1
+    with pytest.raises(StreamReset, match="no answer"):
+        new.read_chunks(timeout_s=0)
+    wire.is_cut = False
+    wire.pass_time(2000)
+    assert read_all(wire.server) == b"waits"
