@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from kcptun_lite.core.kcp.line_model import LineModel
+from kcptun_lite.core.kcp.line_model import QUEUE_MOST, LineModel
 from tests.helpers import UDP_IP_BYTES, KcpPair, SimulatedLink, kcp_params
 
 HEADERS = 0.94
@@ -97,7 +97,7 @@ def test_the_line_is_filled_and_its_queue_is_not(case: Case, loss: float) -> Non
     )
     assert share >= (0.8 if loss == 0.1 else 0.9)
     assert link.overflowed <= 0.03 * link.sent, "most of it in the first second"
-    assert queue[len(queue) // 2] <= 12
+    assert queue[len(queue) // 2] <= QUEUE_MOST
 
 
 def test_losses_in_bursts_slow_nothing() -> None:

@@ -31,6 +31,7 @@ SHORT_ROUNDS = 4  # ... for so many rounds: the line has become slower, or drops
 QUEUE_LEAST, QUEUE_MOST = 5, 15  # ms of standing queue that are let be; an eighth of the round trip between those
 NOISE_FACTOR = 1.5  # times the jitter of single round trips that the least of several may be off
 PROBE_FOUND = 0.6  # of what a probe sends more must arrive, then there is room for it
+PROBE_SEGMENTS = 64  # that a probe sends more in a round trip, at the least
 PROBE_QUEUE = 12  # ms of queue that a probe may make
 STARTUP_GROWTH = 1.25  # a round that brings less than so much more ...
 STARTUP_ROUNDS = 3  # ... so often in a row has found the line full
@@ -39,6 +40,9 @@ CLUMP_SAMPLES = 4
 IDLE_PART = 8  # with nothing to send for more than this part of a round it is the application that is measured
 CRUISE_ROUNDS = 6  # between two probes
 DRAIN_ROUNDS = 4  # that must empty a queue of our own; one that stays then is somebody else's
+YIELD = 0.95  # of what arrives while a queue stands is what we go on with
+SHARED_GAIN = 1.25  # of a probe where others use the line ...
+SHARED_ROUNDS = 10  # ... whose best is what has arrived in so many rounds
 SHARED_TIME = 5_000  # ms that we hold our share then, before we look again
 MIN_RTT_TIME = 10_000  # ms that a least round trip is believed without being seen again
 PROBE_RTT_TIME = 200  # ms, or a round trip: how long little is sent to see it
@@ -114,6 +118,7 @@ class LineModel(CongestionControl):
         self._min_rtt_at = 0
         self._state_since = 0
         self._shared_until = 0
+        self._shares: deque[float] = deque(maxlen=SHARED_ROUNDS)
         self._probe_rtt_least = 0
 
     def __repr__(self) -> str:
@@ -273,7 +278,7 @@ class LineModel(CongestionControl):
             self._probe_rtt_least = 0
             self._enter(State.PROBE_RTT, now)
         elif self.is_shared:
-            self._hold_share(seen.has_queue, now)
+            self._hold_share(seen, now)
         elif seen.has_queue:
             self._shrink(seen, now)
         elif state is State.PROBE:
@@ -293,19 +298,28 @@ class LineModel(CongestionControl):
             self._begin_probe(now)
 
     def _shrink(self, seen: "Round", now: int) -> None:
-        """A queue has stood for a whole round: it is ours, or somebody else's."""
+        """A queue has stood for a whole round: it is ours, or somebody else's.
+
+        What arrives now is our share of the line. A little less than that leaves room for who has less than we: he
+        finds it at his next probe, and so shares become equal (Chiu and Jain, 1989).
+        """
         self._steady_lost *= LOSS_DOUBT
-        if not seen.is_limited:
-            self._forget_rate(seen.rate)
         if self.state is not State.DRAIN:
+            if not seen.is_limited:
+                self._forget_rate(YIELD * seen.rate)
             self._enter(State.DRAIN, now)
         elif self._rounds_in_state >= DRAIN_ROUNDS:
             self.is_shared, self._shared_until = True, now + SHARED_TIME
-            self._enter(State.CRUISE, now)
+            self._forget_rate(self.rate / YIELD)
+            self._shares.clear()
+            self._probe_gain = SHARED_GAIN
+            self._enter(State.PROBE, now)
 
-    def _hold_share(self, has_queue: bool, now: int) -> None:
-        """As BBR: what we deliver at our best, a probe now and then, whatever the queue."""
-        if not has_queue or now >= self._shared_until:
+    def _hold_share(self, seen: "Round", now: int) -> None:
+        """As BBR: the most of what has arrived lately, a probe now and then, whatever the queue."""
+        self._shares.append(seen.latest)
+        self._forget_rate(max(self._shares))
+        if now >= self._shared_until or (not seen.has_queue and self.state is State.CRUISE):
             self.is_shared = False
             self._enter(State.CRUISE, now)
         elif self.state is State.PROBE:
@@ -313,12 +327,14 @@ class LineModel(CongestionControl):
         elif self.state is State.DRAIN:
             self._enter(State.CRUISE, now)
         elif self._rounds_in_state >= CRUISE_ROUNDS:
-            self._probe_gain = 1.25
+            self._probe_gain = SHARED_GAIN
             self._enter(State.PROBE, now)
 
     def _begin_probe(self, now: int) -> None:
         self._probe_base = self.rate
-        self._probe_gain = 1 + min(max(PROBE_QUEUE / self.min_rtt, 0.05), 0.25)
+        # Who has little of the line asks for more of it: in segments all probe alike.
+        least = max(PROBE_QUEUE / self.min_rtt, PROBE_SEGMENTS / max(self.rate * self.min_rtt, 1.0))
+        self._probe_gain = 1 + min(max(least, 0.05), 0.25)
         self._enter(State.PROBE, now)
 
     def _forget_rate(self, rate: float) -> None:
