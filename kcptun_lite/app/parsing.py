@@ -277,6 +277,8 @@ class _Parsing:
         if mode == MANUAL:  # its user knows what he wants: all is as in kcptun
             for name, kcptuns in zip(("sndwnd", "rcvwnd"), WINDOWS[self.program], strict=True):
                 found[name] = kcptuns if found[name] is None else found[name]
+            for name, kcptuns in zip(("datashard", "parityshard"), FEC_DEFAULT_SHARDS, strict=True):
+                found[name] = kcptuns if found[name] is None else found[name]
         else:
             for name in MANUAL_OPTIONS:
                 if name in self.places:

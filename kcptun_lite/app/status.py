@@ -13,14 +13,16 @@ from typing import Any
 
 from kcptun_lite import __version__, files, log
 from kcptun_lite.core.counters import Counters
+from kcptun_lite.core.kcp.line_model import LineModel
+from kcptun_lite.core.kcp.sender import Limit
 from kcptun_lite.errors import ConfigError, describe_os_error
 from kcptun_lite.net.session.session import Session
 from kcptun_lite.net.udp.address import format_address
 
 PERIOD = 5000  # ms between two writes
 
-Facts = Callable[[], tuple[list[Session], Counters, str]]
-"sessions, summed counters, last diagnosis"
+Facts = Callable[[], tuple[list[tuple[Session, Limit]], Counters, str]]
+"sessions and what limits each, summed counters, last diagnosis"
 
 
 class StatusFile:
@@ -77,8 +79,8 @@ class StatusFile:
             "version": __version__,
             "uptime_s": (now - self._started_at) // 1000,
             "updated": int(time()),
-            "sessions": [_describe(session, now) for session in sessions if not session.is_closed],
-            "streams": sum(session.stream_count for session in sessions),
+            "sessions": [_describe(session, limit, now) for session, limit in sessions if not session.is_closed],
+            "streams": sum(session.stream_count for session, _ in sessions),
             "bytes_in": counters.bytes_received,
             "bytes_out": counters.bytes_sent,
             "packets_in": counters.in_packets,
@@ -92,13 +94,25 @@ class StatusFile:
         }
 
 
-def _describe(session: Session, now: int) -> dict[str, Any]:
-    rtt = session.conversation.kcp.rtt
+def _describe(session: Session, limit: Limit, now: int) -> dict[str, Any]:
+    kcp = session.conversation.kcp
+    rtt, model = kcp.rtt, kcp.control
+    line = {}
+    if isinstance(model, LineModel):
+        line = {
+            "line_bytes_s": int(model.rate * kcp.mss * 1000),
+            "rtt_least_ms": model.min_rtt,
+            "loss": round(model.loss, 4),
+        }
     return {
         "conv": f"{session.conversation.conv:08x}",
         "remote": format_address(session.remote),
         "rtt_ms": rtt.srtt,
         "rto_ms": rtt.rto,
+        **line,
+        "window": kcp.control.window,
+        "peer_window": kcp.rmt_wnd,
+        "limited_by": limit.value,
         "streams": session.stream_count,
         "age_s": (now - session.opened_at) // 1000,
         "idle_s": (now - session.watch.heard_at) // 1000,

@@ -18,6 +18,7 @@ from kcptun_lite import log
 from kcptun_lite.app import memory, signals
 from kcptun_lite.app.config import ClientConfig, Endpoint, ServerConfig, describe
 from kcptun_lite.app.diagnosis import REPEAT_AFTER, Spoken
+from kcptun_lite.app.limits import Limits
 from kcptun_lite.app.stats import SnmpLog, snmp_line
 from kcptun_lite.app.status import StatusFile
 from kcptun_lite.core.batch.pool import BufferPool
@@ -70,8 +71,13 @@ class Tunnel(ABC):
             config.status,
             "client" if isinstance(config, ClientConfig) else "server",
             monotonic_ms(),
-            lambda: (self._sessions(), self.counters(), self.last_diagnosis),
+            lambda: (
+                [(session, self._limits.of(session)) for session in self._sessions()],
+                self.counters(),
+                self.last_diagnosis,
+            ),
         )
+        self._limits = Limits()
         self._established = self._max_established = 0
         self._is_quiet = True
         "no buffer was wanted for a second"
@@ -254,6 +260,7 @@ class Tunnel(ABC):
             self._status_file.tick,
             lambda now: self._give_memory_back(),
             self._tell_of_memory,
+            lambda now: self._limits.look(self._sessions()),
         ]
 
     def _give_memory_back(self) -> None:

@@ -73,6 +73,7 @@ def test_the_servers_defaults_differ_where_kcptuns_do() -> None:
 def test_mode_manual_has_kcptuns_windows(program: Program, windows: tuple[int, int]) -> None:
     config, _ = read(program, ["--mode", "manual"])
     assert (config.sndwnd, config.rcvwnd) == windows
+    assert (config.datashard, config.parityshard) == (10, 3)
     config, _ = read(program, ["--mode", "manual", "--sndwnd", "7"])
     assert (config.sndwnd, config.rcvwnd) == (7, windows[1])
 

@@ -1,6 +1,7 @@
 """The status file says what the tunnel is doing, is never half-written, and is gone with the program."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,13 @@ from kcptun_lite import log
 from kcptun_lite.app.status import PERIOD, StatusFile
 from kcptun_lite.core.counters import Counters
 from tests.programs import Target, Tunnel, connect, echo_handler, receive_exactly, wait_until
+
+
+def documented_keys() -> set[str]:
+    """The names in the first columns of docs/status.md."""
+    page = (Path(__file__).parents[2] / "docs" / "status.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    return {name for row in rows for name in re.findall(r"`(\w+)`", row)}
 
 
 def test_both_ends_tell_their_state(tmp_path: Path) -> None:
@@ -32,6 +40,7 @@ def test_both_ends_tell_their_state(tmp_path: Path) -> None:
                     assert status["sessions"][0]["streams"] == 1
                     assert status["bytes_in"] > 0 < status["bytes_out"]
                     assert status["memory_bytes"] > 1 << 20
+                    assert {*status, *status["sessions"][0]} == documented_keys()
             assert status["pid"] in (tunnel.client.pid, tunnel.server.pid)
     assert not any(path.exists() for path in paths.values())
 

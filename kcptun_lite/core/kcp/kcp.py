@@ -374,8 +374,8 @@ class Kcp:
     # -- below: sending ------------------------------------------------------------------------
 
     def know_ours(self) -> None:
-        """The peer is of our kind: it counts no ACK twice."""
-        self._acks.says_twice = True
+        """The peer is of our kind: neither end counts an ACK that comes twice as two."""
+        self._acks.says_twice = self.window.acks_come_twice = True
 
     def drop_headroom(self, size: int) -> None:
         """So many bytes fewer are added before a datagram from now on."""

@@ -31,7 +31,7 @@ SHORT_ROUNDS = 4  # ... for so many rounds: the line has become slower, or drops
 QUEUE_LEAST, QUEUE_MOST = 5, 15  # ms of standing queue that are let be; an eighth of the round trip between those
 NOISE_FACTOR = 1.5  # times the jitter of single round trips that the least of several may be off
 PROBE_FOUND = 0.6  # of what a probe sends more must arrive, then there is room for it
-PROBE_SEGMENTS = 64  # that a probe sends more in a round trip, at the least
+PROBE_SEGMENTS = 48  # that a probe sends more in a round trip, at the least
 PROBE_QUEUE = 12  # ms of queue that a probe may make
 STARTUP_GROWTH = 1.25  # a round that brings less than so much more ...
 STARTUP_ROUNDS = 3  # ... so often in a row has found the line full
@@ -334,7 +334,7 @@ class LineModel(CongestionControl):
         self._probe_base = self.rate
         # Who has little of the line asks for more of it: in segments all probe alike.
         least = max(PROBE_QUEUE / self.min_rtt, PROBE_SEGMENTS / max(self.rate * self.min_rtt, 1.0))
-        self._probe_gain = 1 + min(max(least, 0.05), 0.25)
+        self._probe_gain = 1 + min(max(least, 0.05), 0.5)
         self._enter(State.PROBE, now)
 
     def _forget_rate(self, rate: float) -> None:

@@ -82,7 +82,9 @@ class SendWindow:
         self.needless = 0
         "segments sent again although an earlier sending arrived"
         self.doubts_runs = False
-        "whether a long run of missing segments is rather a lost datagram of ACKs, and ACKs may come twice"
+        "whether a long run of missing segments is rather a lost datagram of ACKs"
+        self.acks_come_twice = False
+        "the peer tells each ACK of an early segment in two datagrams"
         self._fast_limit = fast_limit
         self._newest: Flight | None = None
         "the newest sending acknowledged since `take_progress`"
@@ -182,7 +184,7 @@ class SendWindow:
                     segment.payload = b""
                     self.needless += segment.resends > 0 and sent_at < flight.sent_at
                     live.append((index, sent_at))
-                elif not self.doubts_runs:  # kcp-go counts an ACK that comes twice twice
+                elif not self.acks_come_twice:  # kcp-go counts one that does twice
                     live.append((index, sent_at))
                 self._note_delivered(flight, sent_at)
         if live:

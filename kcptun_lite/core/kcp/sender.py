@@ -8,6 +8,7 @@ Cost    about 1.1 us per segment
 """
 
 from collections.abc import Callable, Sequence
+from enum import Enum
 
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.kcp.congestion import CongestionControl, Flight
@@ -33,6 +34,15 @@ LOSS_LEFT = 0.002  # of each hundred answers one may be late: there are two ways
 COPY_SHARE = 0.05  # of the line's rate ...
 COPY_RATE_LEAST = 8.0  # ... bytes per ms if that is more
 COPY_BURST = 16 * 1024  # bytes
+
+
+class Limit(Enum):
+    """What kept an end from sending more."""
+
+    APPLICATION = "application"
+    LINE = "line"
+    PEER = "peer's window"
+    WINDOW = "own window"
 
 
 class Sender:
@@ -65,6 +75,7 @@ class Sender:
         window.doubts_runs = self._model is not None  # a window that is set may be too small to wait
         self._copy_credit = float(COPY_BURST)
         self._copies_at = 0
+        self._limits = dict.fromkeys(Limit, 0)
         self._reordering = self._reordering_at = self._needless = 0
         self._resend_at: int | None = None
         "ms; when what is believed lost, and did not go, may go"
@@ -150,11 +161,30 @@ class Sender:
         is_complete = self._write_new(writer, now, min(last, first + self._pacer.room(now, wanted, rate)))
         sent = window.snd_nxt - first
         self._pacer.spend(sent)
-        if not self.queue.size or window.snd_nxt >= window.snd_una + rmt_wnd:
+        limit_now = self._note_limit(rmt_wnd)
+        if limit_now in (Limit.APPLICATION, Limit.PEER):
             control.on_idle(now)
         if self._model and 0 < sent <= THIN and not self.queue.size:
             self._plan_copies(self._model, first, now)
         return is_complete
+
+    def _note_limit(self, rmt_wnd: int) -> Limit:
+        """Count what keeps us from sending more now."""
+        window = self.window
+        if not self.queue.size:
+            limit = Limit.APPLICATION
+        elif window.snd_nxt >= window.snd_una + rmt_wnd:
+            limit = Limit.PEER
+        else:
+            limit = Limit.LINE if self._model else Limit.WINDOW
+        self._limits[limit] += 1
+        return limit
+
+    def take_limit(self) -> Limit:
+        """What has been the limit since the last call; where nothing waits it is the application."""
+        found = max(self._limits, key=self._limits.__getitem__)
+        self._limits = dict.fromkeys(Limit, 0)
+        return found
 
     def _write_new(self, writer: DatagramWriter, now: int, last: int) -> bool:
         window, queue = self.window, self.queue

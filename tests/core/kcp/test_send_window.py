@@ -292,3 +292,13 @@ def test_acknowledged_segments_are_no_load_and_hold_no_bytes() -> None:
     assert window.acknowledge_until(4) == 30
     assert window.unacked == 0
     assert window.acknowledge_until(5) == 0
+
+
+def test_an_ack_that_comes_twice_is_one_skip_where_it_is_told_twice_on_purpose() -> None:
+    for comes_twice, skips in ((True, 1), (False, 2)):
+        window = SendWindow(2)
+        window.acks_come_twice = comes_twice
+        window.push([b"x"] * 3, flight(0), 100)
+        window.acknowledge([(2, 0)])
+        window.acknowledge([(2, 0)])
+        assert window.segments[0].fastack == skips
