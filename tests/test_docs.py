@@ -47,6 +47,16 @@ def test_headings_of_a_page_differ(page: Path) -> None:
         assert len(set(headings(page))) == len(headings(page))
 
 
+def test_what_the_architecture_names_is_in_the_sources() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    sources = "".join(path.read_text(encoding="utf-8") for path in SOURCES)
+    words = {word for code in re.findall(r"`([^`]+)`", text) for word in re.findall(r"[A-Za-z_]\w{4,}", code)}
+    assert words, "it names functions"
+    assert not {word for word in words if not re.search(rf"\b{word}\b", sources)}
+    for path in re.findall(r"\b(?:core|net|app|tests|tools)/[\w/]+\.\w+", text):
+        assert (ROOT / path).exists() or (ROOT / "kcptun_lite" / path).exists(), path
+
+
 def test_references_are_found_across_lines() -> None:
     text = '# as docs/protocol.md,\n    # "Frames", "Flow\n    # control" say'
     assert references(text) == [("protocol", "Frames"), ("protocol", "Flow control")]
