@@ -3,7 +3,7 @@
 In      texts, from any thread
 Out     lines `2006/01/02 15:04:05 text` in local time, on stderr or at the end of a file; or datagrams to /dev/log
 Knows   levels, limits, the file descriptor. Not: what is logged; secrets and payload never come here
-Wire    WIRE.md 8.7, RFC 3164 (4.1)
+Wire    docs/protocol.md, "Log and signals", RFC 3164 (4.1)
 Cost    15 us per line written, 0.1 us per line not wanted; 0.1 MiB
 
 Whoever reads the log may stop (a stuck log daemon, Ctrl-S): then lines are left out and counted.

@@ -36,7 +36,7 @@ MODES = {
     "fast3": (1, 10, 2, 1),
     "nc=0": (0, 30, 2, 0),
 }
-"nodelay, interval, resend, nc (WIRE.md 8.2), and one with the congestion window on"
+'nodelay, interval, resend, nc (docs/protocol.md, "Modes"), and one with the congestion window on'
 
 
 def vectors(name: str) -> Any:

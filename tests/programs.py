@@ -6,7 +6,7 @@ Knows   processes, signals, /proc, TCP. Not: the wire
 
 Payload goes through `Target` and `exchange`: the client's header says how much each side sends and from
 which seed, so both directions carry different data. Everything ends by length, because the real program
-cuts both directions at the first end of file (WIRE.md 7.7).
+cuts both directions at the first end of file (docs/protocol.md, "Half-close").
 """
 
 import hashlib
@@ -93,7 +93,7 @@ class Program:
                     raise RuntimeError(f"{self.name}: no {pattern!r} in its log:\n" + "\n".join(self.log[-30:]))
 
     def counters(self) -> dict[str, int]:
-        """What it prints on SIGUSR1, under kcp-go's names (WIRE.md 8.7)."""
+        """What it prints on SIGUSR1, under kcp-go's names (docs/protocol.md, "Log and signals")."""
         since = len(self.log)
         os.kill(self.pid, signal.SIGUSR1)
         line = self.wait_for_log(r"KCP SNMP:&\{(.*)\}", since=since).group(1)

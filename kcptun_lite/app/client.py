@@ -2,7 +2,7 @@
 
 In      a `ClientConfig`
 Out     a running client
-Knows   session slots, expiry (WIRE.md 8.4). Not: how a session works
+Knows   session slots, expiry (docs/protocol.md, "Client program"). Not: how a session works
 """
 
 import errno

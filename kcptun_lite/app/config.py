@@ -3,7 +3,7 @@
 In      plain values, checked and resolved before
 Out     `ClientConfig`, `ServerConfig`; the start-up lines of `describe`
 Knows   names, units and meaning of the options. Not: where they came from, or how they are checked
-Wire    WIRE.md 8.1, 8.7
+Wire    docs/protocol.md, "Options", "Log and signals"
 Cost    imports nothing that the worker does not have anyway
 
 A configuration crosses from the program that parsed it to the one that works as a plain dict
@@ -169,7 +169,7 @@ def _plain(value: Any) -> Any:
 
 
 def describe(config: ClientConfig | ServerConfig, listening: str = "") -> list[str]:
-    """The lines kcptun logs at its start, in its order (WIRE.md 8.7); never the key.
+    """The lines kcptun logs at its start, in its order (docs/protocol.md, "Log and signals"); never the key.
 
     Args:
         listening: the address really bound, where the configuration left the port to the system.

@@ -5,8 +5,8 @@ Out     a sentence, or None while nothing is wrong; whether it is time to say it
 Knows   which mismatch looks like what (docs/compatibility.md). Not: sockets, the clock, the log
 Cost    a few comparisons per session and second
 
-Nothing here is negotiated and nobody in this protocol ever says no (WIRE.md 1), so a mismatch is told by what
-fails to come. A server that cannot decrypt is silent. One whose stream protocol differs acknowledges the first
+Nothing here is negotiated and nobody in this protocol ever says no (docs/protocol.md, "Layers"), so a mismatch is told
+by what fails to come. A server that cannot decrypt is silent. One whose stream protocol differs acknowledges the first
 packets, drops its session, and acknowledges from zero when it hears more. One that cannot reach its target
 closes the stream at once.
 """

@@ -3,7 +3,7 @@
 In      nothing
 Out     `OPTIONS` in the order of the help text, `MODES`
 Knows   what each option alone may be. Not: where values come from, which options must fit each other
-Wire    WIRE.md 8.1 (the options of three generations of kcptun), 8.2 (modes)
+Wire    docs/protocol.md, "Options", "Modes"
 Cost    loaded by the program that parses, never by the worker
 """
 

@@ -3,7 +3,7 @@
 In      arguments, environment, a function that reads a file
 Out     ClientConfig or ServerConfig, and warnings
 Knows   kcptun's command line, its JSON file, which options must fit each other. Not: sockets, the log
-Wire    WIRE.md 8.1 to 8.3, 1.1 (mtu), 7.4 and 7.5 (keepalive, streambuf)
+Wire    docs/protocol.md, "Programs", "Sizes", "Keep-alive", "Flow control"
 Cost    60 ms and 4 MiB on a PC, given back when the worker takes over
 
 What counts, high to low: -c file, command line, environment, default. The first two become at most one
@@ -157,7 +157,10 @@ class _Parsing:
         return f"{word!r} belongs to no option; options begin with a dash and values with blanks need quotes"
 
     def _from_file(self, path: str, read_file: FileReader) -> dict[str, str]:
-        """flag -> value from the JSON object in the file. Go's rules (WIRE.md 8.3), but unknown keys are told."""
+        """flag -> value from the JSON object in the file.
+
+        The rules are Go's (docs/protocol.md, "JSON file"), but unknown keys are told.
+        """
         by_key = {option.json_key: option for option in self.options if option.name != "c"}
         given: dict[str, str] = {}
         for key, value in _read_object(path, read_file):

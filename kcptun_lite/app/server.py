@@ -2,7 +2,7 @@
 
 In      a `ServerConfig`
 Out     a running server
-Knows   ports, the target (WIRE.md 8.5). Not: how a session works
+Knows   ports, the target (docs/protocol.md, "Server program"). Not: how a session works
 """
 
 import socket
@@ -89,7 +89,7 @@ class Server(Tunnel):
         """Say what is wrong with packets that fail their check, if a sample of them has come in."""
         sample = self.context.failed_packets.take()
         if sample is None or any(session.remote == sample.source for session in self._sessions()):
-            return  # a client we understand may send noise: kcptun of 2017 does (WIRE.md 4.13)
+            return  # a client we understand may send noise: kcptun of 2017 does (docs/protocol.md, "NAT ping of 2017")
         host = format_host(sample.source)
         fitting = fitting_methods(self.context.key, sample.packet)
         sentence = describe_unknown_source(host, fitting, self.config.crypt)

@@ -3,7 +3,7 @@
 In      summed counters, a time
 Out     lines in a file, a line for the log
 Knows   kcp-go's names and order, Go's time layout. Not: who counts
-Wire    WIRE.md 8.6, 8.7
+Wire    docs/protocol.md, "Counters", "Log and signals"
 Cost    0.2 ms per line written
 """
 
@@ -15,7 +15,7 @@ from kcptun_lite import files, log
 from kcptun_lite.core.counters import CSV_COLUMNS, Counters
 from kcptun_lite.errors import ConfigError, describe_os_error
 
-# The FEC counters stand in another order here than in the CSV file (WIRE.md 8.7).
+# The FEC counters stand in another order here than in the CSV file (docs/protocol.md, "Log and signals").
 _LINE_FEC = ("FECRecovered", "FECErrs", "FECParityShards", "FECShortShards")
 _FIRST_FEC = list(CSV_COLUMNS).index("FECParityShards")
 _LINE_NAMES = (

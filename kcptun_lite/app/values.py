@@ -3,7 +3,7 @@
 In      one text, from the command line, the environment or a file
 Out     a number, a switch, a size, a word of a list, an address
 Knows   how each kind of value is written. Not: options
-Wire    WIRE.md 8.1, 8.4 (port ranges)
+Wire    docs/protocol.md, "Options", "Client program"
 Cost    loaded by the program that parses, never by the worker
 
 A reader raises ValueError with a sentence that says what is wrong and what to write instead.

@@ -3,7 +3,7 @@
 In      opened packets, stream data from above, `now`
 Out     packets in a batch, still to be sealed; stream data and events upwards
 Knows   the order of the layers, and when one must wait for another. Not: keys, sockets, threads
-Wire    WIRE.md section 1
+Wire    docs/protocol.md, "Layers"
 Cost    the sum of its layers
 """
 
@@ -32,8 +32,8 @@ from kcptun_lite.core.wire import (
 )
 from kcptun_lite.errors import ConfigError, RemoteProtocolError
 
-# The Go program gives a silent peer up after 30 to 60 s (WIRE.md 7.4). We look for another way to it as soon
-# as data goes unanswered, so we can afford to keep its streams through an outage of a minute.
+# The Go program gives a silent peer up after 30 to 60 s (docs/protocol.md, "Keep-alive"). We look for another way to it
+# as soon as data goes unanswered, so we can afford to keep its streams through an outage of a minute.
 KEEPALIVE_TIMEOUT = 75_000  # ms
 
 

@@ -2,7 +2,7 @@
 
 In      increments, each attribute from one thread at a time
 Out     sums over many `Counters`, in the order of kcp-go's CSV file
-Knows   names and order (WIRE.md 8.6). Not: files, sessions
+Knows   names and order (docs/protocol.md, "Counters"). Not: files, sessions
 
 One `Counters` belongs to one session or one socket, so that no increment is ever lost to a second
 writer; `total()` sums them for a reader who can live with a number that is a moment old.

@@ -3,7 +3,7 @@
 In      numbers and switches
 Out     `ConversationParams`
 Knows   which of them a peer changes. Not: options, where they come from
-Wire    WIRE.md 8.1
+Wire    docs/protocol.md, "Options"
 """
 
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from kcptun_lite.core.wire import (
 
 
 class ConversationParams(NamedTuple):
-    """What an end is set to (WIRE.md 8.1); sizes in bytes, times in ms."""
+    """What an end is set to (docs/protocol.md, "Options"); sizes in bytes, times in ms."""
 
     kcp: KcpParams
     data_shards: int = 10
@@ -52,7 +52,8 @@ class ConversationParams(NamedTuple):
     def answering(self, *, fec: bool) -> "ConversationParams":
         """What to be set to for a peer whose first packet has a FEC header, or has none.
 
-        Who adapts answers in kind, because kcptun of 2017 reads either FEC or bare packets (WIRE.md 3.4).
+        Who adapts answers in kind, because kcptun of 2017 reads either FEC or bare packets
+        (docs/protocol.md, "Bare or FEC").
         """
         if not self.adapts or fec == self.has_fec:
             return self

@@ -3,7 +3,7 @@
 In      nothing
 Out     struct layouts, protocol constants, `diff32`, packet classification
 Knows   the layout of the wire. Not: what any field is for
-Wire    WIRE.md sections 1 to 7
+Wire    docs/protocol.md, "Layers" and those after it
 Cost    classification 0.2 us per packet
 
 UDP payload, CRC methods (aes, none, xor ...), FEC on
@@ -26,7 +26,7 @@ Buffer = bytes | bytearray | memoryview
 MASK32 = 0xFFFFFFFF
 MTU_MAX = 1500  # bytes of UDP payload; kcp-go mtuLimit, also the size of its receive buffers
 
-# Encryption (WIRE.md 2.3, 2.6)
+# Encryption (docs/protocol.md, "Packet layout", "aes-128-gcm")
 CFB_IV = bytes.fromhex("a7734f9c12ac1b01a415f2c1fc78e66b")  # kcp-go crypt.go; 8-byte blocks use the first half
 CRYPT_NONCE_SIZE = 16  # bytes
 CRYPT_CRC_SIZE = 4  # bytes
@@ -34,7 +34,7 @@ CRYPT_HEADER_SIZE = CRYPT_NONCE_SIZE + CRYPT_CRC_SIZE  # bytes in front of the b
 CRYPT_GCM_NONCE_SIZE = 12  # bytes in front of the body, aes-128-gcm
 CRYPT_GCM_TAG_SIZE = 16  # bytes behind the body, aes-128-gcm
 
-# Forward error correction (WIRE.md 3.1)
+# Forward error correction (docs/protocol.md, "FEC header")
 FEC_HEADER = struct.Struct("<IHH")  # seqid, type, size
 FEC_HEADER_SIZE = 8  # bytes
 FEC_PROTECTED_AT = 6  # offset from which Reed-Solomon covers a packet: the size field and the datagram
@@ -44,7 +44,7 @@ FEC_OUT_OF_BAND = 0xF3  # kcp-go 5.6.7x only, never sent by kcptun
 FEC_MAX_SHARDS = 256  # data + parity; GF(2^8)
 FEC_DEFAULT_SHARDS = (10, 3)  # data and parity, of every generation
 
-# KCP (WIRE.md 4.1, 4.2)
+# KCP (docs/protocol.md, "Segment", "State")
 KCP_SEGMENT = struct.Struct("<IBBHIIII")  # conv cmd frg wnd ts sn una len
 KCP_HEADER_SIZE = 24  # bytes
 KCP_SN_AT = 12  # offset of sn ...
@@ -62,13 +62,13 @@ KCP_PROBE_LIMIT = 120_000  # ms
 KCP_SSTHRESH_INITIAL = 2  # segments
 KCP_SSTHRESH_MIN = 2  # segments
 KCP_REFUSAL_TS = 0x4B4C0003  # in a WINS, where `ts` means nothing to kcptun: our server takes no session now
-KCP_WND_INITIAL = 32  # segments assumed of the peer before it has told; WIRE.md 4.2
+KCP_WND_INITIAL = 32  # segments assumed of the peer before it has told; docs/protocol.md, "State"
 
-# snappy framing (WIRE.md 6)
+# snappy framing (docs/protocol.md, "snappy")
 SNAPPY_IDENTIFIER = b"\xff\x06\x00\x00sNaPpY"
 SNAPPY_CHUNK_MAX = 65_536  # uncompressed bytes in one chunk
 
-# smux (WIRE.md 7.1, 7.5)
+# smux (docs/protocol.md, "Frames", "Flow control")
 SMUX_HEADER = struct.Struct("<BBHI")  # version cmd length sid
 SMUX_HEADER_SIZE = 8  # bytes
 SMUX_UPDATE = struct.Struct("<II")  # consumed, window: the payload of UPD
@@ -86,7 +86,7 @@ def diff32(later: int, earlier: int) -> int:
 
 
 def fec_type(packet: Buffer) -> int:
-    """FEC_DATA, FEC_PARITY, FEC_OUT_OF_BAND, or 0 for bare KCP (WIRE.md 3.4).
+    """FEC_DATA, FEC_PARITY, FEC_OUT_OF_BAND, or 0 for bare KCP (docs/protocol.md, "Bare or FEC").
 
     No clash is possible: a KCP segment has its cmd (81..84) at offset 4.
     """
@@ -102,7 +102,7 @@ def datagram_of(packet: memoryview) -> memoryview:
 
 
 def first_segment(packet: Buffer) -> tuple[int, int] | None:
-    """(conv, sn) of the first KCP segment of an opened packet; None for parity or too short (WIRE.md 5.2)."""
+    """(conv, sn) of a packet's first segment; None for parity or too short (docs/protocol.md, "Server sessions")."""
     kind = fec_type(packet)
     at = FEC_HEADER_SIZE if kind == FEC_DATA else 0
     if kind > FEC_DATA or len(packet) < at + KCP_HEADER_SIZE:

@@ -12,7 +12,7 @@ from kcptun_lite.app.stats import SnmpLog, csv_header, csv_line, go_time_format,
 from kcptun_lite.core.counters import CSV_COLUMNS, Counters
 from kcptun_lite.errors import ConfigError
 
-# Real output of kcptun 20210922 (WIRE.md 8.6, 8.7).
+# Real output of kcptun 20210922 (docs/protocol.md, "Counters", "Log and signals").
 HEADER_2021 = (
     "Unix,BytesSent,BytesReceived,MaxConn,ActiveOpens,PassiveOpens,CurrEstab,InErrs,InCsumErrors,KCPInErrors,InPkts,"
     "OutPkts,InSegs,OutSegs,InBytes,OutBytes,RetransSegs,FastRetransSegs,EarlyRetransSegs,LostSegs,RepeatSegs,"

@@ -130,7 +130,8 @@ def test_our_server_understands_the_client_whatever_it_is_set_to_itself(capture:
         "--datashard 10 --parityshard 3" if capture.fec else "--datashard 0",
     ]
     assert server.differences(own) == differences
-    assert counters.in_checksum_errors == (capture.name == "cap_2017_default"), "its ping is noise (WIRE.md 4.13)"
+    # Its ping is noise (docs/protocol.md, "NAT ping of 2017").
+    assert counters.in_checksum_errors == (capture.name == "cap_2017_default")
 
 
 @pytest.mark.parametrize("capture", CAPTURES, ids=lambda capture: capture.name)

@@ -342,7 +342,8 @@ def test_a_batch_holds_data_and_its_parity(fec: tuple[int, int]) -> None:
         batch.clear()
     segments = conversation.kcp.window.snd_nxt
     if fec[0]:
-        # With one data shard the first group has no packet before it, so it gets no parity (WIRE.md 3.2, new).
+        # With one data shard the first group has no packet before it, so new programs give it no parity
+        # (docs/protocol.md, "Parity at the sender").
         assert data == segments + (segments // fec[0] - (fec[0] == 1)) * fec[1]
     else:
         assert data == segments

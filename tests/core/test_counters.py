@@ -2,7 +2,7 @@
 
 from kcptun_lite.core.counters import CSV_COLUMNS, Counters, total
 
-# WIRE.md 8.6, the 2021 generation's header without its first column
+# docs/protocol.md, "Counters", the 2021 generation's header without its first column
 HEADER_2021 = (
     "BytesSent,BytesReceived,MaxConn,ActiveOpens,PassiveOpens,CurrEstab,InErrs,InCsumErrors,KCPInErrors,InPkts,OutPkts,"
     "InSegs,OutSegs,InBytes,OutBytes,RetransSegs,FastRetransSegs,EarlyRetransSegs,LostSegs,RepeatSegs,FECParityShards,"

@@ -2,7 +2,8 @@
 
 1024 segments of 1298 bytes are 106 Mbit/s at 100 ms. FEC 10/3 and headers leave 72 Mbit/s of the link, and
 without FEC 94. While a hole is open the window stands still, because its peer counts it from the first missing
-segment: each repetition that is lost again costs a round trip in which nothing new goes (WIRE.md 4.5 to 4.7).
+segment: each repetition that is lost again costs a round trip in which nothing new goes
+(docs/protocol.md, "Input", "Flush").
 With `tries` repetitions on the road per window, 1024 segments take (1 + tries) round trips.
 """
 

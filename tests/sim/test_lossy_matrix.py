@@ -37,7 +37,7 @@ def hard_limit(mode: str, loss: float, delay: int) -> int:
     """ms by which even the segment with the worst luck of all our seeds is through.
 
     Of the 80 segments of a run, and 40 runs of a mode and loss, the unluckiest is lost `tries` times in a row,
-    there or its ACK back, and its timeout grows by half or all of the RTO each time (WIRE.md 4.7).
+    there or its ACK back, and its timeout grows by half or all of the RTO each time (docs/protocol.md, "Flush").
     """
     nodelay, interval, _, nc = MODES[mode]
     tries = 0

@@ -3,7 +3,7 @@
 In      PacketBatch, key
 Out     the same batch, encrypted or decrypted in place
 Knows   four ciphers, each written once over `lanes`. Not: nonces, checksums, which method is chosen
-Wire    WIRE.md 2.2, 2.3; kcp-go crypt.go, golang.org/x/crypto tea, xtea, twofish, tjfoc sm4
+Wire    docs/protocol.md, "Ciphers", "Packet layout"; kcp-go crypt.go, golang.org/x/crypto tea, xtea, twofish, tjfoc sm4
 Cost    per packet of 1350 bytes in a batch of 64, encrypt / decrypt with numpy / decrypt without:
         tea 47 / 6 / 38 us, xtea 108 / 18 / 81 us, sm4 108 / 17 / 82 us, twofish 290 / 22 / 160 us;
         a packet alone costs 1 to 2.6 ms to encrypt
@@ -156,7 +156,7 @@ class NumpyLanes:
 
 
 class LaneCfb:
-    """Full-block CFB with the constant IV over all packets of a batch, in place (WIRE.md 2.3)."""
+    """Full-block CFB with the constant IV over all packets of a batch, in place (docs/protocol.md, "Packet layout")."""
 
     def __init__(self, cipher: WordCipher, pool: BufferPool) -> None:
         self._cipher = cipher
@@ -230,7 +230,7 @@ _DELTA = 0x9E3779B9
 
 @lru_cache(maxsize=1)
 def tea(key: bytes) -> WordCipher:
-    """TEA of 16 rounds (8 cycles), as kcp-go asks for: WIRE.md 2.2. `key`: 16 bytes."""
+    """TEA of 16 rounds (8 cycles), as kcp-go asks for: docs/protocol.md, "Ciphers". `key`: 16 bytes."""
     words = [int.from_bytes(key[i : i + 4], "big") for i in range(0, 16, 4)]
     sums = [_DELTA * cycle & MASK32 for cycle in range(1, 9)]
     return WordCipher(_tea_rounds, 2, "big", words + sums)

@@ -3,7 +3,7 @@
 In      PacketBatch: bodies behind `headroom` to seal, packets as they came to open
 Out     the same batch: nonce, checksum or tag written and all encrypted; or bodies, the bad ones dropped
 Knows   every method of --crypt, its key and its header. Not: FEC, KCP, whose packet it is
-Wire    WIRE.md 2; kcp-go crypt.go, kcptun std/crypt.go
+Wire    docs/protocol.md, "Encryption"; kcp-go crypt.go, kcptun std/crypt.go
 Cost    per packet of 1350 bytes in a batch of 64, seal / open, of that 0.7 for nonce and CRC-32:
         aes 2.8 / 1.0 us, xor 1.1, none 0.7, aes-128-gcm 1.2 (gcm.py), salsa20 12, blowfish 11 / 7, cast5 15 / 12,
         3des 120; tea, xtea, sm4, twofish: ciphers.py
@@ -89,7 +89,7 @@ class PacketCipher(Protocol):
 
 
 class Method(NamedTuple):
-    """One name of --crypt (WIRE.md 2.2)."""
+    """One name of --crypt (docs/protocol.md, "Ciphers")."""
 
     key_size: int
     "bytes taken from the front of the derived key"
@@ -100,7 +100,7 @@ class Method(NamedTuple):
 
 
 def derive_key(passphrase: str) -> bytes:
-    """The 32 bytes all keys are cut from (WIRE.md 2.1)."""
+    """The 32 bytes all keys are cut from (docs/protocol.md, "Keys")."""
     # surrogateescape: bytes of a command line that are not UTF-8 count as they are, as they do for Go.
     return pbkdf2_sha1(passphrase.encode("utf-8", "surrogateescape"), KEY_SALT, KEY_ROUNDS, KEY_SIZE)
 
@@ -159,7 +159,7 @@ def _is_plausible(body: bytes) -> bool:
 
 
 class CheckedCrypt:
-    """nonce 16 | CRC-32 | body, all of it encrypted: every method but two (WIRE.md 2.3)."""
+    """nonce 16 | CRC-32 | body, all of it encrypted: every method but two (docs/protocol.md, "Packet layout")."""
 
     headroom = CRYPT_HEADER_SIZE
     tailroom = 0
@@ -232,7 +232,7 @@ def _grid_bodies(batch: PacketBatch) -> list[memoryview]:
 
 
 class GcmCrypt:
-    """nonce 12 | body | tag 16 (WIRE.md 2.6)."""
+    """nonce 12 | body | tag 16 (docs/protocol.md, "aes-128-gcm")."""
 
     headroom = CRYPT_GCM_NONCE_SIZE
     tailroom = CRYPT_GCM_TAG_SIZE
@@ -331,7 +331,7 @@ class RunningCfb:
 
 
 class Salsa20Packets:
-    """Salsa20/20 from counter 0, keyed anew for every packet by its first 8 bytes (WIRE.md 2.4)."""
+    """Salsa20/20 from counter 0, keyed anew for every packet by its first 8 bytes (docs/protocol.md, "salsa20")."""
 
     def __init__(self, key: bytes, pool: BufferPool) -> None:
         self._new = load("Cipher.Salsa20").new
@@ -347,7 +347,7 @@ class Salsa20Packets:
 
 
 class XorTable:
-    """Every packet XOR the same 1500 bytes (WIRE.md 2.5); the table is laid under all packets for one XOR."""
+    """Every packet XOR the same 1500 bytes (docs/protocol.md, "xor"): one XOR with a table that repeats them."""
 
     def __init__(self, key: bytes, pool: BufferPool) -> None:
         self._strxor = load("Util.strxor").strxor

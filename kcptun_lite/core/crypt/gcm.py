@@ -3,7 +3,7 @@
 In      arena, (start, length) of packets: nonce 12 | body | tag 16
 Out     the same packets sealed in place, or opened and judged
 Knows   three ways to the same bytes. Not: where nonces come from, what is counted
-Wire    WIRE.md 2.6; NIST SP 800-38D
+Wire    docs/protocol.md, "aes-128-gcm"; NIST SP 800-38D
 Cost    per packet of 1350 bytes: `cryptography` 1.2 us; numpy over pycryptodome's AES 10 us in a batch of 64;
         pycryptodome alone 46 us, nearly all of it for the making of its object
 """

@@ -3,7 +3,7 @@
 In      bytes of one stream, in order
 Out     as many bytes, permuted or restored
 Knows   QPP as kcptun uses it (xtaci/qpp). Not: smux, where the key comes from
-Wire    WIRE.md 8.9
+Wire    docs/protocol.md, "QPP"
 Cost    0.17 us per byte (46 Mbit/s), most of it the generator; pads of one key: 61 of them 50 ms, 25 KiB
 
 It is applied inside the encrypted tunnel and adds nothing that AES lacks; it is here to be compatible.

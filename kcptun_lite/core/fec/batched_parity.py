@@ -3,7 +3,7 @@
 In      data shards of several groups at a constant distance, all of one length
 Out     their parity shards
 Knows   the code's coefficients, numpy. Not: packets, groups that are not complete
-Wire    WIRE.md 3.3
+Wire    docs/protocol.md, "Reed-Solomon code"
 Cost    10/3, shards of 1322 bytes, per data shard: 0.7 us for 29 groups together, 0.9 for 14, 1.3 for 7, 1.9 for 4,
         where `PackedSums` takes 2.3 to 3.4; scratch 46 KiB a group
 

@@ -3,7 +3,7 @@
 In      runs of data and parity packets
 Out     (data shards, parity shards)
 Knows   seqids. Not: what is in a packet
-Wire    WIRE.md 3.2
+Wire    docs/protocol.md, "Parity at the sender"
 
 A packet tells two things for certain, its seqid and whether it is data. A sender of every generation numbers all its
 packets from 0 on, also parity that it skips, and starts again at a multiple of its group. So with d data and p parity
@@ -19,7 +19,7 @@ from kcptun_lite.core.wire import (
 
 
 def seqid_end(data_shards: int, parity_shards: int) -> int:
-    """The seqid that is never used because the count starts again at 0 (`paws`, WIRE.md 3.2)."""
+    """The seqid (`paws`) at which the count starts again at 0 (docs/protocol.md, "Parity at the sender")."""
     group = data_shards + parity_shards
     return MASK32 // group * group
 

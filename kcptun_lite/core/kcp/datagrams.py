@@ -3,7 +3,7 @@
 In      header fields and payloads, in the order they are to travel
 Out     packets in the batch: headroom, one datagram of whole segments, tailroom
 Knows   the size of things. Not: why a segment is sent
-Wire    WIRE.md 4.1, 4.7
+Wire    docs/protocol.md, "Segment", "Flush"
 Cost    0.8 us per segment that fills a datagram, 1.9 us for others
 """
 
@@ -15,7 +15,7 @@ from kcptun_lite.core.wire import KCP_ACK, KCP_HEADER_SIZE, KCP_PUSH, KCP_SEGMEN
 class DatagramWriter:
     """Packs segments into datagrams behind the headroom of a batch's packets, for one flush.
 
-    wnd and una are those of the flush's beginning in every segment (WIRE.md 4.7).
+    wnd and una are those of the flush's beginning in every segment (docs/protocol.md, "Flush").
     """
 
     __slots__ = (

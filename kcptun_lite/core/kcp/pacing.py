@@ -3,7 +3,7 @@
 In      bytes or segments sent, packets received, `now`
 Out     how long to wait, how much may go
 Knows   rates. Not: what is sent
-Wire    WIRE.md 8.5 for --ratelimit
+Wire    docs/protocol.md, "Rate limit"
 """
 
 LIMIT_BURST = 64 * 1500  # bytes; kcp-go's burst

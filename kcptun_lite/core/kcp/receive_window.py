@@ -3,7 +3,7 @@
 In      payloads of segments and their numbers
 Out     payloads in order; how much room is left
 Knows   sequence numbers. Not: headers, acknowledgements
-Wire    WIRE.md 4.4
+Wire    docs/protocol.md, "Reading from KCP"
 Cost    nothing per segment of a run received in order
 """
 

@@ -3,7 +3,7 @@
 In      whether each datagram of the peer acknowledges from zero, `now`
 Out     when to ask, and whether it is certain
 Knows   times. Not: datagrams, who asks
-Wire    WIRE.md 5.2
+Wire    docs/protocol.md, "Server sessions"
 """
 
 RESTART_DATAGRAMS = 2  # that acknowledge nothing after others had acknowledged something ...

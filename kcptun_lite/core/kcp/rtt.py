@@ -3,7 +3,7 @@
 In      samples in ms
 Out     srtt, rttvar, rto, the loss delay
 Knows   numbers. Not: segments
-Wire    WIRE.md 4.6; RFC 6298
+Wire    docs/protocol.md, "Round-trip time"; RFC 6298
 """
 
 from kcptun_lite.core.wire import (
@@ -13,7 +13,7 @@ from kcptun_lite.core.wire import (
 
 
 class RttEstimator:
-    """srtt, rttvar and rto in ms, by RFC 6298 with kcp-go's shifts (WIRE.md 4.6)."""
+    """srtt, rttvar and rto in ms, by RFC 6298 with kcp-go's shifts (docs/protocol.md, "Round-trip time")."""
 
     def __init__(self, min_rto: int, interval: int) -> None:
         self.srtt = 0

@@ -3,7 +3,7 @@
 In      chunks of any size
 Out     pieces of mss bytes; only the last may be shorter
 Knows   bytes. Not: windows, numbers
-Wire    WIRE.md 4.3, stream mode: a segment is filled up before the next is begun
+Wire    docs/protocol.md, "Sending into KCP", stream mode: a segment is filled up before the next is begun
 Cost    0.15 us per piece cut from the middle of a chunk
 """
 

@@ -3,7 +3,7 @@
 In      data and wishes of streams; bytes of the peer's frames, cut anywhere; `now`
 Out     frames as buffers in order; events; the peer's data
 Knows   frames, versions 1 and 2. Not: compression, segments, the clock, who reads a stream
-Wire    WIRE.md section 7; smux session.go, stream.go
+Wire    docs/protocol.md, "smux"; smux session.go, stream.go
 Cost    feed 1 us per call and 1 us per frame, one copy of the payload; send_data 1 us per frame, no copy
 
 A stream is two halves, and each ends with the FIN of its sender. It is there until its user has closed it, even if
@@ -116,7 +116,7 @@ class _Stream:
         self.peer_may_be_gone = False
         "its FIN may have meant both halves"
 
-        # Version 2 (WIRE.md 7.5); all in bytes since the start, but for the window.
+        # Version 2 (docs/protocol.md, "Flow control"); all in bytes since the start, but for the window.
         self.written = 0
         self.peer_consumed = 0
         self.peer_window = SMUX_PEER_WINDOW_INITIAL
@@ -392,7 +392,7 @@ class SmuxSession:
         self._queue_frame(SMUX_NOP, BYE_SID)
 
     def tick(self, now: int) -> None:
-        """Queue NOP when it is due, and look whether the peer is alive (WIRE.md 7.4).
+        """Queue NOP when it is due, and look whether the peer is alive (docs/protocol.md, "Keep-alive").
 
         Raises KeepaliveTimeout when nothing was heard between two looks. While there is no budget we do not
         listen ourselves, so silence says nothing.

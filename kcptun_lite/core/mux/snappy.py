@@ -3,7 +3,7 @@
 In      bytes of the session's stream; chunks of the peer, cut anywhere
 Out     whole chunks; the peer's bytes
 Knows   cramjam, and how a chunk looks outside. Not: frames, segments
-Wire    WIRE.md section 6; google/snappy framing_format.txt
+Wire    docs/protocol.md, "snappy"; google/snappy framing_format.txt
 Cost    encode 0.6 us per call and 0.3 us per KiB; feed 2 to 12 us per call (cramjam takes and gives back
         140 KiB in each) and 0.2 us per KiB; 130 to 250 KiB for each encoder that is at work
 

@@ -3,7 +3,7 @@
 In      a route to the servers
 Out     sessions, each with a socket and a receiver thread of its own
 Knows   who may answer. Not: when a path is dead
-Wire    WIRE.md 5.1
+Wire    docs/protocol.md, "Client sessions"
 """
 
 import os
@@ -97,5 +97,5 @@ class Dialer:
 
 
 def _refuse_stream(session: Session, stream: Stream) -> None:
-    """Only clients open streams in kcptun (WIRE.md 7.2): somebody sends us what we have sent."""
+    """Only clients open streams in kcptun (docs/protocol.md, "Streams"): somebody sends us what we have sent."""
     session.close(SessionError("what answers is no server: it opens streams, or sends back what it is sent"))

@@ -3,7 +3,7 @@
 In      opened packets with their sources
 Out     sessions; each session's packets, once per batch
 Knows   addresses and conversations. Not: who gives way (net/ends/session_table), options
-Wire    WIRE.md 5.2, stricter: only the first segment of a conversation makes a session
+Wire    docs/protocol.md, "Server sessions", stricter: only the first segment of a conversation makes a session
 Cost    one thread per port; one look-up per batch and peer
 """
 
@@ -225,9 +225,9 @@ class Listener:
         """Tell whoever continues a conversation we know nothing of that it is over: we acknowledge from zero.
 
         A client of ours takes two of these for the proof that they are (Kcp.has_peer_restarted). One of Go learns
-        nothing from them, but is not kept waiting by a session that never delivers either (WIRE.md 5.2).
-        The answer is a bare WINS, never longer than the question; ACK and WINS get none, so two unknown sources
-        cannot keep each other talking.
+        nothing from them, but is not kept waiting by a session that never delivers either
+        (docs/protocol.md, "Server sessions"). The answer is a bare WINS, never longer than the question; ACK and WINS
+        get none, so two unknown sources cannot keep each other talking.
         """
         self._answer(conv, address, local, wnd=KCP_WND_INITIAL, una=0)
 

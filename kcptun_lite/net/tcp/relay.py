@@ -3,7 +3,7 @@
 In      a connection, a stream
 Out     their bytes, each way, until both ways have ended
 Knows   half-close, resets, idleness after a half-close. Not: sessions, options
-Wire    WIRE.md 7.7; better than it between two of ours: each direction ends by itself
+Wire    docs/protocol.md, "Half-close"; better than it between two of ours: each direction ends by itself
 Cost    a thread of 16 KiB, two while the connection is slow; a buffer only while bytes move; one system call
         per 64 KiB and direction
 """
@@ -253,7 +253,7 @@ class Relay:
 
     def _outlive(self, wait_for_other: Callable[[float], bool]) -> None:
         """Our direction has ended: wait for the other one as long as it moves."""
-        if not self._closewait_s:  # kcptun's way: the first end is the end of both (WIRE.md 7.7)
+        if not self._closewait_s:  # kcptun's way: the first end is the end of both (docs/protocol.md, "Half-close")
             self._end(None)
             return
         moved = -1

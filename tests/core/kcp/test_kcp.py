@@ -90,7 +90,7 @@ def segments(datagrams: list[list[Seen]], cmd: int) -> list[Seen]:
 
 
 def test_first_datagram_is_as_in_the_worked_example() -> None:
-    """WIRE.md 10.2: bare KCP, a SYN frame of smux as the payload."""
+    """docs/protocol.md, "Worked example": bare KCP, a SYN frame of smux as the payload."""
     kcp = Kcp(0xAD8217B2, KcpParams(), Counters(), headroom=0, tailroom=0)
     kcp.send(bytes.fromhex("0100000003000000"))
     batch = PacketBatch(memoryview(bytearray(4096)))

@@ -169,7 +169,7 @@ class NaiveSegment:
 
 
 class NaiveWindow:
-    """WIRE.md 4.5 and 4.7, word for word: everything is looked at each time."""
+    """docs/protocol.md, "Input", "Flush", word for word: everything is looked at each time."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit

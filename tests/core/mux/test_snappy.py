@@ -94,7 +94,7 @@ def test_vectors_decode_however_they_are_cut() -> None:
 
 
 def test_first_chunk_is_the_one_every_session_starts_with() -> None:
-    # WIRE.md section 6: the SYN of version 1 and of version 2
+    # docs/protocol.md, "snappy": the SYN of version 1 and of version 2
     assert SnappyEncoder().encode([bytes.fromhex("0100000003000000")]).hex() == (
         "ff060000734e61507059" + "010c0000" + "4439ac2f" + "0100000003000000"
     )
