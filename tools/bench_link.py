@@ -49,7 +49,14 @@ RTT = 100.0  # ms
 RATE = 100.0  # Mbit/s
 QUEUE = 1250.0  # kB; what the line carries in a round trip
 BURST = 20.0  # ms; the mean outage of a bursty line
-OPTIONS: dict[str, object] = {"key": "bench", "crypt": "aes", "sndwnd": 1024, "rcvwnd": 1024}
+OPTIONS: dict[str, object] = {
+    "key": "bench",
+    "crypt": "aes",
+    "sndwnd": 1024,
+    "rcvwnd": 1024,
+    "datashard": 10,
+    "parityshard": 3,
+}
 BULK_MODE = "fast2"
 MODES = ("normal", "fast", "fast2", "fast3")
 LOSSES = (0.0, 0.01, 0.05, 0.1)

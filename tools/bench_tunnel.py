@@ -32,7 +32,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tests.programs import Program, Tunnel, Usage, kcptun_arguments, missing_programs
 
-ANCHOR: dict[str, object] = {"crypt": "aes", "mode": "fast2", "sndwnd": 2048, "rcvwnd": 2048}
+ANCHOR: dict[str, object] = {
+    "crypt": "aes",
+    "mode": "fast2",
+    "sndwnd": 2048,
+    "rcvwnd": 2048,
+    "datashard": 10,
+    "parityshard": 3,
+}
 SETTINGS: dict[str, dict[str, object]] = {
     "anchor": ANCHOR,
     "plain": {**ANCHOR, "crypt": "none", "datashard": 0, "parityshard": 0, "nocomp": True},

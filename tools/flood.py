@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tests.programs import Program, Target, connect, start_client, start_server  # noqa: E402
 from tools.lossy_proxy import Deliver, Link, LossyProxy  # noqa: E402
 
-OPTIONS = {"mode": "fast3", "sndwnd": 1024, "rcvwnd": 1024}
+OPTIONS = {"mode": "fast3", "sndwnd": 1024, "rcvwnd": 1024, "datashard": 10, "parityshard": 3}
 GARBAGE = 2000  # different packets
 RECORDED = 2000  # packets of the session that are sent again and again
 LENGTH = 2  # bytes in front of each packet in the flood's file

@@ -1,5 +1,6 @@
 """The check mode: one run for each step that can fail, against ours and against the real program."""
 
+import re
 import socket
 import subprocess
 import sys
@@ -40,8 +41,9 @@ def test_all_is_well(server: str, smuxver: int) -> None:
         finally:
             program.stop()
     assert code == 0, lines
-    assert steps(lines) == ["ok name", "ok answer", "ok key", "ok stream", "ok target"]
-    assert lines[-1].endswith("it speaks" if smuxver == 2 else "it has not hung up within 2 s")
+    assert steps(lines) == ["ok name", "ok answer", "ok key", "ok stream", "ok target", "ok line"]
+    assert re.fullmatch(r"ok    line    round trips of \d+ to \d+ ms; 0 of 40 packets were lost, .*", lines[-1])
+    assert lines[-2].endswith("it speaks" if smuxver == 2 else "it has not hung up within 2 s")
 
 
 FAILURES: list[tuple[str, Options, Options, int, int]] = [
@@ -84,7 +86,7 @@ def test_several_servers_are_all_checked() -> None:
             program.stop()
     assert code == 11
     assert lines[0] == f"checking {NOWHERE}" and f"checking {address}" in lines
-    assert lines[-1].startswith("ok    target")
+    assert lines[-1].startswith("ok    line")
 
 
 def test_every_rule_of_the_diagnosis_has_a_step() -> None:
