@@ -192,6 +192,17 @@ def test_a_longer_way_is_found() -> None:
     assert bulk.goodput(3_000) >= 0.85 * 50 * HEADERS
 
 
+def test_a_peer_next_door_that_moves_far_away_is_followed() -> None:
+    bulk = Bulk(rate=50.0, delay=1, queue=200)
+    bulk.goodput(2_000)
+    bulk.pair.a_to_b.delay = bulk.pair.b_to_a.delay = 40
+    bulk.goodput(30_000)
+    assert 78 <= bulk.model.min_rtt
+    assert bulk.goodput(5_000) >= 0.85 * 50 * HEADERS
+    queue = bulk.queue(3_000)
+    assert queue[len(queue) // 2] <= 2 * QUEUE_MOST
+
+
 @pytest.mark.parametrize("jitter", [10, 30])
 def test_packets_out_of_order_are_no_losses(jitter: int) -> None:
     bulk = Bulk(rate=50.0, delay=30, queue=100, jitter=jitter)

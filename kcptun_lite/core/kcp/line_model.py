@@ -105,7 +105,7 @@ class LineModel(CongestionControl):
         self._idle_time = 0  # ms of this round in which there was nothing to send
         self._was_limited = True  # the application was the limit in the last round
         self._jitter = 0.0  # ms; how much one round trip differs from the one before
-        self._queue = 0  # ms; what the latest round trip was above the least
+        self._queue = 0  # ms; what the least of the latest round trips is above the least of all
         self._rounds_in_state = 0
         self._full_rounds = self._short_rounds = 0
         self._probe_gain = 1.0
@@ -232,6 +232,8 @@ class LineModel(CongestionControl):
         was_limited, self._was_limited = self._was_limited, self._idle_time * IDLE_PART > now - self._round_at
         is_limited = was_limited or self._was_limited  # what arrives was sent a round ago
         self._idle_time = 0
+        if self._is_short and now - self._min_rtt_at > MIN_RTT_TIME:
+            self.min_rtt, self._min_rtt_at = self._round_rtt or self.min_rtt, now  # the peer has moved far away
         has_queue = self._round_rtt - self.min_rtt > self.queue_allowed
         rate = self._smooth(latest, is_limited, now)
         has_grown = rate >= STARTUP_GROWTH * self.rate

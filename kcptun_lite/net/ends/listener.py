@@ -196,7 +196,7 @@ class Listener:
         return session.is_validated
 
     def _note_validated(self, session: Session, address: Address) -> None:
-        """Give the peer its place, its streams and a door of its own, if it has them not."""
+        """Give the peer its place, its streams and a socket of its own, if it has them not."""
         if self._table.is_unvalidated(session):
             if stale := self._table.validate(session):
                 stale.close(SessionClosed("replaced by a new conversation from the same address"))
@@ -287,7 +287,7 @@ def _has_waiting(place: Place | None) -> bool:
 
 
 def _shut_door(place: Place | None) -> None:
-    """No session is reached there any more; or another one is, which gets a new door."""
+    """No session is reached there any more; or another one is, which gets a new socket."""
     if place is not None and isinstance(place[0], Listener):
         with place[0]._lock:
             place[0]._peer_sockets.shut(place[1])
