@@ -267,7 +267,7 @@ def start_client(kind: str, options: Options) -> tuple[Program, str]:
         options["localaddr"] = free_address(str(options["localaddr"]), socket.SOCK_STREAM)
     client = start_kcptun(kind, "client", options)
     try:
-        address = client.wait_for_log(r"[Ll]istening on: ([^\s/]+)").group(1)
+        address = client.wait_for_log(r"[Ll]istening on: (\S+?)(?:/tcp)?(?:\s|$)").group(1)
     except BaseException:
         client.stop(signal.SIGKILL)
         raise
