@@ -24,12 +24,7 @@ from kcptun_lite.core.mux.smux import Event, SmuxSession
 from kcptun_lite.core.mux.snappy import SnappyDecoder, SnappyEncoder
 from kcptun_lite.core.params import ConversationParams
 from kcptun_lite.core.validation import AddressValidation
-from kcptun_lite.core.wire import (
-    FEC_HEADER_SIZE,
-    SNAPPY_IDENTIFIER,
-    Buffer,
-    is_run_of_segments,
-)
+from kcptun_lite.core.wire import FEC_HEADER_SIZE, SNAPPY_IDENTIFIER, Buffer, is_run_of_segments
 from kcptun_lite.errors import ConfigError, RemoteProtocolError
 
 # The Go program gives a silent peer up after 30 to 60 s (WIRE.md 7.4). We look for another way to it as soon
@@ -207,6 +202,11 @@ class Conversation:
         """What has happened since the last call."""
         events, self._events = self._events, []
         return events
+
+    @property
+    def wants_fast_parity(self) -> bool:
+        """Whether parity is sent to a peer that has spoken: the first bytes of one of ours make us do without."""
+        return self._pulled_bytes > 0 and isinstance(self._encoder, FecEncoder)
 
     @property
     def held_bytes(self) -> int:
