@@ -138,6 +138,16 @@ def test_packets_are_kcp_gos(
     assert sent == expected
 
 
+@pytest.mark.parametrize("groups_before_the_wrap", range(1, 12))
+def test_many_groups_at_once_wrap_as_one_by_one(groups_before_the_wrap: int) -> None:
+    senders = [Sender(10, 3), Sender(10, 3)]
+    payloads = [random.Random(number).randbytes(200) for number in range(100)]
+    for sender in senders:
+        sender.encoder._seqid = sender.encoder._seqid_end - 13 * groups_before_the_wrap
+    at_once = senders[0].send(payloads, 0)
+    assert at_once == [packet for payload in payloads for packet in senders[1].send([payload], 0)]
+
+
 @pytest.mark.parametrize("run", vectors("fec_encode_new")["runs"], ids=lambda run: run["gap_before_last_of_group_ms"])
 def test_parity_is_skipped_after_a_gap_as_in_kcp_go(run: dict[str, Any]) -> None:
     sender = Sender(run["data"], run["parity"])
