@@ -37,7 +37,7 @@ STALL_TIMEOUT = (
     9.0  # s without a byte after which a transfer has failed: less than keep-alive, which hides lost wake-ups
 )
 TARGET_TIMEOUT = 60.0  # s after which a target's thread gives up, so that none is left for ever
-NEWEST = "KCPTUN_NEWEST"  # environment variable: the directory with the newest kcptun
+NEWEST = "NEWEST_KCPTUN"  # environment variable: the directory with the newest kcptun
 CHUNK = 256 * 1024  # bytes per send and receive call
 
 Options = Mapping[str, object]
@@ -267,7 +267,7 @@ def start_client(kind: str, options: Options) -> tuple[Program, str]:
         options["localaddr"] = free_address(str(options["localaddr"]), socket.SOCK_STREAM)
     client = start_kcptun(kind, "client", options)
     try:
-        address = client.wait_for_log(r"[Ll]istening on: ([^\s/]+)").group(1)
+        address = client.wait_for_log(r"[Ll]istening on: (\S+?)(?:/tcp)?(?:\s|$)").group(1)
     except BaseException:
         client.stop(signal.SIGKILL)
         raise

@@ -1,5 +1,7 @@
 """The options that came with the newest kcptun, at work: QPP, port ranges, framesize, closewait, scavengettl."""
 
+import os
+import signal
 import socket
 import threading
 from contextlib import ExitStack
@@ -95,6 +97,34 @@ def test_sessions_spread_over_a_range_of_ports() -> None:
             assert used <= {str(port) for port in range(first, first + 3)} and len(used) > 1
             assert server.counters()["CurrEstab"] == 16
         finally:
+            client.stop()
+            server.stop()
+
+
+def test_a_session_that_moves_keeps_its_port_of_a_range() -> None:
+    first = free_ports(100)
+    ports = f"127.0.0.1:{first}-{first + 99}"
+    with Target(echo_handler) as target:
+        server = start_kcptun("ours", "server", {"listen": ports, "target": target.address, **QUICK})
+        server.wait_for_log(rf"listening on: {ports}$")
+        client, address = start_client("ours", {"remoteaddr": ports, **QUICK})
+        try:
+            with connect(address) as sock:
+                sock.sendall(b"before")
+                assert receive_exactly(sock, 6) == b"before"
+                dialled = client.wait_for_log(r"on connection: .* -> (\S+)").group(1)
+                for _ in range(2):
+                    sleep(0.3)  # the last acknowledgement, which would be taken for an answer
+                    os.kill(server.pid, signal.SIGSTOP)
+                    since = len(client.log)
+                    os.kill(client.pid, signal.SIGHUP)
+                    moved = client.wait_for_log(r"from a new socket to (\S+)", since=since).group(1)
+                    os.kill(server.pid, signal.SIGCONT)
+                    assert moved == dialled
+                    sock.sendall(b"after")
+                    assert receive_exactly(sock, 5) == b"after"
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
             client.stop()
             server.stop()
 

@@ -8,11 +8,12 @@ import socket
 import subprocess
 import sys
 from contextlib import ExitStack
+from pathlib import Path
 from time import monotonic
 
 import pytest
 
-from tests.programs import ROOT, Program, Target, Tunnel, connect, echo_handler, receive_exactly, wait_until
+from tests.programs import ROOT, Program, Target, Tunnel, connect, echo_handler, receive_exactly, require, wait_until
 
 FAST = {"mode": "fast3", "sndwnd": 512, "rcvwnd": 512, "datashard": 0, "parityshard": 0}
 
@@ -67,15 +68,17 @@ def test_without_descriptors_a_unknown_sources_packets_end_no_program(end: str) 
         ask(stack.enter_context(connect(tunnel.address)))
 
 
-def test_what_sessions_need_is_loaded_before_the_program_listens() -> None:
+@pytest.mark.parametrize("shards", [[], ["--datashard", "10", "--parityshard", "3"]], ids=["auto", "given"])
+def test_what_sessions_need_is_loaded_before_the_program_listens(shards: list[str]) -> None:
+    """And numpy only where parity is sent: two of ours send none, unless they are told to."""
     command = [sys.executable, "-X", "importtime", "-m", "kcptun_lite"]
     environment = {"PYTHONPATH": str(ROOT), "KCPTUN_KEY": "k"}
     with Target(echo_handler) as target, ExitStack() as stack:
-        arguments = ["-l", "127.0.0.1:0", "-t", target.address]
+        arguments = ["-l", "127.0.0.1:0", "-t", target.address, *shards]
         server = Program("server", [*command, "server", *arguments], env=environment)
         stack.callback(server.stop)
         server.wait_for_log("memory:")
-        arguments = ["-l", "127.0.0.1:0", "-r", f"127.0.0.1:{server.udp_port()}"]
+        arguments = ["-l", "127.0.0.1:0", "-r", f"127.0.0.1:{server.udp_port()}", *shards]
         client = Program("client", [*command, "client", *arguments], env=environment)
         stack.callback(client.stop)
         client.wait_for_log("memory:")
@@ -91,8 +94,36 @@ def test_what_sessions_need_is_loaded_before_the_program_listens() -> None:
                 {match[1] for line in lines if (match := loads.match(line))}
                 for lines in (program.log[:ready], program.log[ready:])
             )
-            assert {"numpy._core", "cramjam"} <= early
+            assert "cramjam" in early and ("numpy._core" in early) == bool(shards)
             assert not late - set(sys.builtin_module_names)  # which no file is read for
+
+
+def test_numpy_is_loaded_when_parity_goes_to_a_kcptun() -> None:
+    require("kcptun-server")
+    with Target(echo_handler) as target, Tunnel("ours", "go", target.address) as tunnel:
+        client = tunnel.client
+        assert "numpy" not in Path(f"/proc/{client.pid}/maps").read_text()
+        with connect(tunnel.address) as sock:
+            ask(sock)
+            wait_until(lambda: "numpy" in Path(f"/proc/{client.pid}/maps").read_text(), "numpy is loaded")
+            ask(sock)
+
+
+def test_numpy_that_cannot_be_loaded_costs_only_speed() -> None:
+    require("kcptun-server")
+    with Target(echo_handler) as target, Tunnel("ours", "go", target.address) as tunnel:
+        client = tunnel.client
+        with connect(tunnel.address) as sock:
+            wait_until(lambda: any("stream opened" in line for line in client.log), "the stream has its descriptors")
+            limits = resource.prlimit(client.pid, resource.RLIMIT_NOFILE)
+            resource.prlimit(client.pid, resource.RLIMIT_NOFILE, (client.descriptor_count(), limits[1]))
+            for _ in range(3):
+                ask(sock)
+                client.counters()  # and each of these is a turn of the main thread, with all its chores
+            assert "numpy" not in Path(f"/proc/{client.pid}/maps").read_text()
+            resource.prlimit(client.pid, resource.RLIMIT_NOFILE, limits)
+        with connect(tunnel.address) as sock:
+            ask(sock)
 
 
 @pytest.mark.parametrize("end", ["client", "server"])

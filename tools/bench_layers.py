@@ -33,7 +33,7 @@ from kcptun_lite.core.conversation import KEEPALIVE_TIMEOUT
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.crypt.crypt import METHODS, PacketCrypt, derive_key, make_crypt
 from kcptun_lite.core.fec.decoder import FecDecoder
-from kcptun_lite.core.fec.encoder import FecEncoder
+from kcptun_lite.core.fec.encoder import FecEncoder, speed_up
 from kcptun_lite.core.kcp.kcp import Kcp, KcpParams
 from kcptun_lite.core.mux.smux import SmuxSession
 from kcptun_lite.core.mux.snappy import SnappyDecoder, SnappyEncoder
@@ -266,6 +266,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     """The command line."""
+    speed_up(*SHARDS)
     options = parse_arguments()
     results: dict[str, dict[str, dict[str, Cost]]] = {}
     if options.crypt == "all":

@@ -12,7 +12,7 @@ import sys
 from kcptun_lite.app.config import ClientConfig, ServerConfig
 from kcptun_lite.core.batch.pool import BATCH_BYTES, BULK_FACTOR, RELAY_BYTES
 from kcptun_lite.core.budget import HEADROOM, SEGMENT_BYTES, SEGMENT_COST
-from kcptun_lite.core.conversation import EXPANDED_BYTES, RECEIVE_LEAST, SEND_LEAST
+from kcptun_lite.core.conversation import EXPANDED_BYTES, FEC_LEAST, RECEIVE_LEAST, SEND_LEAST
 from kcptun_lite.core.fec.decoder import HELD_BYTES_MAX
 from kcptun_lite.core.kcp.kcp import RCV_WND_START, READ_SEGMENTS
 from kcptun_lite.core.kcp.sender import QUEUE_TARGET
@@ -58,7 +58,8 @@ def most_of_session(params: ConversationParams) -> int:
 
 def least_limit(params: ConversationParams, sessions: int) -> int:
     """The smallest `--memlimit` with which this many sessions get on."""
-    session = BATCHES * params.batch_bytes + SEND_LEAST + RECEIVE_LEAST + 2 * SNAPPY_CHUNK_MAX
+    fec = max(FEC_LEAST, params.shards_bytes)
+    session = BATCHES * params.batch_bytes + SEND_LEAST + RECEIVE_LEAST + fec + 2 * SNAPPY_CHUNK_MAX
     return HEADROOM + RELAY_BYTES + sessions * session
 
 

@@ -34,8 +34,8 @@ class PathManager:
         self._is_stopping = Event()
         self._troubled: SimpleQueue[tuple[Session, int | None] | None] = SimpleQueue()
         "who, and if it was an order, when it was asked for an answer (ms)"
-        self._tries: dict[Session, tuple[int, int, Address]] = {}
-        "ms of the next try, the pause after it, and where the last one went"
+        self._tries: dict[Session, tuple[int, int, Address | None]] = {}
+        "ms of the next try, the pause after it, and where the last one went, if there was one"
         self._thread = Thread(target=self._run, name="path manager")
 
     def start(self) -> None:
@@ -72,31 +72,35 @@ class PathManager:
             now = monotonic_ms()
             for known in [known for known in self._tries if known.is_closed]:
                 del self._tries[known]
-            due, pause, tried = self._tries.get(session, (now, FIRST_PAUSE, session.remote))
+            due, pause, tried = self._tries.get(session, (now, FIRST_PAUSE, None))
             if due + LAST_PAUSE < now:
-                pause, tried = FIRST_PAUSE, session.remote  # that trouble is over, this is another
+                pause, tried = FIRST_PAUSE, None  # that trouble is over, this is another
             if session.is_closed or (now < due and not is_order):
                 continue
             if not is_order:
-                self._route.failed(tried)
+                self._route.failed(tried or session.remote)
+            # The session's own port first, and by turns with others: the line may have been dead, or that port alone.
+            keeps_port = is_order or not tried or tried[1] != session.remote[1]
             try:
-                tried = self._redial(session, is_order)
+                tried = self._redial(session, is_order, keeps_port)
             except Exception as exc:  # a bug, or no thread to be had: it is reported again while it is in trouble
                 log.limited("redial", f"{session!r}: {exc!r}", log.Level.ERROR)
             self._tries[session] = now + pause, min(2 * pause, LAST_PAUSE), tried
 
     def _is_answered(self, session: Session, asked_at: int) -> bool:
         """Wait for the answer to a question; whether there is one."""
+        watch = session.watch
         while not session.is_closed and not self._is_stopping.is_set():
             waited = monotonic_ms() - asked_at
-            if session.watch.silence(monotonic_ms()) < waited:
+            # Another thread may have sent the question, after `asked_at`: that it is young is no answer.
+            if watch.heard_at >= asked_at and watch.silence(monotonic_ms()) < waited:
                 return True
-            if waited >= session.watch.patience:
+            if waited >= watch.patience:
                 return False
             self._is_stopping.wait(ANSWER_LOOK)
         return True
 
-    def _redial(self, session: Session, is_order: bool) -> Address:
+    def _redial(self, session: Session, is_order: bool, keeps_port: bool) -> Address:
         """Where it is tried now."""
         remote = session.remote
         try:
@@ -106,7 +110,7 @@ class PathManager:
                 text = f"going on from a new socket to {format_address(remote)}"
             else:
                 text = f"no answer from {format_address(remote)}, trying another way"
-                remote = self._dialer.path_probe(session)
+                remote = self._dialer.path_probe(session, keeps_port=keeps_port)
         except TransportError as exc:
             log.limited("redial", f"no way to the server: {exc}")
         else:

@@ -27,6 +27,7 @@ from kcptun_lite.core.conversation import Conversation
 from kcptun_lite.core.counters import Counters, total
 from kcptun_lite.core.crypt.crypt import METHODS, derive_key
 from kcptun_lite.core.crypt.qpp import QppPads, QppStream
+from kcptun_lite.core.fec.encoder import speed_up
 from kcptun_lite.core.kcp.kcp import RCV_WND_START, KcpParams
 from kcptun_lite.core.params import ConversationParams
 from kcptun_lite.core.wire import FEC_DEFAULT_SHARDS
@@ -81,6 +82,7 @@ class Tunnel(ABC):
         self._established = self._max_established = 0
         self._is_quiet = True
         "no buffer was wanted for a second"
+        self._has_fast_parity = False
         self._memory_waits = 0
         memory.check_limit(config, self.context.params)
         self._spoken = Spoken()
@@ -208,10 +210,14 @@ class Tunnel(ABC):
     def _load_libraries(self) -> None:
         """What a session needs, by making what one is made of: later there may be no descriptor to load it with.
 
-        Raises: ConfigError if something is not installed.
+        Numpy is for those alone who send parity: at once if shards are given, else when a peer is known to be none of
+        ours. Raises: ConfigError if something is not installed.
         """
         crypt = self.context.make_crypt()
         params = self.context.params._replace(adapts=False)  # else it waits for its peer's first bytes
+        if params.has_fec and params.has_own_shards:
+            speed_up(params.data_shards, params.parity_shards)
+            self._has_fast_parity = True
         Conversation(
             0, params, Counters(), is_client=True, headroom=crypt.headroom, tailroom=crypt.tailroom, now=monotonic_ms()
         )
@@ -258,10 +264,21 @@ class Tunnel(ABC):
         return [
             lambda now: self._snmp_log.tick(now, self.counters),
             self._status_file.tick,
+            lambda now: self._speed_parity_up(),
             lambda now: self._give_memory_back(),
             self._tell_of_memory,
             lambda now: self._limits.look(self._sessions()),
         ]
+
+    def _speed_parity_up(self) -> None:
+        """In the main thread, as it takes its time, and the streams go on meanwhile."""
+        if self._has_fast_parity:
+            return
+        for session in self._sessions():
+            if session.conversation.wants_fast_parity:
+                params = session.conversation.params
+                self._has_fast_parity = True  # or has not, and will not have
+                return speed_up(params.data_shards, params.parity_shards)
 
     def _give_memory_back(self) -> None:
         was_quiet, self._is_quiet = self._is_quiet, self.pool.trim()

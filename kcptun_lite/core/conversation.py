@@ -24,12 +24,7 @@ from kcptun_lite.core.mux.smux import Event, SmuxSession
 from kcptun_lite.core.mux.snappy import SnappyDecoder, SnappyEncoder
 from kcptun_lite.core.params import ConversationParams
 from kcptun_lite.core.validation import AddressValidation
-from kcptun_lite.core.wire import (
-    FEC_HEADER_SIZE,
-    SNAPPY_IDENTIFIER,
-    Buffer,
-    is_run_of_segments,
-)
+from kcptun_lite.core.wire import FEC_HEADER_SIZE, SNAPPY_IDENTIFIER, Buffer, is_run_of_segments
 from kcptun_lite.errors import ConfigError, RemoteProtocolError
 
 # The Go program gives a silent peer up after 30 to 60 s (docs/protocol.md, "Keep-alive"). We look for another way to it
@@ -40,7 +35,7 @@ KEEPALIVE_TIMEOUT = 75_000  # ms
 # Bytes that a conversation may hold however little the budget has left, so that it always gets on.
 SEND_LEAST = 32 * 1024
 RECEIVE_LEAST = 64 * 1024
-FEC_LEAST = 32 * 1024  # a group or two
+FEC_LEAST = 32 * 1024  # a group or two; one group of the shards that are set here, if that is more
 HANDSHAKE_BYTES = 250  # of the credit of an address that is not validated: our hello, and its repetitions
 ANSWERS_MAX = 4 * QUEUE_TARGET  # bytes queued, far above what writers may fill: who makes us answer must take it, too
 MOST_PARITY = 2  # for each data shard; who wants 1/255 would have us send 256 times as much, and gets none
@@ -102,7 +97,7 @@ class Conversation:
         if has_fec:
             self._encoder = UncodedFec(headroom) if params.adapts else self._make_encoder()
         self._decoder = FecDecoder(counters)
-        self._slot = -(-params.kcp.mtu // PACKET_ALIGNMENT) * PACKET_ALIGNMENT
+        self._fec_least = max(FEC_LEAST, params.shards_bytes)
         self._snappy_encoder: SnappyEncoder | None = None
         self._snappy_decoder: SnappyDecoder | None = None
         self._smux: SmuxSession | None = None
@@ -209,6 +204,11 @@ class Conversation:
         return events
 
     @property
+    def wants_fast_parity(self) -> bool:
+        """Whether parity is sent to a peer that has spoken: the first bytes of one of ours make us do without."""
+        return self._pulled_bytes > 0 and isinstance(self._encoder, FecEncoder)
+
+    @property
     def held_bytes(self) -> int:
         """Everything buffered in this conversation."""
         return self._sending_bytes() + self._received_bytes()
@@ -255,7 +255,7 @@ class Conversation:
     def packets_to_send(self, batch: PacketBatch, now: int) -> bool:
         """Put packets into the batch, still to be sealed; True if the batch was full: send it and call again."""
         self._now = now
-        slots = (batch.capacity - batch.end) // self._slot
+        slots = (batch.capacity - batch.end) // self.params.slot
         encoder = self._encoder
         first = len(batch)
         if encoder is None:
@@ -490,7 +490,7 @@ class Conversation:
             most = max(self.params.kcp.rcv_wnd, self.params.kcp.rcv_wnd_max)
             kcp.resize_window(min(most, kcp.received.unread_count + allowance // SEGMENT_BYTES))
             decoder = self._decoder
-            decoder.held_limit = min(HELD_BYTES_MAX, max(FEC_LEAST, decoder.held_bytes + allowance // 2))
+            decoder.held_limit = min(HELD_BYTES_MAX, max(self._fec_least, decoder.held_bytes + allowance // 2))
 
     def _push_frames(self) -> None:
         frames = self._streams.frames_to_send()

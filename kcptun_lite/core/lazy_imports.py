@@ -31,20 +31,32 @@ def import_beside(stand_ins: StandIns, name: str) -> Any:
 
 
 def load_numpy() -> None:
-    """Make sure that numpy can be imported. Raises: ImportError.
+    """Make sure that numpy can be imported. Raises: ImportError, whatever it is that fails.
 
     Left out: its docstrings, and the signatures of its functions, which `inspect` (ast, dis, tokenize) would compute.
     """
-    global _has_numpy
+    global _has_numpy, _is_numpy_broken
+    if _is_numpy_broken:
+        raise ImportError("numpy could not be loaded before")
+    try:
+        _import_numpy()
+    except ModuleNotFoundError:
+        raise
+    except Exception as exc:  # no descriptors, no memory; half of it may be there, and a second try would fail as well
+        _is_numpy_broken = True
+        raise ImportError(f"numpy cannot be loaded: {exc}") from exc
+    _has_numpy = True
+
+
+def _import_numpy() -> None:
     if not sys.modules.get("numpy"):
         no_docstrings = ("numpy._core._add_newdocs", "numpy._core._add_newdocs_scalars")
         stand_ins = {name: ModuleType(name) for name in no_docstrings}
         import_beside({**stand_ins, "inspect": _Inspect("inspect")}, "numpy")
     import_module("numpy")  # waits for another thread that is at it
-    _has_numpy = True
 
 
-_has_numpy = False
+_has_numpy = _is_numpy_broken = False
 
 
 def loaded_numpy() -> Any:

@@ -46,8 +46,17 @@ class ConversationParams(NamedTuple):
     @property
     def group_bytes(self) -> int:
         """The least room for packets at once: a group's parity must fit beside its data."""
-        slot = -(-self.kcp.mtu // PACKET_ALIGNMENT) * PACKET_ALIGNMENT
-        return (self.parity_shards + 16) * slot
+        return (self.parity_shards + 16) * self.slot
+
+    @property
+    def shards_bytes(self) -> int:
+        """What error correction holds of a whole group, of these numbers."""
+        return (self.data_shards + self.parity_shards) * self.slot if self.has_fec else 0
+
+    @property
+    def slot(self) -> int:
+        """The most that a packet takes, aligned."""
+        return -(-self.kcp.mtu // PACKET_ALIGNMENT) * PACKET_ALIGNMENT
 
     def answering(self, *, fec: bool) -> "ConversationParams":
         """What to be set to for a peer whose first packet has a FEC header, or has none.

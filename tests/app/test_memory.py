@@ -53,6 +53,8 @@ def test_a_limit_that_cannot_hold_a_session_is_refused_with_the_least_that_works
     memory.check_limit(config("--memlimit", "0"), PARAMS)
     with pytest.raises(ConfigError, match=r"cannot hold 20 sessions \(--conn\)"):
         memory.check_limit(config("--memlimit", str(least), "--conn", "20"), PARAMS)
+    large = PARAMS._replace(data_shards=70, parity_shards=30)
+    assert memory.least_limit(large, 1) >= least + 70 * PARAMS.kcp.mtu, "a group of error correction, and its parity"
 
 
 def test_the_worst_case_is_told() -> None:

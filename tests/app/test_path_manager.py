@@ -24,6 +24,7 @@ class FakeSession:
         self.is_answered = False
         self.asked = 0
         self.patience = 0
+        self.heard_at = 1 << 60
 
     def probe(self) -> None:
         self.asked += 1
@@ -38,6 +39,8 @@ class Around:
     def __init__(self) -> None:
         self.redialed: list[Any] = []
         self.probed: list[Any] = []
+        self.probed_port: list[bool] = []
+        "of each, whether to the session's own port"
         self.failed_at: list[Address] = []
         self.is_dead = False
 
@@ -48,11 +51,12 @@ class Around:
         self.redialed.append(session)
         session.remote = ("b", 2)
 
-    def path_probe(self, session: Any) -> Address:
+    def path_probe(self, session: Any, *, keeps_port: bool) -> Address:
         self.probed.append(session)
+        self.probed_port.append(keeps_port)
         if self.is_dead:
             raise TransportError("no way")
-        return ("b", len(self.probed))
+        return ("b", session.remote[1] if keeps_port else 100 + len(self.probed))
 
 
 class Room:
@@ -130,10 +134,28 @@ def test_what_was_tried_last_is_what_has_failed(managing: Room) -> None:
     for _ in range(3):
         managing.report(session)
         managing.clock.now += LAST_PAUSE
-    assert managing.around.failed_at == [("a", 1), ("b", 1), ("b", 2)], "its own server first, then the path probe'"
+    assert managing.around.failed_at == [("a", 1), ("b", 1), ("b", 102)], "its own server first, then the path probe'"
     managing.clock.now += 2 * LAST_PAUSE
     managing.report(session)
     assert managing.around.failed_at[-1] == session.remote, "another trouble"
+
+
+def test_the_own_port_is_tried_first_and_by_turns_with_others(managing: Room) -> None:
+    session = FakeSession()
+    for _ in range(4):
+        managing.report(session)
+        managing.clock.now += LAST_PAUSE
+    assert managing.around.probed_port == [True, False, True, False]
+
+
+def test_an_order_asks_at_the_own_port_whatever_was_tried_before(managing: Room) -> None:
+    session = FakeSession()
+    session.is_peer_ours = False
+    managing.sessions.append(session)
+    managing.report(session)
+    managing.path_manager.redial_all()
+    managing.settle()
+    assert managing.around.probed_port == [True, True]
 
 
 def test_sessions_do_not_wait_for_each_other(managing: Room) -> None:
@@ -171,6 +193,15 @@ def test_an_order_keeps_the_ways_that_answer(managing: Room) -> None:
     managing.settle()
     assert (answers.asked, silent.asked) == (1, 1)
     assert managing.around.redialed == [silent]
+
+
+def test_a_question_that_was_sent_late_is_no_answer(managing: Room) -> None:
+    session = FakeSession()
+    session.is_answered, session.heard_at = True, managing.clock.now - 1
+    managing.sessions.append(session)
+    managing.path_manager.redial_all()
+    managing.settle()
+    assert managing.around.redialed == [session]
 
 
 def test_an_order_tries_another_way_beside_that_of_a_server_that_does_not_follow(managing: Room) -> None:

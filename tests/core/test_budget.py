@@ -197,3 +197,15 @@ def test_a_reader_holds_what_it_has_taken_until_it_comes_again() -> None:
     assert more
     conversation.close_stream(sid)
     assert conversation.held_bytes < before - taken - more
+
+
+def test_without_any_room_one_group_of_the_own_shards_may_still_be_held() -> None:
+    """Else error correction of large groups only costs, and wins nothing back."""
+    settings = params(data_shards=70, parity_shards=30)
+    pair = limited_pair(settings, 2 * MIB)
+    budget = next(budgets(pair))
+    budget.update(budget.free)
+    sid = pair.a.open_stream()
+    pair.a.write(sid, b"x")
+    pair.drive(lambda: pair.b.received.get(sid) == b"x", limit=2_000)
+    assert pair.a.conversation._decoder.held_limit >= 100 * settings.kcp.mtu

@@ -1,11 +1,14 @@
-"""Locks that know their order, put in place of all others for the length of a test.
+"""Locks that know their order and what they guard, put in place of all others for the length of a test.
 
 In      nothing: `locks_in_order` is on in every test of net/ and app/
-Out     a failed test when some thread has waited for a lock it should have taken before another one
-Knows   the table of locks in the design: tunnel 1, listener 2, a session's tx lock 3, its state 4, leaves 5
+Out     a failed test when some thread has waited for a lock it should have taken before another one, or has changed
+        what a lock guards, or called what must be called under it, without the lock
+Knows   the table of locks in the design: tunnel 1, listener 2, a session's tx lock 3, its state 4, leaves 5, those
+        below leaves 6; what each guards
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import wraps
 from threading import Condition, Lock, get_ident
 from typing import Any
 
@@ -13,10 +16,30 @@ import pytest
 
 from kcptun_lite.app.tunnel import Tunnel
 from kcptun_lite.core.batch.pool import BufferPool
+from kcptun_lite.core.budget import Budget
+from kcptun_lite.core.conversation import Conversation
+from kcptun_lite.core.kcp.kcp import Kcp
 from kcptun_lite.net.ends.listener import Listener
 from kcptun_lite.net.ends.route import Route
 from kcptun_lite.net.session.session import Session
+from kcptun_lite.net.session.stream import Stream
 from kcptun_lite.net.session.update_thread import UpdateThread
+from kcptun_lite.net.udp.udp_socket import UdpSocket
+
+UNDER_SESSION_LOCK = (
+    "open_stream",
+    "send_stream_data",
+    "take_stream_data",
+    "finish_stream",
+    "close_stream",
+    "take_events",
+    "receive_packets",
+    "packets_to_send",
+    "tick",
+    "ping",
+    "say_goodbye",
+)
+"what changes a conversation"
 
 
 class OrderedLock:
@@ -51,6 +74,16 @@ class OrderedLock:
         self._held[get_ident()].remove(self)
         self._lock.release()
 
+    @property
+    def is_mine(self) -> bool:
+        """Whether this thread holds it."""
+        return self in self._held.get(get_ident(), [])
+
+    def expect(self, what: str) -> None:
+        """Note it if this thread does not hold the lock, as it must for `what`."""
+        if not self.is_mine:
+            self.violations.append(f"{what} without {self}")
+
     def locked(self) -> bool:
         """As a Lock has it; threading.Condition asks for it since Python 3.14."""
         return self._lock.locked()
@@ -75,6 +108,34 @@ def locks_in_order(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
         monkeypatch.setattr(room, "__init__", init)
 
+    def guard_writes(room: type, lock_name: str, names: set[str]) -> None:
+        """After its making, an object's attributes of these names are only set under its lock."""
+        plain = room.__setattr__
+
+        def set_guarded(self: Any, name: str, value: Any) -> None:
+            lock = getattr(self, lock_name, None)
+            if name in names and isinstance(lock, OrderedLock):
+                lock.expect(f"{room.__name__}.{name} was set")
+            plain(self, name, value)
+
+        monkeypatch.setattr(room, "__setattr__", set_guarded)
+
+    def guard_calls(room: type, names: Iterable[str], lock_of: Callable[[Any], Any]) -> None:
+        """These methods are only called under the lock; `lock_of` gives None for an object that nobody shares."""
+
+        def guarded(call: Callable[..., Any]) -> Callable[..., Any]:
+            @wraps(call)
+            def check(self: Any, *args: Any, **kwargs: Any) -> Any:
+                lock = lock_of(self)
+                if isinstance(lock, OrderedLock):
+                    lock.expect(f"{room.__name__}.{call.__name__} was called")
+                return call(self, *args, **kwargs)
+
+            return check
+
+        for name in names:
+            monkeypatch.setattr(room, name, guarded(getattr(room, name)))
+
     def in_tunnel(tunnel: Any) -> None:
         tunnel._lock = OrderedLock(1, "tunnel")
         tunnel._relay_gone = _condition(tunnel._lock)
@@ -82,6 +143,7 @@ def locks_in_order(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def in_session(session: Any) -> None:
         session._tx_lock = OrderedLock(3, "session tx")
         session.lock = OrderedLock(4, "session")
+        session.conversation.guard = session.conversation.kcp.guard = session.lock
 
     replace(Tunnel, in_tunnel)
     replace(Listener, lambda listener: setattr(listener, "_lock", OrderedLock(2, "listener")))
@@ -89,9 +151,25 @@ def locks_in_order(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     replace(BufferPool, lambda pool: setattr(pool, "_lock", OrderedLock(5, "pool")))
     replace(UpdateThread, lambda ticker: setattr(ticker, "_condition", _condition(OrderedLock(5, "ticker"))))
     replace(Route, lambda route: setattr(route, "_lock", OrderedLock(5, "route")))
+    replace(Budget, lambda budget: setattr(budget, "_lock", OrderedLock(6, "budget")))
+    replace(UdpSocket, lambda udp: setattr(udp, "_calls_lock", OrderedLock(6, "UDP calls")))
+
+    guard_writes(Tunnel, "_lock", {"_established", "_max_established"})
+    guard_writes(Route, "_lock", {"_current"})
+    guard_writes(Budget, "_lock", {"used", "peak", "waits"})
+    guard_writes(UdpSocket, "_calls_lock", {"_calls", "_is_closed"})
+    guard_calls(Conversation, UNDER_SESSION_LOCK, lambda conversation: getattr(conversation, "guard", None))
+    guard_calls(Kcp, ["probe", "flush", "receive", "send"], lambda kcp: getattr(kcp, "guard", None))
+    for room, lock_of in (
+        (Stream, lambda stream: getattr(stream._owner, "lock", None)),
+        (Session, lambda session: session.lock),
+        (Route, lambda route: route._lock),
+        (UpdateThread, lambda ticker: ticker._condition._lock),
+    ):
+        guard_calls(room, [name for name in vars(room) if name.endswith("_locked")], lock_of)
     OrderedLock.violations.clear()
     yield
-    assert not OrderedLock.violations
+    assert OrderedLock.violations == []
 
 
 def _condition(lock: Any) -> Condition:

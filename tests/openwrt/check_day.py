@@ -51,7 +51,7 @@ def tunnel(name: str, port: str, **options: str) -> str:
 
 def config(**options: str) -> str:
     """Two tunnels and a disabled one; `options` are the second's."""
-    return tunnel("ours", "29900") + tunnel("go", "29950", **options) + section("client", "spare", enabled="0")
+    return tunnel("ours", "29900-29909") + tunnel("go", "29950", **options) + section("client", "spare", enabled="0")
 
 
 class Connection:
@@ -107,7 +107,7 @@ class World:
         self.router.reset()
         self.start("echo", "ready", [*PYTHON, "tests.openwrt.services", "echo", SERVER])
         serve = ["-t", f"{SERVER}:7", "--nocomp", "--mode", "fast3"]
-        ours = [*PYTHON, "kcptun_lite", "server", "-l", f"{SERVER}:29900", *serve]
+        ours = [*PYTHON, "kcptun_lite", "server", "-l", f"{SERVER}:29900-29909", *serve]
         self.start("ours", "listening on", ours)
         self.start("go", "listening on", ["kcptun-server", "-l", f"{SERVER}:29950", *serve])
 

@@ -73,6 +73,7 @@ class PlainGcm:
 
     def __init__(self, key: bytes) -> None:
         self._aes = load("Cipher.AES")
+        load("Cipher._mode_gcm")  # which the first object would bring, with all that it wants
         self._key = key
 
     def seal(self, arena: memoryview, packets: Spans) -> None:

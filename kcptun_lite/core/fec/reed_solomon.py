@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Protocol
 
-from kcptun_lite.core.lazy_imports import load_numpy, loaded_numpy
+from kcptun_lite.core.lazy_imports import loaded_numpy
 from kcptun_lite.core.wire import MTU_MAX, Buffer
 
 if TYPE_CHECKING:
@@ -210,9 +210,8 @@ class PackedSums:
 def packed_tables(rows: Rows) -> "NDArray[np.unsignedinteger]":
     """Look-up tables, (lanes, 256 * known shards) words: word 256 * k + b holds b's products in column k.
 
-    A lane serves as many rows as its word has bytes: 1, 2, 4 or 8. Raises: ImportError where numpy is missing.
+    A lane serves as many rows as its word has bytes: 1, 2, 4 or 8. Numpy must be loaded.
     """
-    load_numpy()
     import numpy as np
 
     size = next((size for size in (1, 2, 4) if size >= len(rows)), 8)
@@ -230,12 +229,9 @@ def _parity_tables(data_shards: int, parity_shards: int) -> "NDArray[np.unsigned
 
 
 def parity_sums(data_shards: int, parity_shards: int) -> ShardSums:
-    """Sums that are the parity shards of a group, for shards of up to MTU_MAX bytes; with numpy where it exists."""
-    if parity_shards >= PACKED_FROM:
-        try:
-            return PackedSums(_parity_tables(data_shards, parity_shards), parity_shards, MTU_MAX)
-        except ImportError:
-            pass
+    """Sums that are the parity shards of a group, for shards of up to MTU_MAX bytes; with numpy if that is loaded."""
+    if parity_shards >= PACKED_FROM and loaded_numpy():
+        return PackedSums(_parity_tables(data_shards, parity_shards), parity_shards, MTU_MAX)
     return PlainSums(parity_rows(data_shards, parity_shards))
 
 

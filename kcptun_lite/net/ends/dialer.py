@@ -56,16 +56,19 @@ class Dialer:
 
     def redial(self, session: Session) -> None:
         """Move a session to a fresh socket, and to what the route now holds for the way. Raises: TransportError."""
-        session.change_path(*self._path_probe(session))
+        session.change_path(*self._path_probe(session, keeps_port=True))
 
-    def path_probe(self, session: Session) -> Address:
-        """Try a fresh socket beside the session's own; returns where to. Raises: TransportError."""
-        path_probe = self._path_probe(session)
+    def path_probe(self, session: Session, *, keeps_port: bool) -> Address:
+        """Try a fresh socket beside the session's own; returns where to. Raises: TransportError.
+
+        `keeps_port`: to the session's own port. A port of its server's range knows what the others know only with ours.
+        """
+        path_probe = self._path_probe(session, keeps_port=keeps_port)
         session.start_path_probe(path_probe)
         return path_probe.remote
 
-    def _path_probe(self, session: Session) -> PathProbe:
-        udp, remote = self._route.open()
+    def _path_probe(self, session: Session, *, keeps_port: bool) -> PathProbe:
+        udp, remote = self._route.open(session.remote[1] if keeps_port else None)
         receiver = self._receiver(session, udp, remote)
         try:
             receiver.start()

@@ -241,7 +241,7 @@ class Listener:
     def _create(self, conv: int, address: Address, local: Local | None, *, fec: bool, now: int) -> Session | None:
         if self._is_closing:
             return None
-        why, gives_way = self._table.refusal(address)
+        why, gives_way = self._table.refusal(address, now)
         if why:
             why = f"--maxsessions: {why}"
         elif self._context.pool.budget.free < SESSION_COST:
@@ -251,7 +251,7 @@ class Listener:
             self._answer(conv, address, local, wnd=KCP_WND_INITIAL, una=0, ts=KCP_REFUSAL_TS)
             return None
         if gives_way:
-            gives_way.close(SessionClosed("gives way: its client has not shown where it is"))
+            gives_way.close(SessionClosed("gives way: it is not used, or its client has not shown where it is"))
         session = self._context.make_session(
             conv,
             self._context.params.answering(fec=fec),

@@ -36,8 +36,9 @@ class Server(NamedTuple):
 class Route:
     """Gives out sockets to the servers in turn; thread-safe.
 
-    The server used last is used again until it is reported as failed. Each socket goes to a random port of
-    its server's range, and to the next address of its name (all generations use the first one only).
+    The server used last is used again until it is reported as failed. Each socket goes to the port that is asked
+    for or else to a random one of its server's range, and to the next address of its name (all generations use the
+    first one only).
     """
 
     def __init__(self, servers: list[Server], options: UdpOptions, stop: Event) -> None:
@@ -56,14 +57,16 @@ class Route:
         self._pending: set[str] = set()
         "hosts that are being resolved"
 
-    def open(self) -> tuple[UdpSocket, Address]:
-        """A new socket and the address to use it for. Raises: TransportError."""
+    def open(self, wanted_port: int | None = None) -> tuple[UdpSocket, Address]:
+        """A new socket and the address to use it for, at `wanted_port` if its server has it. Raises: TransportError."""
         with self._lock:
             index = self._current
             server = self._servers[index]
             tries = self._tries[index]
-        ports = server.port_max - server.port_min + 1
-        port = server.port_min + int.from_bytes(os.urandom(4), "big") % ports
+        ports = range(server.port_min, server.port_max + 1)
+        port = ports[int.from_bytes(os.urandom(4), "big") % len(ports)]
+        if wanted_port is not None and wanted_port in ports:
+            port = wanted_port
         try:
             udp, addresses = self._dial(server.host, port, tries)
         except TransportError:

@@ -20,6 +20,9 @@ from kcptun_lite.net.session.session import Session
 
 SHARE_OF_UNVALIDATED = 16  # one host may have this part of --maxsessions that have not shown where they are ...
 MOST_OF_ONE_HOST = 3 / 4  # ... and so much in all: an office, or a provider's NAT, is one host
+IDLE_BEFORE = (
+    10_000  # ms without a stream after which a session gives way to a newcomer of its host, if there are so many
+)
 ENDED_MAX = 4096  # conversations remembered after they are over, so that their first packets begin nothing again
 EARLY_MAX = 32  # sessions that reach the target before they are validated, at once ...
 EARLY_PER_SECOND = 8  # ... and new ones; further ones wait the round trip that it takes
@@ -66,17 +69,21 @@ class SessionTable:
         """Whether a session of this conversation was validated and is over: what begins it again is a replay."""
         return conv in self._ended
 
-    def refusal(self, address: Address) -> tuple[str, Session | None]:
-        """Why there is no room for a session from this address, "" if there is; then who must be closed for it."""
+    def refusal(self, address: Address, now: int) -> tuple[str, Session | None]:
+        """Why there is no room for a session from this address, "" if there is; then who must be closed for it.
+
+        A client of kcptun with --autoexpire keeps what has expired for ten minutes, and will not use it again.
+        """
         host = host_of(address)
         with self._lock:
             if self._unvalidated_per_host[host] >= self._max_unvalidated:
                 return "", next(one for one in self._unvalidated if host_of(self._places[one][1]) == host)
             if self._per_host[host] >= self._max_of_host:
-                return f"allow {self._max_of_host} from one address", None
+                idle = self._longest_idle_locked(host, now)
+                return ("", idle) if idle else (f"allow {self._max_of_host} from one address", None)
             if len(self._places) < self._max:
                 return "", None
-            oldest = next(iter(self._unvalidated), None)
+            oldest = next(iter(self._unvalidated), None) or self._longest_idle_locked(host, now)
             return ("", oldest) if oldest else ("are open", None)
 
     def add(self, session: Session, place: Place) -> None:
@@ -147,6 +154,15 @@ class SessionTable:
             self._early_left = min(EARLY_MAX, self._early_left + EARLY_PER_SECOND)
 
     # -- inside --------------------------------------------------------------------------------
+
+    def _longest_idle_locked(self, host: str, now: int) -> Session | None:
+        """Whose client is this host and has had no stream for the longest time, if that is long enough."""
+        idle = [
+            session
+            for session, place in self._places.items()
+            if not session.stream_count and now - session.idle_since >= IDLE_BEFORE and host_of(place[1]) == host
+        ]
+        return min(idle, key=lambda session: session.idle_since, default=None)
 
     def _settle_locked(self, session: Session, place: Place) -> None:
         self._places[session] = place

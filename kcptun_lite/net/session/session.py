@@ -74,7 +74,7 @@ class Session:
         self.local: Local | None = None
         "which of our addresses the peer has asked, where the answers come from (servers)"
         self.counters = counters
-        self.opened_at = monotonic_ms()
+        self.opened_at = self.idle_since = monotonic_ms()
         self.watch = PeerWatch(conversation.kcp, self.opened_at, is_client=owns_socket)
         self.receiver: Thread | None = None
         "the thread that receives for this session alone (clients)"
@@ -493,3 +493,4 @@ class Session:
 
     def forget_locked(self, stream: Stream) -> None:
         self._streams.pop(stream.sid, None)
+        self.idle_since = monotonic_ms()

@@ -2,6 +2,7 @@
 
 import contextlib
 import random
+import subprocess
 import sys
 from collections.abc import Iterator
 from types import ModuleType
@@ -326,3 +327,15 @@ def test_no_method_fits_another_key_or_noise() -> None:
 def test_null_fits_what_looks_like_fec_or_kcp() -> None:
     assert fitting_methods(KEY, bytes.fromhex("01000000f1002c00") + noise(60)) == ["null"]
     assert fitting_methods(KEY, KCP_SEGMENT.pack(1, 81, 0, 128, 0, 0, 0, 9) + noise(8)) == []
+
+
+def test_judging_a_strangers_packet_loads_no_openssl() -> None:
+    """Any port scan makes a server judge a packet, so what that loads is there for good."""
+    code = (
+        "from kcptun_lite.core.crypt.crypt import derive_key, fitting_methods\n"
+        "assert fitting_methods(derive_key('k'), bytes(range(120))) == []\n"
+        "maps = open('/proc/self/maps').read()\n"
+        "assert '_ghash' in maps, 'GCM was tried'\n"
+        "assert 'libcrypto' not in maps and '_hashlib' not in maps\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -114,14 +114,14 @@ def is_data(packet: bytes) -> bool:
 # -- encoder -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("has_numpy", [True, False])
+@pytest.mark.parametrize("has_numpy", ["yes", "no", "later"])
 @pytest.mark.parametrize("at_once", [1, 4, 1000])
 @pytest.mark.parametrize("run", vectors("fec_encode")["runs"], ids=lambda run: f"{run['data']}/{run['parity']}")
 def test_packets_are_kcp_gos(
-    run: dict[str, Any], at_once: int, has_numpy: bool, monkeypatch: pytest.MonkeyPatch
+    run: dict[str, Any], at_once: int, has_numpy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also over the wrap of the seqid, and however the datagrams are put on batches."""
-    if not has_numpy:
+    """Also over the wrap of the seqid, however the datagrams are put on batches, and if numpy comes midway."""
+    if has_numpy != "yes":
         monkeypatch.setitem(sys.modules, "numpy", None)
     sender = Sender(run["data"], run["parity"])
     sender.encoder._seqid = run["start_seqid"]
@@ -129,11 +129,23 @@ def test_packets_are_kcp_gos(
     payloads = [bytes.fromhex(step["payload"]) for step in run["steps"]]
     for at in range(0, len(payloads), at_once):
         sent += sender.send(payloads[at : at + at_once], now=at, behind=at % 3)
+        if has_numpy == "later" and at >= len(payloads) // 3:
+            monkeypatch.undo()
     for step in run["steps"]:
         expected += unhex([step["data_packet"]]) + unhex(step["parity_packets"])
     if run["data"] == 1:  # the 500 ms rule of the new generation: no packet was before the first one
         del expected[1]
     assert sent == expected
+
+
+@pytest.mark.parametrize("groups_before_the_wrap", range(1, 12))
+def test_many_groups_at_once_wrap_as_one_by_one(groups_before_the_wrap: int) -> None:
+    senders = [Sender(10, 3), Sender(10, 3)]
+    payloads = [random.Random(number).randbytes(200) for number in range(100)]
+    for sender in senders:
+        sender.encoder._seqid = sender.encoder._seqid_end - 13 * groups_before_the_wrap
+    at_once = senders[0].send(payloads, 0)
+    assert at_once == [packet for payload in payloads for packet in senders[1].send([payload], 0)]
 
 
 @pytest.mark.parametrize("run", vectors("fec_encode_new")["runs"], ids=lambda run: run["gap_before_last_of_group_ms"])

@@ -18,6 +18,12 @@ def test_who_acknowledges_from_zero_for_a_while_is_born_again() -> None:
     assert not watched((0, True), (RESTART_AFTER, True), rto=RESTART_AFTER), "an answer may still be on its way"
 
 
+def test_a_single_datagram_is_never_enough() -> None:
+    watch = RestartDetector()
+    watch.note(is_from_zero=True, now=0)
+    assert not watch.is_certain(100 * RESTART_AFTER, rto=100)
+
+
 def test_one_good_answer_ends_the_suspicion() -> None:
     replayed = [(at, True) for at in range(0, 10 * RESTART_AFTER, 10)]
     answered = sorted([*replayed, *((at, False) for at in range(5, 10 * RESTART_AFTER, 200))])

@@ -131,6 +131,19 @@ def test_redial_goes_on_from_a_fresh_socket_with_all_that_was_lost(room: Room, s
     assert stream.read_chunks() == [b"found you"]
 
 
+def test_a_session_keeps_its_port_of_a_range(room: Room, session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    port = room.peer.address[1]
+    servers = [Server("127.0.0.1", max(1, port - 5000), min(65535, port + 5000))]
+    monkeypatch.setattr(room.dialer, "_route", Route(servers, UdpOptions(), threading.Event()))
+    for _ in range(5):
+        before = session.local_address
+        room.dialer.redial(session)
+        assert session.local_address != before and session.remote[1] == port
+        assert room.dialer.path_probe(session, keeps_port=True)[1] == port
+    ports = {room.dialer.path_probe(session, keeps_port=False)[1] for _ in range(5)}
+    assert len(ports) > 1
+
+
 def test_redial_of_a_closed_session_leaves_nothing_open(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
     session = room.dial()
     session.close()
@@ -138,7 +151,7 @@ def test_redial_of_a_closed_session_leaves_nothing_open(room: Room, monkeypatch:
     open_socket = room.route.open
 
     def note(*args: Any) -> Any:
-        udp, remote = open_socket()
+        udp, remote = open_socket(*args)
         opened.append(udp)
         return udp, remote
 
@@ -153,7 +166,7 @@ def test_without_a_way_a_session_keeps_its_old_path(
 ) -> None:
     before = session.local_address
 
-    def fail() -> Any:
+    def fail(*args: Any) -> Any:
         raise TransportError("no name server")
 
     monkeypatch.setattr(room.route, "open", fail)
@@ -184,7 +197,7 @@ def test_a_thread_that_cannot_start_leaves_nothing_open(
     monkeypatch.setattr(ReceiverThread, "start", fail)
     for attempt in (
         lambda: room.dialer.dial(lambda session: None, lambda session, reason: None),
-        lambda: room.dialer.path_probe(session),
+        lambda: room.dialer.path_probe(session, keeps_port=True),
         lambda: room.dialer.redial(session),
     ):
         with pytest.raises(TransportError, match="no thread"):

@@ -34,6 +34,7 @@ from kcptun_lite.net.ends.session_table import (
     EARLY_MAX,
     EARLY_PER_SECOND,
     ENDED_MAX,
+    IDLE_BEFORE,
     MOST_OF_ONE_HOST,
     SHARE_OF_UNVALIDATED,
     SessionTable,
@@ -432,8 +433,10 @@ def test_a_conversation_begins_once(room: Room) -> None:
 class StandIn:
     """As much of a session as the table looks at."""
 
-    def __init__(self, conv: int) -> None:
+    def __init__(self, conv: int, *, streams: int = 0, idle_since: int = 0) -> None:
         self.conversation = SimpleNamespace(conv=conv)
+        self.stream_count = streams
+        self.idle_since = idle_since
 
 
 def test_the_memory_of_conversations_is_bounded() -> None:
@@ -446,6 +449,43 @@ def test_the_memory_of_conversations_is_bounded() -> None:
     assert len(table._ended) == ENDED_MAX
     assert table.has_ended(ENDED_MAX + 9) and not table.has_ended(9)
     assert is_empty(table)
+
+
+def filled(*sessions: StandIn, address: Address) -> SessionTable:
+    """A table for four thirds as many, all of which are of one host and validated."""
+    table = SessionTable(len(sessions) * 4 // 3)
+    for one in sessions:
+        table.add(cast(Session, one), (None, address))
+        table.validate(cast(Session, one))
+    return table
+
+
+def test_the_longest_idle_session_of_a_host_gives_way_to_its_next_one() -> None:
+    """A client of kcptun keeps expired sessions alive for ten minutes, and never uses them again."""
+    now = 100_000
+    busy, young = StandIn(1, streams=1), StandIn(3, idle_since=now - IDLE_BEFORE + 1)
+    table = filled(busy, StandIn(2, idle_since=now - IDLE_BEFORE), young, address=HERE)
+    assert table.refusal(HERE, now - 1) == ("allow 3 from one address", None)
+    why, gives_way = table.refusal(HERE, now)
+    assert not why and gives_way is table.find(2)
+    assert table.refusal(HERE, now + 1)[1] is table.find(2), "not the younger one"
+
+
+def test_sessions_of_other_hosts_do_not_give_way() -> None:
+    table = filled(*(StandIn(conv) for conv in range(3)), address=HERE)
+    table.add(cast(Session, StandIn(9)), (None, ("10.9.9.9", 1)))
+    table.validate(cast(Session, table.find(9)))
+    assert table.refusal(("10.8.8.8", 1), 100_000) == ("are open", None)
+    assert table.refusal(("10.9.9.9", 1), 100_000) == ("", table.find(9))
+
+
+def test_a_session_is_idle_from_the_end_of_its_last_stream(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = room.open(HERE, conv=7)
+    room.prove(session)
+    monkeypatch.setattr("kcptun_lite.net.session.session.monotonic_ms", lambda: session.opened_at + 5_000)
+    assert session.idle_since == session.opened_at
+    room.streams[0].close()
+    assert session.idle_since == session.opened_at + 5_000
 
 
 def test_a_copy_that_overtakes_what_it_was_made_of_moves_no_session(room: Room) -> None:

@@ -185,6 +185,13 @@ def test_each_socket_gets_a_port_of_the_range(make_route: Callable[..., Route], 
     assert {port for _, port in names.dialed} == {5000, 5001, 5002, 5003}
 
 
+def test_a_wanted_port_is_given_if_its_server_has_it(make_route: Callable[..., Route]) -> None:
+    route = make_route(Server("a", 5000, 5999), Server("b", 7000, 7000))
+    assert {route.open(5000 + i)[1] for i in (0, 7, 999)} == {("a", 5000), ("a", 5007), ("a", 5999)}
+    route.failed(("a", 5007))
+    assert route.open(5007)[1] == ("b", 7000)
+
+
 def test_a_server_that_cannot_be_dialed_is_benched_too(make_route: Callable[..., Route], names: Names) -> None:
     names.dead.add("a")
     route = make_route(A, B)

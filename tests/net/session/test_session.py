@@ -371,8 +371,18 @@ def test_a_session_that_makes_no_sense_reads_no_bytes_of_others(wire: Wire, cloc
     end = wire.server.session.conversation
     sn = end.progress()[1]
     packets = [segment(sn=sn, data=b"\x09" * 8), segment(sn=sn + 1, data=SMUX_HEADER.pack(1, SMUX_SYN, 0, 9) * 4)]
-    with pytest.raises(RemoteProtocolError):
-        end.receive_packets(packets, clock.now)
-    assert not any(isinstance(run, memoryview) for run, *_ in end.kcp.received._runs)
-    end.receive_packets([segment(cmd=KCP_WINS)], clock.now)
-    assert not end.take_events()
+    with wire.server.session.lock:
+        with pytest.raises(RemoteProtocolError):
+            end.receive_packets(packets, clock.now)
+        assert not any(isinstance(run, memoryview) for run, *_ in end.kcp.received._runs)
+        end.receive_packets([segment(cmd=KCP_WINS)], clock.now)
+        assert not end.take_events()
+
+
+def test_a_question_goes_out_at_once(wire: Wire) -> None:
+    session = wire.client.session
+    session.open_stream()
+    wire.carry()
+    before = session.counters.out_packets
+    session.probe()
+    assert session.counters.out_packets > before
