@@ -13,12 +13,12 @@ const CRYPTS = [
 const MODES = [ 'fast3', 'fast2', 'fast', 'normal', 'manual' ];
 
 const PRESETS = {
-	crypt: 'aes', mode: 'fast', mtu: '1350', rcvwnd: '256', datashard: '0', parityshard: '0', nocomp: '1',
+	crypt: 'aes', mode: 'fast', mtu: '1350', datashard: '0', parityshard: '0', nocomp: '1',
 	sockbuf: '1048576', smuxbuf: '1048576', streambuf: '524288', quiet: '1', memlimit: '32M'
 };
 const PRESETS_OF = {
-	client: { sndwnd: '128', bind_address: '127.0.0.1', local_port: '12948', server_port: '29900' },
-	server: { sndwnd: '256', maxsessions: '32', listen: '29900', target: '127.0.0.1', target_port: '12948' }
+	client: { bind_address: '127.0.0.1', local_port: '12948', server_port: '29900' },
+	server: { maxsessions: '32', listen: '29900', target: '127.0.0.1', target_port: '12948' }
 };
 
 // What counts if an option is neither in the form nor in the file; the programs' defaults.
