@@ -3,13 +3,14 @@
 import errno
 import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from kcptun_lite.core.wire import FEC_HEADER, FEC_PARITY, KCP_ACK, KCP_SEGMENT, KCP_WASK, KCP_WINS
 from kcptun_lite.errors import DeadLink, StreamReset
-from kcptun_lite.net.session.path_probe import PROBE_RESET_AFTER, PathProbe
+from kcptun_lite.net.session.path_probe import PROBE_RESET_AFTER, PathProbe, is_cut_off
 from kcptun_lite.net.session.peer_watch import (
     DEAD_AFTER,
     PROBE_PERIOD,
@@ -426,3 +427,22 @@ def test_a_stream_that_is_opened_into_silence_is_reset_and_older_ones_wait(
     wire.is_cut = False
     wire.pass_time(2000)
     assert read_all(wire.server) == b"waits"
+
+
+@pytest.mark.parametrize("name", ["ENETUNREACH", "EHOSTUNREACH", "ENETDOWN", "EADDRNOTAVAIL"])
+def test_what_the_kernel_says_of_a_line_that_is_gone(name: str) -> None:
+    udp: Any = SimpleNamespace(last_error=OSError(getattr(errno, name), "no way"))
+    assert is_cut_off(udp)
+    for error in (None, OSError(errno.ECONNREFUSED, "nobody listens"), OSError(errno.EMSGSIZE, "too long")):
+        udp.last_error = error
+        assert not is_cut_off(udp)
+
+
+def test_why_the_old_way_failed_is_known_until_the_new_one_is_heard(silent: Wire, clock: Clock) -> None:
+    session, way = silent.client.session, Way()
+    error = silent.client.udp.last_error = OSError(errno.ENETUNREACH, "no way")
+    session.change_path(*way.path_probe)
+    assert session.send_error is error
+    session.receive_through(way.udp, [known_answer(silent)], clock.now)  # type: ignore[arg-type]
+    assert session.send_error is None
+    way.end()
