@@ -129,8 +129,8 @@ class World:
         return False
 
     def load_firewall(self) -> None:
-        self.router.path("/root/ruleset").write_text(RULESET)
-        self.router.run("nft -f /root/ruleset")
+        self.router.path("/etc/ruleset").write_text(RULESET)
+        self.router.run("nft -f /etc/ruleset")
 
     def event(self, kind: str, **data: str) -> None:
         """Tell procd, and wait until the service has done what it does about it."""

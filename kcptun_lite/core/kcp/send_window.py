@@ -14,7 +14,6 @@ from enum import Enum
 from kcptun_lite.core.kcp.congestion import Flight
 from kcptun_lite.core.wire import KCP_RTO_INITIAL, KCP_RTO_MAX, MASK32, diff32
 
-HALF32 = 0x80000000
 NEVER = 1 << 62  # ms
 RUN = 6  # segments; losses by chance seldom come so many in a row ...
 DOUBT = 2  # ... so we wait for so many loss delays, while `una` has not come that far
