@@ -97,10 +97,12 @@ class Check:
             return _fail(Step.NAME, str(exc))
         _pass(Step.NAME, f"{remote.host} is {format_host(address)}")
         self._reason = None
-        route = Route(
-            [Server(remote.host, remote.port_min, remote.port_max)], UdpOptions(config.sockbuf, config.dscp), Event()
-        )
-        session = Dialer(self._context, route).dial(lambda session: None, self._note_end)
+        options = UdpOptions(config.sockbuf, config.dscp, config.interface)
+        route = Route([Server(remote.host, remote.port_min, remote.port_max)], options, Event())
+        try:
+            session = Dialer(self._context, route).dial(lambda session: None, self._note_end)
+        except TransportError as exc:
+            return _fail(Step.ANSWER, str(exc))
         try:
             stream = session.open_stream()
             if self._pads:
