@@ -1,7 +1,7 @@
 """A tunnel that must leave by one WAN of two: `option interface`. Run by `make test-router`.
 
 netifd is not among the parts: its events are made here, and /lib/functions/network.sh, through which scripts ask it,
-is a stand-in that knows the devices of networks that are up.
+is a stand-in that knows the devices of networks that are up, and brings one up when it has been asked for, too late.
 """
 
 import os
@@ -21,10 +21,11 @@ SERVER = "203.0.113.9"
 NETWORK_SH = """
 network_get_device() {
 	echo "$2" >>/tmp/asked
-	[ -s "/tmp/up/$2" ] && export -- "$1=$(cat "/tmp/up/$2")"
+	[ -s "/tmp/up/$2" ] || { [ ! -e "/tmp/late/$2" ] || mv "/tmp/late/$2" /tmp/up; return 1; }
+	export -- "$1=$(cat "/tmp/up/$2")"
 }
 """
-FORGET = "rm -rf /tmp/up /tmp/asked /var/run/kcptun-lite.device.*; mkdir /tmp/up; touch /tmp/asked"
+FORGET = "rm -rf /tmp/late /tmp/up /tmp/asked /var/run/kcptun-lite.device.*; mkdir /tmp/up; touch /tmp/asked"
 
 
 class Wans:
@@ -150,6 +151,14 @@ def test_a_tunnel_leaves_by_the_network_that_was_named(router: Router, wans: Wan
     router.status("home")
     assert carries(wans.connect())
     assert not any("198.51.100.2" in line for line in wans.server.log)
+
+
+def test_a_network_that_comes_up_while_the_service_starts(router: Router, wans: Wans) -> None:
+    """Its event was before procd knew that somebody waits for it."""
+    router.run("mkdir /tmp/late; echo eth0 >/tmp/late/wanb")
+    router.configure(client("home", interface="wanb"))
+    router.service("start")
+    assert router.instances()["home"]["env"]["KCPTUN_INTERFACE"] == "eth0"
 
 
 def test_only_the_networks_of_tunnels_that_run_are_watched(router: Router, wans: Wans) -> None:
