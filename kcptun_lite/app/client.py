@@ -93,7 +93,6 @@ class Client(Tunnel):
     def _close_sessions(self) -> None:
         for session in self._sessions():
             session.close()
-            session.join()
 
     # -- accept thread -------------------------------------------------------------------------
 
@@ -121,7 +120,7 @@ class Client(Tunnel):
         source = _peer_name(tcp)
         session, stream = self._open_stream(slot)
         remote = f"{format_address(session.remote)}({stream.sid})"
-        if not self.start_relay(lambda: tcp, stream, lambda: f"in: {source} out: {remote}"):
+        if not self.start_relay(lambda relay: relay.serve(tcp), stream, lambda: f"in: {source} out: {remote}"):
             tcp.close()
 
     def _open_stream(self, slot: int) -> tuple[Session, Stream]:
@@ -197,7 +196,6 @@ class Client(Tunnel):
                 session.leave()  # so that the server forgets it as well; it is closed when that has arrived
             elif age >= limit or (is_expired and not session.stream_count and session.is_flushed()):
                 session.close()
-                session.join()
         for session in [session for session in self._expired if session.is_closed]:
             self._expired.remove(session)
 
