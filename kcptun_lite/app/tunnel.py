@@ -42,7 +42,6 @@ from kcptun_lite.net.tcp.relay import Relay
 from kcptun_lite.net.udp.address import resolve
 
 HOUSEKEEPING = 1.0  # s between looks at expiry, statistics, idle buffers
-MEMORY_PAUSE = 0.05  # s between looks whether --memlimit leaves room for a stream
 FLUSH_LIMIT = 1500  # ms that a stopping program waits for its peers to acknowledge what was queued
 STOP_LIMIT = 2500  # ms after which it ends without those threads that wait for the system: a resolver, a slow reader
 PORT_PATIENCE = 5000  # ms that a port may be in use at the start: by the program that was killed just now
@@ -103,13 +102,9 @@ class Tunnel(ABC):
     def wait_for_stop(self, timeout_s: float) -> bool:
         return self.stop_event.wait(timeout_s)
 
-    def wait_for_relay_slot(self) -> bool:
-        """Block while --maxstreams are open or --memlimit leaves no room; False when the program stops."""
-        with self._lock:
-            self._relay_gone.wait_for(lambda: len(self._relays) < self.config.maxstreams or self.is_stopping)
-        while self.pool.budget.free < self.pool.relay_bytes and not self.wait_for_stop(MEMORY_PAUSE):
-            pass
-        return not self.is_stopping
+    def has_room(self) -> bool:
+        """Whether --maxstreams and --memlimit leave room for one connection more."""
+        return len(self._relays) < self.config.maxstreams and self.pool.budget.free >= self.pool.relay_bytes
 
     def start_relay(self, begin: Callable[[Relay], None], stream: Stream, name: Callable[[], str]) -> bool:
         """Serve a stream, if there is room: `begin` gives the relay its connection.

@@ -304,13 +304,13 @@ def test_a_program_that_gets_no_thread_says_so_and_leaves_nothing(monkeypatch: p
 # -- nothing holds up the end ------------------------------------------------------------------------------------
 
 
-def test_stopping_wakes_who_waits_for_a_streams_end() -> None:
+def test_stopping_waits_for_nobody_who_waits_for_a_streams_end() -> None:
     with Target() as target, running(server := make_server(target.address)):
         with running(client := make_client(udp_address(server), maxstreams=1)):
-            with connect(client) as application, target.accept() as tcp:
+            with connect(client) as application, target.accept() as tcp, connect(client):
                 application.sendall(b"x")
                 assert tcp.recv(1) == b"x"
-                wait_until(lambda: bool(client._relay_gone._waiters))  # type: ignore[attr-defined]
+                wait_until(lambda: client._acceptor._is_paused)
                 in_background(client._shut_down).result()
                 client._shut_down = lambda: None  # type: ignore[method-assign]
 

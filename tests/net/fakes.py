@@ -70,6 +70,9 @@ class FakeLoop:
     def call(self, function: Callable[[], None]) -> None:
         function()
 
+    def afterwards(self, function: Callable[[], None]) -> None:
+        function()
+
     def call_later(self, delay_s: float, function: Callable[[], None]) -> None:
         self.later.append(function)
 

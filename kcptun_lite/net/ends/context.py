@@ -77,6 +77,7 @@ class SessionContext(NamedTuple):
             remote,
             pool=self.pool,
             ticker=self.ticker,
+            loop=self.loop,
             counters=counters,
             rate=self.rate,
             owns_socket=is_client,

@@ -30,6 +30,7 @@ from kcptun_lite.errors import (
     SessionRefused,
     nonsense,
 )
+from kcptun_lite.net.event_loop import EventLoop
 from kcptun_lite.net.session.path_probe import PathProbe, Verdict, is_cut_off, send_all
 from kcptun_lite.net.session.peer_watch import PROBE_TIMEOUT, PeerWatch
 from kcptun_lite.net.session.stream import Stream
@@ -54,6 +55,7 @@ class Session:
         *,
         pool: BufferPool,
         ticker: UpdateThread,
+        loop: EventLoop,
         counters: Counters,
         rate: int,
         owns_socket: bool,
@@ -89,6 +91,7 @@ class Session:
         self._crypt = crypt
         self._pool = pool
         self._ticker = ticker
+        self._loop = loop
         self._on_stream = on_stream
         self._on_trouble = on_trouble
         self._on_closed = on_closed
@@ -138,7 +141,7 @@ class Session:
             stream = Stream(self, self.conversation.open_stream())
             self._streams[stream.sid] = stream
         try:
-            self.transmit()
+            self.settle()
         except BaseException:  # nobody has the stream yet who would close it
             stream.close()
             raise
@@ -223,7 +226,9 @@ class Session:
             stream.deliver()
         for stream in opened:
             self._on_stream(self, stream)
-        if not failure:
+        if self._nonsense:
+            self._settle()
+        elif not failure:
             self.settle()
         if failure or (self._nonsense and not self.conversation.is_holding_back):
             self.close(failure)
@@ -246,7 +251,14 @@ class Session:
         return opened
 
     def settle(self) -> None:
-        """Tell all what receiving, reading or closing a stream has brought about; sinks by the update thread."""
+        """Tell all what using a stream has brought about, and send; in the network's thread once for all that is ready."""
+        if self._loop.is_here:
+            self._loop.afterwards(self._settle)
+        else:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Sinks are called by the update thread."""
         with self.lock:
             opened = [] if self._closed else self._dispatch_locked()
             has_ready = bool(self._ready)

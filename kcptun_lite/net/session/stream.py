@@ -44,9 +44,6 @@ class StreamOwner(Protocol):
     def transmit(self) -> None:
         """Send what the conversation wants sent; called without the lock."""
 
-    def transmit_briefly(self) -> None:
-        """As `transmit`, for a short time; the update thread goes on with the rest."""
-
     def settle(self) -> None:
         """Tell everybody what reading or closing a stream has brought about; called without the lock."""
 
@@ -213,7 +210,7 @@ class Stream:
         return True
 
     def write_now(self, data: memoryview) -> bool:
-        """Take `data` without waiting; nothing goes out before `transmit_briefly`. False: the rest is for `write`.
+        """Take `data` without waiting, in the network's thread. False: the rest is for `write`.
 
         Raises: as `write`.
         """
@@ -225,12 +222,8 @@ class Stream:
                 # Small as it is, it need not stand in line with those who wait for room for more.
                 data = data[conversation.send_stream_data(self.sid, data) :]
         self._unsent = bytes(data)
+        self._owner.settle()
         return not data
-
-    @property
-    def transmit_briefly(self) -> Callable[[], None]:
-        """What sends, for a short time, all that `write_now` has taken for this and other streams of the session."""
-        return self._owner.transmit_briefly
 
     def _outgoing(self, data: memoryview) -> memoryview:
         """What is to be sent now, behind what was left."""

@@ -89,6 +89,8 @@ class Relay:
         with self._lock:
             self._tcp = tcp
         self._begin()
+        if self._loop.is_here and self._up is _Up.LOOP:
+            self._read_little()  # who connects has mostly something to say, and it goes with the stream's beginning
 
     def dial(self, begin: Callable[[], socket.socket | None], open_tcp: Opener) -> None:
         """Begin with a connection to be made: one that `begin` gives under way, or else `open_tcp` in a thread."""
@@ -176,7 +178,6 @@ class Relay:
                 return
             self._moved += size
             is_taken = self.stream.write_now(scratch[:size])
-            self._loop.afterwards(self.stream.transmit_briefly)
             if not is_taken or size == len(scratch):
                 self._start_up(self._run_up)
         except Exception as exc:

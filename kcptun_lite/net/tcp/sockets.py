@@ -140,7 +140,7 @@ def _listen_tcp(family: socket.AddressFamily, address: Address, *, to_both: bool
     if is_dual and not socket.has_dualstack_ipv6():
         raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
     listening = socket.create_server(address, family=family, backlog=BACKLOG, dualstack_ipv6=is_dual)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)  # inherited, so true before `tune` as well
+    tune(listening)  # what is accepted inherits it all
     return listening
 
 
