@@ -16,6 +16,7 @@ FLOORS: tuple[set[str], ...] = (
     {"core.kcp", "core.fec", "core.crypt", "core.mux"},
     {"core.params", "core.glance"},
     {"core.conversation"},
+    {"net.event_loop"},
     {"net.udp"},
     {"net.session"},
     {"net.tcp", "net.ends"},

@@ -21,6 +21,7 @@ from kcptun_lite.core.crypt.qpp import QppStream
 from kcptun_lite.errors import SessionError, StreamError, TransportError
 from kcptun_lite.net.ends.dialer import Dialer
 from kcptun_lite.net.ends.route import Route, Server
+from kcptun_lite.net.event_loop import EventLoop
 from kcptun_lite.net.session.session import Session
 from kcptun_lite.net.session.stream import Stream
 from kcptun_lite.net.session.update_thread import UpdateThread, monotonic_ms
@@ -70,7 +71,8 @@ class Check:
     def __init__(self, config: ClientConfig) -> None:
         self._config = config
         self._ticker = UpdateThread()
-        context = make_context(config, BufferPool(Lock(), gogc=config.gogc), self._ticker)
+        self._loop = EventLoop()
+        context = make_context(config, BufferPool(Lock(), gogc=config.gogc), self._ticker, self._loop)
         # A set window: no copies hide what the line loses.
         kcp = context.params.kcp._replace(follows_line=False)
         self._context = context._replace(params=context.params._replace(kcp=kcp))
@@ -80,11 +82,12 @@ class Check:
     def run(self) -> int:
         """Check all servers; returns the exit code."""
         self._ticker.start()
+        self._loop.start()
         try:
             codes = [self._check(remote) for remote in self._config.remoteaddr]
         finally:
+            self._loop.stop()
             self._ticker.stop()
-            self._ticker.join()
         return next((int(code) for code in codes if code), 0)
 
     def _check(self, remote: Endpoint) -> Step | None:
@@ -110,7 +113,6 @@ class Check:
             return self._watch(session, stream)
         finally:
             session.close()
-            session.join()
 
     def _note_end(self, session: Session, reason: SessionError) -> None:
         self._reason = reason

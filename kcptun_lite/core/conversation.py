@@ -153,17 +153,19 @@ class Conversation:
 
     def take_stream_data(self, sid: int, limit: int) -> list[bytes]:
         """Received bytes of a stream, in order, about `limit`; what this unblocks shows in the events."""
+        self._note_delivered(sid, 0)
         chunks = self._streams.take(sid, limit)
-        if not chunks and self._delivered:  # the reader is done with what it had, so there is room again
-            self._note_delivered(sid, 0)
-            self._pull()
-            chunks = self._streams.take(sid, limit)
-        self._note_delivered(sid, sum(map(len, chunks)))
         if chunks:
+            self._note_delivered(sid, sum(map(len, chunks)))
             self._push_frames()
             self._pull()
-        self._account()
+            self._account()
         return chunks
+
+    def is_read_up(self, sid: int) -> bool:
+        """Whether nothing of a stream is there to take nor has ended, now that its reader is done with what it had."""
+        self._note_delivered(sid, 0)
+        return not self._streams.is_readable(sid)
 
     def is_finished(self, sid: int) -> bool:
         """Whether the peer has ended the stream and all its data was taken."""
@@ -189,8 +191,8 @@ class Conversation:
     def close_stream(self, sid: int) -> None:
         """Give the stream up in both directions; it was cut, unless `finish_stream` was called before."""
         self._streams.close(sid)
-        self._note_delivered(sid, 0)
         self._push_frames()
+        self._note_delivered(sid, 0)
         self._pull()
         self._account()
 
@@ -479,12 +481,19 @@ class Conversation:
         return held + (self._smux.held_bytes if self._smux else 0)
 
     def _note_delivered(self, sid: int, size: int) -> None:
-        self._delivered_bytes += size - self._delivered.pop(sid, 0)
+        """What a reader has in its hands now; when it is done with it, there may be room again."""
+        if not self.share.is_limited:
+            return
         if size:
             self._delivered[sid] = size
+            self._delivered_bytes += size
+        elif done := self._delivered.pop(sid, 0):
+            self._delivered_bytes -= done
+            self._pull()
+            self._account()
 
     def _account(self, incoming: int = 0) -> None:
-        """Under a limit, tell what is held, ask for `incoming` bytes, and open the windows as far as the answer goes."""
+        """Under a limit, tell what is held, ask for `incoming` bytes, open the windows as far as the answer goes."""
         share = self.share
         if not share.is_limited:
             return

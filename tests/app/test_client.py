@@ -1,5 +1,6 @@
 """The client: connections to streams of its session slots, sessions that expire, ways that fail."""
 
+import errno
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -13,10 +14,11 @@ from kcptun_lite.app import client as room
 from kcptun_lite.app.client import Client
 from kcptun_lite.core.batch.packets import Address
 from kcptun_lite.core.wire import MASK32
-from kcptun_lite.errors import TransportError
+from kcptun_lite.errors import ConfigError, TransportError
 from kcptun_lite.net.session.peer_watch import PeerWatch
 from kcptun_lite.net.session.session import Session
 from kcptun_lite.net.session.update_thread import monotonic_ms
+from kcptun_lite.net.tcp import acceptor
 from kcptun_lite.net.udp.udp_socket import UdpSocket
 from tests.app.tunnels import Target, connect, make_client, make_server, running, udp_address
 from tests.net.fakes import wait_until
@@ -91,7 +93,6 @@ def test_a_connection_that_is_gone_before_it_is_served_stops_nobody(start: Start
         sock.close()
     for sock in use(client, target):
         sock.close()
-    assert client._acceptor.is_alive()
 
 
 def test_an_accident_costs_one_connection(start: Starter, target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,11 +128,10 @@ def test_an_accident_in_accepting_costs_a_moment(
                 raise accidents.pop()
             return listening.accept()
 
-    monkeypatch.setattr(room, "ACCEPT_PAUSE", 0.01)
-    client._listening = Troubled()  # type: ignore[assignment]
-    for _ in range(2):  # the first one is accepted by a call that was made before
-        for sock in use(client, target):
-            sock.close()
+    monkeypatch.setattr(acceptor, "PAUSE", 0.01)
+    client._acceptor._listening = Troubled()  # type: ignore[assignment]
+    for sock in use(client, target):
+        sock.close()
     assert not accidents
 
 
@@ -156,7 +156,7 @@ def test_all_addresses_are_those_of_both_families(local: str) -> None:
 def test_without_ipv6_in_the_kernel_it_is_ipv4_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: False)
     client = listening(localaddr=":0")
-    assert room._socket_name(client._listening).startswith("0.0.0.0:")
+    assert acceptor.name_of(client._listening).startswith("0.0.0.0:")
     client._listening.close()
 
 
@@ -165,7 +165,7 @@ def test_without_ipv6_in_the_kernel_it_is_ipv4_alone(monkeypatch: pytest.MonkeyP
 )
 def test_the_log_shows_an_address_as_it_is_written(local: str, shown: str) -> None:
     client = listening(localaddr=local)
-    assert room._socket_name(client._listening).startswith(shown)
+    assert acceptor.name_of(client._listening).startswith(shown)
     client._listening.close()
 
 
@@ -428,3 +428,10 @@ def test_the_address_in_use_is_told_before_anything_is_started() -> None:
         with pytest.raises(TransportError, match="cannot listen on"):
             make_client("127.0.0.1:9", localaddr=f"127.0.0.1:{taken.getsockname()[1]}")._listen()
     assert threading.active_count() == before
+
+
+def test_a_kernel_that_lets_only_root_choose_the_interface(monkeypatch: pytest.MonkeyPatch) -> None:
+    refusal = OSError(errno.EPERM, "--interface lo: Operation not permitted")
+    monkeypatch.setattr(room, "device_error", lambda device: refusal)
+    with pytest.raises(ConfigError, match="--interface lo: .* only root .* run it as root"):
+        make_client("127.0.0.1:9", interface="lo")._check_interface()

@@ -1,6 +1,6 @@
 """A conversation with its locks, its streams and its way out to the network.
 
-In      opened packets from a receiver thread, calls of the update thread, streams' bytes
+In      opened packets, calls of the update thread, streams' bytes
 Out     sealed packets through a UDP socket; opened streams to whoever serves them
 Knows   the two locks (`_tx_lock` before `lock`), when to transmit. Not: TCP, options
 Cost    two locks and one cipher call per batch
@@ -9,7 +9,7 @@ Cost    two locks and one cipher call per batch
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from threading import Lock, Thread, current_thread
+from threading import Lock
 
 from kcptun_lite import log
 from kcptun_lite.core.batch.packets import Address, Local, PacketBatch
@@ -30,6 +30,7 @@ from kcptun_lite.errors import (
     SessionRefused,
     nonsense,
 )
+from kcptun_lite.net.event_loop import EventLoop
 from kcptun_lite.net.session.path_probe import PathProbe, Verdict, is_cut_off, send_all
 from kcptun_lite.net.session.peer_watch import PROBE_TIMEOUT, PeerWatch
 from kcptun_lite.net.session.stream import Stream
@@ -38,7 +39,7 @@ from kcptun_lite.net.udp.udp_socket import UdpSocket
 
 SLOW_RHYTHM = 1000  # ms between looks at the keep-alive of a session in which nothing is under way
 BRIEFLY = (
-    2  # ms that the receiver thread sends: more, and with a slow cipher it never came back to read what has arrived
+    2  # ms that the network's thread sends: more, and with a slow cipher it never came back to read what has arrived
 )
 
 
@@ -54,6 +55,7 @@ class Session:
         *,
         pool: BufferPool,
         ticker: UpdateThread,
+        loop: EventLoop,
         counters: Counters,
         rate: int,
         owns_socket: bool,
@@ -76,8 +78,6 @@ class Session:
         self.counters = counters
         self.opened_at = self.idle_since = monotonic_ms()
         self.watch = PeerWatch(conversation.kcp, self.opened_at, is_client=owns_socket)
-        self.receiver: Thread | None = None
-        "the thread that receives for this session alone (clients)"
         self._nonsense: SessionError | None = None
         "the peer's stream makes none: the session ends as soon as the peer could be told what we speak"
         self._send_error: OSError | None = None
@@ -91,6 +91,7 @@ class Session:
         self._crypt = crypt
         self._pool = pool
         self._ticker = ticker
+        self._loop = loop
         self._on_stream = on_stream
         self._on_trouble = on_trouble
         self._on_closed = on_closed
@@ -140,13 +141,13 @@ class Session:
             stream = Stream(self, self.conversation.open_stream())
             self._streams[stream.sid] = stream
         try:
-            self.transmit()
+            self.settle()
         except BaseException:  # nobody has the stream yet who would close it
             stream.close()
             raise
         return stream
 
-    # -- receiver thread -----------------------------------------------------------------------
+    # -- the network's thread ------------------------------------------------------------------
 
     def receive_through(self, udp: UdpSocket, packets: Sequence[memoryview], now: int) -> None:
         """Take opened packets from the session's own socket or from its path probe's (clients)."""
@@ -168,7 +169,7 @@ class Session:
         """
         with self.lock:
             if self._path_probe is not path_probe:
-                return  # dismissed meanwhile; who dismisses it may be waiting for this thread
+                return  # dismissed meanwhile
             is_reset = are_reset(self.conversation.kcp, packets)
             if not is_reset:
                 self._path_probe = None  # nobody else dismisses it now
@@ -225,7 +226,9 @@ class Session:
             stream.deliver()
         for stream in opened:
             self._on_stream(self, stream)
-        if not failure:
+        if self._nonsense:
+            self._settle()
+        elif not failure:
             self.settle()
         if failure or (self._nonsense and not self.conversation.is_holding_back):
             self.close(failure)
@@ -248,7 +251,14 @@ class Session:
         return opened
 
     def settle(self) -> None:
-        """Tell all what receiving, reading or closing a stream has brought about; sinks by the update thread."""
+        """Tell all what using a stream has brought about, and send; in the network's thread once for all that is ready."""
+        if self._loop.is_here:
+            self._loop.afterwards(self._settle)
+        else:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Sinks are called by the update thread."""
         with self.lock:
             opened = [] if self._closed else self._dispatch_locked()
             has_ready = bool(self._ready)
@@ -259,7 +269,7 @@ class Session:
         if has_ready:
             self._ticker.wake(self)
         if is_flush_wanted:
-            self.transmit(monotonic_ms() + BRIEFLY)
+            self.transmit_briefly()
         elif deadline is not None:
             self._ticker.wake(self, deadline)
 
@@ -341,8 +351,6 @@ class Session:
 
     def start_path_probe(self, path_probe: PathProbe) -> None:
         """Send through another socket as well, until one of the two ways brings an answer (clients)."""
-        if path_probe.receiver.ident is None:
-            path_probe.receiver.start()
         with self.lock:
             self.conversation.ping()
             self.conversation.kcp.probe()
@@ -356,20 +364,18 @@ class Session:
             self._verdict = Verdict()
         for old in dismissed:
             if old:
-                old.dismiss()
+                old.udp.close()
 
-    def change_path(self, udp: UdpSocket, remote: Address, receiver: Thread) -> None:
+    def change_path(self, udp: UdpSocket, remote: Address) -> None:
         """Go on through another socket, perhaps to another address; what is in flight is sent again (clients)."""
-        if receiver.ident is None:
-            receiver.start()
         with self.lock:
-            old = PathProbe(self._udp, self.remote, self.receiver or current_thread())
+            old = self._udp
             self._send_error = self._udp.last_error or self._send_error
-            self._udp, self.remote, self.receiver = udp, remote, receiver
+            self._udp, self.remote = udp, remote
             is_over = self._closed is not None
             self.conversation.ping()
             self.conversation.kcp.resend_all(monotonic_ms())
-        old.dismiss()
+        old.close()
         if is_over:
             udp.close()
         else:
@@ -392,6 +398,10 @@ class Session:
             if not is_complete or (until is not None and self._tx_wanted and monotonic_ms() >= until):
                 self._ticker.wake(self)
                 return
+
+    def transmit_briefly(self) -> None:
+        """As `transmit`, for a short time: the network's thread must come back to read what has arrived."""
+        self.transmit(monotonic_ms() + BRIEFLY)
 
     def _transmit_held(self, until: int | None = None, *, is_last: bool = False) -> bool:
         """Send what there is, or there is time for, at least a batch; whether that was all. `is_last`: no pauses."""
@@ -480,11 +490,6 @@ class Session:
         if not self._has_said_goodbye and not self.conversation.has_peer_left:
             self._has_said_goodbye = True
             self.conversation.say_goodbye()
-
-    def join(self) -> None:
-        """Wait for the receiver thread of a closed session that has one of its own."""
-        if self.receiver and self.receiver.ident is not None and self.receiver is not current_thread():
-            self.receiver.join()
 
     def is_flushed(self) -> bool:
         """Whether everything sent has been acknowledged."""
