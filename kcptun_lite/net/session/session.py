@@ -251,14 +251,16 @@ class Session:
         return opened
 
     def settle(self) -> None:
-        """Tell all what using a stream has brought about, and send; in the network's thread once for all that is ready."""
+        """Tell all what using a stream has brought about, and send; in the network's thread once for all who are ready.
+
+        Sinks are called by the update thread.
+        """
         if self._loop.is_here:
             self._loop.afterwards(self._settle)
         else:
             self._settle()
 
     def _settle(self) -> None:
-        """Sinks are called by the update thread."""
         with self.lock:
             opened = [] if self._closed else self._dispatch_locked()
             has_ready = bool(self._ready)
