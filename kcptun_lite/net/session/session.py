@@ -251,19 +251,21 @@ class Session:
         return opened
 
     def settle(self) -> None:
-        """Tell all what using a stream has brought about, and send; in the network's thread once for all that is ready."""
+        """Tell all what using a stream has brought about, and send; in the network's thread once for all who are ready.
+
+        Sinks are called by the update thread.
+        """
         if self._loop.is_here:
             self._loop.afterwards(self._settle)
         else:
             self._settle()
 
     def _settle(self) -> None:
-        """Sinks are called by the update thread."""
         with self.lock:
             opened = [] if self._closed else self._dispatch_locked()
             has_ready = bool(self._ready)
             is_flush_wanted = self.conversation.flush_wanted is not Flush.NOTHING
-            deadline = self.conversation.next_deadline()
+            deadline = None if is_flush_wanted else self.conversation.next_deadline()
         for stream in opened:
             self._on_stream(self, stream)
         if has_ready:
