@@ -314,6 +314,8 @@ class Kcp:
             elif cmd == KCP_WASK:
                 self._tell = True
                 self.flush_wanted = Flush.EVERYTHING
+            else:  # WINS answers what was small
+                self.window.note_small_passed()
         self._counters.in_segments += segments
         if segments:
             is_news = bool(acks) and self.window.is_news(acks[-1])
