@@ -1,4 +1,4 @@
-"""A path that loses what is large without a word: it is told from one that loses anything, or everything for a while."""
+"""A path that loses what is large without a word: it is told from one that loses anything, or all for a while."""
 
 import pytest
 
