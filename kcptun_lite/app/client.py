@@ -16,10 +16,12 @@ from threading import Thread
 from kcptun_lite import files, log
 from kcptun_lite.app.config import ClientConfig
 from kcptun_lite.app.diagnosis import diagnose
+from kcptun_lite.app.dialects import describe_found, likely_dialects
 from kcptun_lite.app.evidence import gather
 from kcptun_lite.app.path_manager import PathManager
 from kcptun_lite.app.tunnel import Tunnel, cannot_listen
 from kcptun_lite.core.crypt.crypt import fitting_methods
+from kcptun_lite.core.mux.dialect import Dialect
 from kcptun_lite.errors import (
     KcptunError,
     SessionError,
@@ -28,6 +30,7 @@ from kcptun_lite.errors import (
     describe_exception,
     describe_os_error,
 )
+from kcptun_lite.net.ends.dialects import Dialects
 from kcptun_lite.net.ends.dialer import Dialer
 from kcptun_lite.net.ends.route import Route, Server
 from kcptun_lite.net.session.session import Session
@@ -51,7 +54,8 @@ class Client(Tunnel):
         super().__init__(config)
         servers = [Server(remote.host, remote.port_min, remote.port_max) for remote in config.remoteaddr]
         route = Route(servers, UdpOptions(config.sockbuf, config.dscp), self.stop_event)
-        self._dialer = Dialer(self.context, route)
+        self._likely = likely_dialects(config)
+        self._dialer = Dialer(self.context, route, Dialects(self._likely, self._note_found))
         self._path_manager = PathManager(route, self._dialer, self._sessions)
         self._slots: list[Session | None] = [None] * config.conn
         self._expired: list[Session] = []
@@ -166,9 +170,14 @@ class Client(Tunnel):
             self.count_session(session)
             self._slots[slot] = session
             local, remote = format_address(session.local_address), format_address(session.remote)
-            log.info(f"smux version: {self.config.smuxver} on connection: {local} -> {remote}")
+            version = session.conversation.smux_version
+            log.info(f"smux version: {version} on connection: {local} -> {remote}")
             return session
         raise SessionError("the client stops")
+
+    def _note_found(self, session: Session, dialect: Dialect) -> None:
+        if dialect != self._likely[0]:
+            log.info(describe_found(format_address(session.remote), dialect))
 
     def _other_session(self) -> Session | None:
         """One of any slot, or else one that has expired, which is better than none."""

@@ -37,6 +37,7 @@ GROUPS = (BASIC, TUNING, STREAMS, REPORTS, EXPERT)
 
 _METAVARS: dict[values.Reader, str] = {
     values.switch: "=false",
+    values.switch_or_auto: "=false",
     values.size: "SIZE",
     values.percent: "N",
     values.text: "TEXT",
@@ -87,6 +88,8 @@ class Option:
         """What its value may be in a -c file."""
         if self.read is values.switch:
             return (bool,)
+        if self.read is values.switch_or_auto:
+            return (bool, str)
         if isinstance(self.read, values.Number) or self.read in (values.number_or_off, values.seconds_or_off):
             return (int,)
         if isinstance(self.read, values.NumberOrAuto) or self.read in (values.size, values.percent):
@@ -95,7 +98,7 @@ class Option:
 
     @property
     def is_switch(self) -> bool:
-        return self.read is values.switch
+        return self.read in (values.switch, values.switch_or_auto)
 
     @property
     def metavar(self) -> str:
@@ -234,7 +237,15 @@ OPTIONS: tuple[Option, ...] = (
         aliases=("ps",),
     ),
     _option("dscp", values.Number(0, 63), "0", TUNING, "DSCP class of the UDP packets"),
-    _option("nocomp", values.switch, "false", TUNING, "do not compress; the same at both ends"),
+    Option(
+        "nocomp",
+        values.switch_or_auto,
+        "auto",
+        "false",
+        TUNING,
+        "do not compress; a client that is not told finds out what the server does, a server takes its clients as they "
+        "come",
+    ),
     _option("sockbuf", _bytes, "4194304", TUNING, "bytes of the UDP socket's buffers, each way"),
     _option(
         "ratelimit",
@@ -243,8 +254,13 @@ OPTIONS: tuple[Option, ...] = (
         TUNING,
         "bytes per second and session sent at most; 0: no limit",
     ),
-    _option(
-        "smuxver", values.Number(1, 2), "1", STREAMS, "version of the stream protocol; the server adapts to its client"
+    Option(
+        "smuxver",
+        values.NumberOrAuto(values.Number(1, 2)),
+        "auto",
+        "1",
+        STREAMS,
+        "version of the stream protocol; auto: the client finds out, the server takes its clients as they come",
     ),
     _option("smuxbuf", _bytes, "4194304", STREAMS, "bytes received for all streams of a session and not yet passed on"),
     _option("streambuf", _bytes, "2097152", STREAMS, "bytes received for one stream and not yet passed on, smuxver 2"),

@@ -417,7 +417,7 @@ def _params(config: ClientConfig | ServerConfig) -> ConversationParams:
         parity_shards=parity if config.parityshard is None else config.parityshard,
         has_own_shards=config.datashard is not None,
         compress=not config.nocomp,
-        smux_version=config.smuxver,
+        smux_version=config.smuxver or 1,
         max_frame=config.framesize,
         smux_buffer=config.smuxbuf,
         stream_buffer=config.streambuf,

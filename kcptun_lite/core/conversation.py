@@ -20,6 +20,7 @@ from kcptun_lite.core.fec.encoder import FecEncoder, UncodedFec
 from kcptun_lite.core.kcp.kcp import READ_SEGMENTS, Flush, Kcp
 from kcptun_lite.core.kcp.sender import QUEUE_TARGET
 from kcptun_lite.core.kcp.window_tuning import WindowTuning
+from kcptun_lite.core.mux.dialect import Dialect, Guess
 from kcptun_lite.core.mux.smux import Event, SmuxSession
 from kcptun_lite.core.mux.snappy import SnappyDecoder, SnappyEncoder
 from kcptun_lite.core.params import ConversationParams
@@ -69,12 +70,28 @@ class Conversation:
             is_validated: the peer is known to be where its packets come from; else little is sent until it is.
             ts_offset: ms that timestamps are ahead of `now`; where `is_validated` is False nobody may know it.
         """
-        self.conv = conv
-        self.params = params
-        self.is_compressed = params.compress
         self.share = share or Share(Budget(nullcontext()))
         self._counters = counters
         self._is_client = is_client
+        self._room_around = headroom, tailroom
+        self._ts_offset = ts_offset
+        self._now = now
+        self._events: list[Event] = []
+        self._smux: SmuxSession | None = None
+        self._begin(conv, params, is_validated=is_validated)
+        self._is_settled = not params.adapts
+        if self._is_settled:
+            self._settle_compression(params.compress)
+            self._settle_smux(params.smux_version)
+
+    def _begin(self, conv: int, params: ConversationParams, *, is_validated: bool) -> None:
+        """All that is below the streams, as if nothing had been sent or heard."""
+        self.conv = conv
+        self.params = params
+        self.is_compressed = params.compress
+        self.guess = Guess() if params.is_guess else None
+        "while nobody knows whether the peer understands us"
+        headroom, tailroom = self._room_around
         has_fec = params.has_fec
         # Packets that are multiples of 16 leave no gaps: GRO's runs stay where they are, GSO's are one piece.
         kcp_params = params.kcp._replace(mtu=params.kcp.mtu // PACKET_ALIGNMENT * PACKET_ALIGNMENT)
@@ -84,27 +101,25 @@ class Conversation:
         self.kcp = Kcp(
             conv,
             kcp_params,
-            counters,
+            self._counters,
             headroom=headroom + FEC_HEADER_SIZE * has_fec,
             tailroom=tailroom,
-            ts_offset=ts_offset,
+            ts_offset=self._ts_offset,
             validation=self.validation,
         )
         self.kcp.is_terse = not is_validated
         self._window = WindowTuning(kcp_params.rcv_wnd, kcp_params.rcv_wnd_max)
-        self._room_around = headroom, tailroom
         self._encoder: FecEncoder | UncodedFec | None = None
         if has_fec:
-            self._encoder = UncodedFec(headroom) if params.adapts else self._make_encoder()
-        self._decoder = FecDecoder(counters)
+            is_open = params.adapts or (self._is_client and not params.has_own_shards)
+            self._encoder = UncodedFec(headroom) if is_open else self._make_encoder()
+        self._decoder = FecDecoder(self._counters)
         self._fec_least = max(FEC_LEAST, params.shards_bytes)
         self._snappy_encoder: SnappyEncoder | None = None
         self._snappy_decoder: SnappyDecoder | None = None
-        self._smux: SmuxSession | None = None
         self.smux_version = 0
         "1 or 2; 0 until an adapting end has heard the peer's first bytes"
         self._has_answered = self._has_said_hello = False
-        self._is_settled = not params.adapts
         self._delivered: dict[int, int] = {}
         "sid -> bytes last taken from the stream, which its reader holds until it comes for more"
         self._delivered_bytes = 0
@@ -112,11 +127,18 @@ class Conversation:
         "of the peer's stream, before they were decompressed"
         self._is_broken = False
         "the peer's bytes made no sense, or a bug has lost some of them"
-        self._events: list[Event] = []
+
+    def begin_again(self, conv: int, dialect: Dialect, now: int) -> None:
+        """Say all again in another dialect, to a peer that has understood nothing of it (`guess`)."""
+        assert self.guess
+        said = self.guess.said_in(dialect.smux_version)
         self._now = now
-        if self._is_settled:
-            self._settle_compression(params.compress)
-            self._settle_smux(params.smux_version)
+        self._begin(conv, self.params.in_dialect(dialect, is_guess=True), is_validated=True)
+        self._has_said_hello = True
+        self._settle_compression(dialect.compress)
+        self.smux_version = dialect.smux_version
+        self._streams.begin_again(dialect.smux_version)
+        self._send_frames([said])
 
     # -- streams -------------------------------------------------------------------------------
 
@@ -137,6 +159,8 @@ class Conversation:
         room = min(self.kcp.send_room * self.kcp.mss, len(data))
         if not self.validation.is_validated:  # what would be held back may as well wait here
             room = min(room, self.validation.credit - self.kcp.send_bytes - HANDSHAKE_BYTES)
+        if self.guess:
+            room = min(room, self.guess.room)
         if room <= 0:
             return 0
         allowance = self.share.update(self.held_bytes, self._sending_bytes(), room, SEND_LEAST)
@@ -238,10 +262,30 @@ class Conversation:
                 kcp.flush_wanted = Flush.EVERYTHING
             self._pull()
             self._tune_window(now)
+        except RemoteProtocolError as exc:
+            if not self.guess:
+                raise
+            self.guess.is_refuted, self.guess.failure = True, exc
         finally:  # whatever happens, nothing that is kept may lie in a batch that others will use
             if kcp.received.count:
                 kcp.received.detach()
+        if self.guess:
+            self._weigh_guess(self.guess)
         self._account()
+
+    def _weigh_guess(self, guess: Guess) -> None:
+        kcp = self.kcp
+        guess.weigh(
+            self._now,
+            is_understood=self._streams.frames_received > 0,
+            is_acknowledged=kcp.progress()[0] > 0,
+            told=kcp.windows_told,
+            has_forgotten=kcp.windows_told_from_zero > 0,
+        )
+        if guess.is_confirmed:
+            self.guess = None
+        elif guess.wants_question(self._now):
+            kcp.probe()
 
     def _take_packets(self, packets: Sequence[memoryview], now: int) -> None:
         for stretch in packets.stretches() if isinstance(packets, PacketList) else (packets,):
@@ -249,8 +293,11 @@ class Conversation:
             self.kcp.receive(datagrams, now)
             if recovered := [datagram for datagram in recovered if is_run_of_segments(datagram, self.conv)]:
                 self.kcp.receive(recovered, now, recovered=True)
-        if isinstance(self._encoder, UncodedFec) and self._decoder.shards:
-            self._take_shards(*self._decoder.shards)
+        if isinstance(self._encoder, UncodedFec):
+            if self._decoder.shards:
+                self._take_shards(*self._decoder.shards)
+            elif self._decoder.has_bare and self._is_client:  # a kcptun without takes parity for data
+                self._do_without_fec()
 
     def packets_to_send(self, batch: PacketBatch, now: int) -> bool:
         """Put packets into the batch, still to be sealed; True if the batch was full: send it and call again."""
@@ -299,6 +346,8 @@ class Conversation:
             self._account()  # others may have given something back
         if self._encoder:
             self._encoder.rest(now)
+        if self.guess and self.guess.wants_question(now):
+            self.kcp.probe()
         deadline = self.kcp.next_deadline()
         if deadline is not None and now >= deadline:
             self.kcp.flush_wanted = Flush.EVERYTHING
@@ -325,7 +374,9 @@ class Conversation:
 
     def next_deadline(self) -> int | None:
         """ms of the next `tick` that matters to KCP; keep-alive runs on the caller's slow rhythm."""
-        return self.kcp.next_deadline()
+        deadline = self.kcp.next_deadline()
+        ask_at = self.guess.ask_at if self.guess and not self.guess.is_refuted else None
+        return deadline if ask_at is None else ask_at if deadline is None else min(deadline, ask_at)
 
     def progress(self) -> tuple[int, int, int]:
         """Numbers of which one grows when a packet brings anything new: a replayed one changes none."""
@@ -465,7 +516,8 @@ class Conversation:
         return min(most, READ_SEGMENTS) or (0 if has_readers else 1)
 
     def _sending_bytes(self) -> int:
-        return self.kcp.send_bytes + len(self.kcp.window.segments) * SEGMENT_COST
+        held = self.kcp.send_bytes + len(self.kcp.window.segments) * SEGMENT_COST
+        return held + self.guess.held_bytes if self.guess else held
 
     def _received_bytes(self) -> int:
         received = self.kcp.received
@@ -495,5 +547,10 @@ class Conversation:
     def _push_frames(self) -> None:
         frames = self._streams.frames_to_send()
         if frames:
-            encoder = self._snappy_encoder
-            self.kcp.send(encoder.encode(frames) if encoder else b"".join(frames))
+            self._send_frames(frames)
+
+    def _send_frames(self, frames: list[Buffer]) -> None:
+        if self.guess:
+            self.guess.keep(frames)
+        encoder = self._snappy_encoder
+        self.kcp.send(encoder.encode(frames) if encoder else b"".join(frames))

@@ -379,6 +379,13 @@ class SmuxSession:
 
     # Time
 
+    def begin_again(self, version: int) -> None:
+        """Speak another version; for a peer that has understood nothing so far. What waits to be sent is said anew."""
+        self._version = version
+        self._to_send, self._to_send_bytes = [], 0
+        self._header, self._payload_left = b"", 0
+        self.frames_received = 0
+
     def ping(self) -> None:
         """Queue a NOP: nothing to the peer's streams, but something for its KCP to acknowledge."""
         self._queue_frame(SMUX_NOP, 0)

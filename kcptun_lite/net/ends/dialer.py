@@ -10,9 +10,11 @@ import os
 from collections.abc import Callable
 
 from kcptun_lite.core.batch.packets import Address, PacketBatch
+from kcptun_lite.core.mux.dialect import Dialect
 from kcptun_lite.core.wire import first_segment
 from kcptun_lite.errors import SessionError, TransportError
 from kcptun_lite.net.ends.context import SessionContext
+from kcptun_lite.net.ends.dialects import Dialects, Search
 from kcptun_lite.net.ends.receiver import ReceiverThread
 from kcptun_lite.net.ends.route import Route
 from kcptun_lite.net.session.path_probe import PathProbe
@@ -25,18 +27,22 @@ from kcptun_lite.net.udp.udp_socket import UdpSocket
 class Dialer:
     """Makes sessions and gives them new paths."""
 
-    def __init__(self, context: SessionContext, route: Route) -> None:
+    def __init__(self, context: SessionContext, route: Route, dialects: Dialects | None = None) -> None:
+        """`dialects`: what may be spoken, if that is not what `context` says."""
         self._context = context
         self._route = route
+        params = context.params
+        self._dialects = dialects or Dialects([Dialect(params.smux_version, params.compress)])
 
     def dial(
         self, on_trouble: Callable[[Session], None], on_closed: Callable[[Session, SessionError], None]
     ) -> Session:
         """A new session; nothing is sent before its first stream is opened. Raises: TransportError."""
         udp, remote = self._route.open()
+        search = Search(self._dialects, remote, self._begin_again)
         session = self._context.make_session(
-            int.from_bytes(os.urandom(4), "little"),
-            self._context.params,
+            _new_conv(),
+            self._context.params.in_dialect(search.dialect, is_guess=search.is_guess),
             udp,
             remote,
             is_client=True,
@@ -44,8 +50,9 @@ class Dialer:
             on_stream=_refuse_stream,
             on_trouble=on_trouble,
             on_closed=on_closed,
+            search=search,
         )
-        session.receiver = self._receiver(session, udp, remote)
+        session.receiver = self._receiver(session, session.conversation.conv, udp, remote)
         try:
             session.receiver.start()
         except RuntimeError as exc:
@@ -53,6 +60,22 @@ class Dialer:
             raise TransportError(f"no thread to receive with: {exc}") from exc
         session.start()
         return session
+
+    def _begin_again(self, session: Session, dialect: Dialect) -> bool:
+        """From a fresh socket: a server of 2017 keeps to the first `conv` of an address (docs/protocol.md)."""
+        try:
+            udp, remote = self._route.open_again(session.remote)
+        except TransportError:
+            return False
+        conv = _new_conv()
+        receiver = self._receiver(session, conv, udp, remote)
+        try:
+            receiver.start()
+        except RuntimeError:
+            udp.close()
+            return False
+        session.begin_again(conv, dialect, PathProbe(udp, remote, receiver))
+        return True
 
     def redial(self, session: Session) -> None:
         """Move a session to a fresh socket, and to what the route now holds for the way. Raises: TransportError."""
@@ -69,7 +92,7 @@ class Dialer:
 
     def _path_probe(self, session: Session, *, keeps_port: bool) -> PathProbe:
         udp, remote = self._route.open(session.remote[1] if keeps_port else None)
-        receiver = self._receiver(session, udp, remote)
+        receiver = self._receiver(session, session.conversation.conv, udp, remote)
         try:
             receiver.start()
         except RuntimeError as exc:
@@ -77,9 +100,8 @@ class Dialer:
             raise TransportError(f"no thread to receive with: {exc}") from exc
         return PathProbe(udp, remote, receiver)
 
-    def _receiver(self, session: Session, udp: UdpSocket, remote: Address) -> ReceiverThread:
+    def _receiver(self, session: Session, conv: int, udp: UdpSocket, remote: Address) -> ReceiverThread:
         counters = session.counters
-        conv = session.conversation.conv
         source: Address | None = None
 
         def deliver(batch: PacketBatch, now: int) -> None:
@@ -97,6 +119,10 @@ class Dialer:
                 session.receive_through(udp, packets, now)
 
         return ReceiverThread(udp, self._context, counters, deliver)
+
+
+def _new_conv() -> int:
+    return int.from_bytes(os.urandom(4), "little")
 
 
 def _refuse_stream(session: Session, stream: Stream) -> None:

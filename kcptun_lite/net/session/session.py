@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from threading import Lock, Thread, current_thread
+from typing import Protocol
 
 from kcptun_lite import log
 from kcptun_lite.core.batch.packets import Address, Local, PacketBatch
@@ -20,6 +21,7 @@ from kcptun_lite.core.crypt.crypt import PacketCrypt
 from kcptun_lite.core.glance import are_refusal, are_reset
 from kcptun_lite.core.kcp.kcp import Flush
 from kcptun_lite.core.kcp.pacing import PACED_BATCH, TokenBucket
+from kcptun_lite.core.mux.dialect import Dialect
 from kcptun_lite.core.mux.smux import StreamOpened, StreamReadable, StreamWritable
 from kcptun_lite.errors import (
     DeadLink,
@@ -42,6 +44,17 @@ BRIEFLY = (
 )
 
 
+DROPPED = "the other end knows nothing of this session: it was restarted, or has dropped it"
+
+
+class DialectSearch(Protocol):
+    """Who is told whether a guess of what the peer speaks was right; without a lock."""
+
+    def understood(self, session: "Session") -> None: ...
+    def refuted(self, session: "Session") -> bool:
+        """Whether the session goes on in another dialect (`begin_again`); else it ends."""
+
+
 class Session:
     """One end of one conversation on the network; thread-safe."""
 
@@ -60,12 +73,14 @@ class Session:
         on_stream: Callable[["Session", Stream], None],
         on_trouble: Callable[["Session"], None],
         on_closed: Callable[["Session", SessionError], None],
+        search: DialectSearch | None = None,
     ) -> None:
         """`crypt` seals for this session alone; callbacks run without any lock held.
 
         `rate`: bytes a second sent at most, 0 for no limit.
         `owns_socket`: nobody else uses `udp`; it is closed with the session (clients).
         `on_trouble`: the way to the peer is in doubt; called again every second while it is.
+        `search`: where what is spoken is a guess (clients).
         """
         self.lock = Lock()
         self.conversation = conversation
@@ -94,6 +109,7 @@ class Session:
         self._on_stream = on_stream
         self._on_trouble = on_trouble
         self._on_closed = on_closed
+        self._search = search
         self._streams: dict[int, Stream] = {}
         self._ready: list[Stream] = []
         "streams whose sinks are to be called; whoever takes one out does it"
@@ -198,6 +214,7 @@ class Session:
         with self.lock:
             if self._closed:
                 return False
+            guess = self.conversation.guess
             was_cut_off = self.watch.silence(now) >= self.watch.patience
             self._send_error = None
             is_elsewhere = source is not None and (source != self.remote or udp is not self._udp)
@@ -217,14 +234,21 @@ class Session:
                 has_moved = True
             if self._owns_socket and are_refusal(self.conversation.kcp, packets):
                 failure = SessionRefused("the server has no room for another session")
-            if self.conversation.has_peer_restarted(now):
-                failure = DeadLink("the other end knows nothing of this session: it was restarted, or has dropped it")
+            if not (guess and guess.is_refuted) and self.conversation.has_peer_restarted(now):
+                failure = DeadLink(DROPPED)
             opened = self._dispatch_locked()
             ready, self._ready = self._ready, []
         for stream in ready:
             stream.deliver()
         for stream in opened:
             self._on_stream(self, stream)
+        if guess and self._search:
+            if guess.is_confirmed:
+                self._search.understood(self)
+            if guess.is_refuted:
+                if self._search.refuted(self):
+                    return False
+                failure = nonsense(guess.failure) if guess.failure else DeadLink(DROPPED)
         if not failure:
             self.settle()
         if failure or (self._nonsense and not self.conversation.is_holding_back):
@@ -374,6 +398,19 @@ class Session:
             udp.close()
         else:
             self.transmit()
+
+    def begin_again(self, conv: int, dialect: Dialect, path: PathProbe) -> None:
+        """Say all again in another dialect and from another socket, as the server has understood nothing (clients)."""
+        with self._tx_lock, self.lock:
+            if not self._closed:
+                now = monotonic_ms()
+                self.conversation.begin_again(conv, dialect, now)
+                self.watch = PeerWatch(self.conversation.kcp, now, is_client=True)
+                old = PathProbe(self._udp, self.remote, self.receiver or current_thread())
+                (self._udp, self.remote, self.receiver), path = path, old
+        path.dismiss()  # the old one, or that which comes too late
+        self._set_path_probe(None)
+        self.settle()
 
     # -- the one way out -----------------------------------------------------------------------
 

@@ -1,0 +1,99 @@
+"""What an end speaks above KCP, and whether a peer to whom a guess was spoken understands it.
+
+In      frames as they are sent; what the peer acknowledges and tells; `now`
+Out     when to ask it; a verdict; all that was sent, in another dialect
+Knows   what a kcptun does that does not understand. Not: KCP, in which order dialects are tried
+Wire    docs/protocol.md, "Finding out what a server speaks"
+Cost    the first bytes of a session twice, for two round trips
+
+Nothing is negotiated, so a client guesses. A server that does not understand the first bytes has opened no stream when
+it drops the session: all that was said to it may be said again in another way, and nothing happens twice.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from kcptun_lite.core.wire import SMUX_HEADER, SMUX_HEADER_SIZE, Buffer
+from kcptun_lite.errors import RemoteProtocolError
+
+KEPT_MAX = 128 * 1024  # bytes said before the verdict; more wait. Less than smux 2's first window, so it is never over
+READ_AFTER = 100  # ms; what is acknowledged for so long has been read by a program that lives
+
+
+class Dialect(NamedTuple):
+    """The two settings that both ends must share, and that can be found out."""
+
+    smux_version: int
+    compress: bool
+
+    def __str__(self) -> str:
+        return f"--smuxver {self.smux_version} --nocomp" if not self.compress else f"--smuxver {self.smux_version}"
+
+
+class Guess:
+    """A dialect that was chosen without knowing the peer's, until it is known to be right or wrong.
+
+    A kcptun acknowledges what it does not understand, then forgets the session. Asked for its window it answers
+    from zero; one that has understood answers from where it is.
+    """
+
+    def __init__(self) -> None:
+        self.is_refuted = False
+        self.is_confirmed = False
+        self.failure: RemoteProtocolError | None = None
+        "in what the peer has sent, if that has refuted it"
+        self.ask_at: int | None = None
+        "ms; when to ask next, None before anything is acknowledged"
+        self._kept = bytearray()
+        self._acknowledged_at = self._told = 0
+        self._pause = READ_AFTER
+
+    @property
+    def held_bytes(self) -> int:
+        return len(self._kept)
+
+    @property
+    def room(self) -> int:
+        """Bytes that may still be said before the verdict."""
+        return max(0, KEPT_MAX - len(self._kept))
+
+    def keep(self, frames: Sequence[Buffer]) -> None:
+        """These frames have been said."""
+        for frame in frames:
+            self._kept += frame
+
+    def said_in(self, version: int) -> bytes:
+        """All frames that were said, as frames of a smux version."""
+        frames = bytearray(self._kept)
+        at = 0
+        while at < len(frames):
+            _, _, length, _ = SMUX_HEADER.unpack_from(frames, at)
+            frames[at] = version
+            at += SMUX_HEADER_SIZE + length
+        return bytes(frames)
+
+    def weigh(self, now: int, *, is_understood: bool, is_acknowledged: bool, told: int, has_forgotten: bool) -> None:
+        """Look at what the peer has shown so far.
+
+        Args:
+            is_understood: it has sent frames that make sense.
+            is_acknowledged: it has something of what we sent.
+            told: how often it was asked for its window and has answered from where it is.
+            has_forgotten: it has answered from zero, after it had acknowledged something.
+        """
+        if self.is_refuted or self.is_confirmed:
+            return
+        if is_acknowledged and self.ask_at is None:
+            self._acknowledged_at = self.ask_at = now
+        has_read = told > self._told and is_acknowledged and now - self._acknowledged_at >= READ_AFTER
+        self._told = told
+        self.is_refuted = has_forgotten and not is_understood
+        self.is_confirmed = is_understood or (has_read and not self.is_refuted)
+
+    def wants_question(self, now: int) -> bool:
+        """Whether it is time to ask; it is not again for a while after this was true. Questions may be lost."""
+        if self.ask_at is None or now < self.ask_at or self.is_refuted or self.is_confirmed:
+            return False
+        self.ask_at = now + self._pause
+        self._pause *= 2
+        return True
