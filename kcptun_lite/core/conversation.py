@@ -163,10 +163,11 @@ class Conversation:
             room = min(room, self.guess.room)
         if room <= 0:
             return 0
-        allowance = self.share.update(self.held_bytes, self._sending_bytes(), room, SEND_LEAST)
-        if not allowance:
-            return 0
-        taken = self._streams.send_data(sid, data[: min(room, allowance)])
+        if self.share.is_limited:
+            room = min(room, self.share.update(self.held_bytes, self._sending_bytes(), room, SEND_LEAST))
+            if not room:
+                return 0
+        taken = self._streams.send_data(sid, data[:room])
         self._push_frames()
         return taken
 
@@ -344,6 +345,8 @@ class Conversation:
             self._push_frames()
         if self.share.is_limited:
             self._account()  # others may have given something back
+        else:
+            self.share.update(self.held_bytes)  # for who asks what is held
         if self._encoder:
             self._encoder.rest(now)
         if self.guess and self.guess.wants_question(now):
@@ -533,16 +536,17 @@ class Conversation:
             self._delivered[sid] = size
 
     def _account(self, incoming: int = 0) -> None:
-        """Tell what is held, ask for `incoming` bytes, and open the windows as far as the answer goes."""
-        received = self._received_bytes()
+        """Under a limit, tell what is held, ask for `incoming` bytes, and open the windows as far as the answer goes."""
         share = self.share
+        if not share.is_limited:
+            return
+        received = self._received_bytes()
         allowance = share.update(self._sending_bytes() + received, received, incoming, RECEIVE_LEAST)
-        if share.is_limited:
-            kcp = self.kcp
-            most = max(self.params.kcp.rcv_wnd, self.params.kcp.rcv_wnd_max)
-            kcp.resize_window(min(most, kcp.received.unread_count + allowance // SEGMENT_BYTES))
-            decoder = self._decoder
-            decoder.held_limit = min(HELD_BYTES_MAX, max(self._fec_least, decoder.held_bytes + allowance // 2))
+        kcp = self.kcp
+        most = max(self.params.kcp.rcv_wnd, self.params.kcp.rcv_wnd_max)
+        kcp.resize_window(min(most, kcp.received.unread_count + allowance // SEGMENT_BYTES))
+        decoder = self._decoder
+        decoder.held_limit = min(HELD_BYTES_MAX, max(self._fec_least, decoder.held_bytes + allowance // 2))
 
     def _push_frames(self) -> None:
         frames = self._streams.frames_to_send()

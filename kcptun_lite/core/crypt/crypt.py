@@ -28,7 +28,7 @@ from typing import Any, NamedTuple, Protocol
 
 from kcptun_lite.core.batch.packets import PacketBatch
 from kcptun_lite.core.batch.pool import BATCH_BYTES, BufferPool, borrow
-from kcptun_lite.core.batch.strided import find_grid, gather, join_numbers, scatter, split_numbers
+from kcptun_lite.core.batch.strided import MANY, find_grid, gather, join_numbers, scatter, split_numbers
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.crypt.cryptodome import load
 from kcptun_lite.core.crypt.gcm import Gcm, PlainGcm, make_gcm
@@ -58,6 +58,10 @@ KEY_SIZE = 32  # bytes
 XOR_SALT = b"sH3CIVoF#rWLtJo6"
 XOR_ROUNDS = 32
 SALSA20_NONCE_SIZE = 8  # bytes of the packet's nonce, left in clear
+
+# Up to so many bytes are copied for pycryptodome: bytes objects cost it nothing, a view 3 us for its finalizer. One
+# packet of 128 bytes: encryption 2.5 us beside 6.5, decryption 4.5 beside 14; 16 KiB: 29 beside 32 and 10 beside 17.
+COPIED_BYTES = 16 * 1024
 
 _CHECKED_HEADER = Struct("<16sI")  # nonce, CRC-32 of what follows
 
@@ -174,7 +178,7 @@ class CheckedCrypt:
     def seal(self, batch: PacketBatch) -> None:
         arena, crc32 = batch.arena, self._crc32
         nonces = self._random_bytes(CRYPT_NONCE_SIZE * len(batch))
-        if stride := batch.stride:
+        if (stride := batch.stride) and len(batch) >= MANY:
             scatter(arena, 0, stride, CRYPT_NONCE_SIZE, nonces)
             scatter(arena, CRYPT_NONCE_SIZE, stride, CRYPT_CRC_SIZE, join_numbers(map(crc32, _grid_bodies(batch))))
             self._cipher.encrypt(batch)
@@ -190,6 +194,9 @@ class CheckedCrypt:
     def open(self, batch: PacketBatch, counters: Counters) -> None:
         self._cipher.decrypt(batch)
         arena, starts, lengths = batch.arena, batch.starts, batch.lengths
+        if len(batch) < MANY:
+            self._check_few(batch, counters)
+            return
         counters.in_checksum_errors += _drop_shorter(batch, CRYPT_HEADER_SIZE)
         whole, sizes = starts, lengths
         if 0 in lengths:
@@ -207,6 +214,26 @@ class CheckedCrypt:
         lengths[:] = [length and length - CRYPT_HEADER_SIZE for length in lengths]
         counters.in_packets += len(batch) - lengths.count(0)
         counters.in_bytes += sum(lengths)
+
+    def _check_few(self, batch: PacketBatch, counters: Counters) -> None:
+        """What `open` does to many packets, to a few: 2 us for one where the other way takes 8."""
+        arena, starts, lengths, crc32 = batch.arena, batch.starts, batch.lengths, self._crc32
+        for index, length in enumerate(lengths):
+            if not length:
+                continue
+            start = starts[index]
+            body = start + CRYPT_HEADER_SIZE
+            lengths[index] = 0
+            if length < CRYPT_HEADER_SIZE or _CHECKED_HEADER.unpack_from(arena, start)[1] != crc32(
+                arena[body : start + length]
+            ):
+                counters.in_checksum_errors += 1
+            elif length < CRYPT_HEADER_SIZE + KCP_HEADER_SIZE:
+                counters.kcp_in_errors += 1
+            else:
+                starts[index], lengths[index] = body, length - CRYPT_HEADER_SIZE
+                counters.in_packets += 1
+                counters.in_bytes += lengths[index]
 
 
 def _drop_shorter(batch: PacketBatch, least: int) -> int:
@@ -314,12 +341,18 @@ class RunningCfb:
         self._pool = pool
 
     def encrypt(self, batch: PacketBatch) -> None:
-        if batch.end:
-            used = batch.arena[: batch.end]
+        used = batch.arena[: batch.end]
+        if batch.end <= COPIED_BYTES:
+            used[:] = self._running.encrypt(bytes(used))
+        else:
             self._running.encrypt(used, output=used)
 
     def decrypt(self, batch: PacketBatch) -> None:
         arena, block, fed_back = batch.arena, self._block, batch.end - self._block
+        if batch.end <= COPIED_BYTES:
+            sealed = bytes(arena[: batch.end])
+            arena[block : batch.end] = self._strxor(sealed[block:], self._ecb.encrypt(sealed[:fed_back]))
+            return
         # From the end, because a block is the input for the one behind it; in parts, which stay in the cache.
         with borrow(self._pool, BATCH_BYTES) as keystream:
             for start in reversed(range(0, fed_back, BATCH_BYTES)):

@@ -213,9 +213,9 @@ class Kcp:
                 self._counters.kcp_in_errors += 1
             index += 1
         self.sender.end_batch(now)
-        # Something new is acknowledged, there is a hole, or what waits has more room.
-        has_room = self.rmt_wnd > wnd_before and self.queued_bytes
-        if self.window.snd_una != una_before or self.window.has_fast or has_room or (self._probe_wait and self.rmt_wnd):
+        # There is a hole, or what waits has more room. Acknowledgements alone wait for company.
+        has_room = self.queued_bytes and (self.window.snd_una != una_before or self.rmt_wnd > wnd_before)
+        if self.window.has_fast or has_room or (self._probe_wait and self.rmt_wnd):
             self.flush_wanted = Flush.EVERYTHING
         acks = self._acks
         if acks.count:
