@@ -16,6 +16,9 @@ REMEDIES = {
 "what the user can do about an error of the system, where its number says enough"
 
 
+DROPPED = "the other end knows nothing of this session: it was restarted, or has dropped it"
+
+
 class KcptunError(Exception):
     """Something went wrong that this program raises on purpose."""
 

@@ -22,16 +22,11 @@ from kcptun_lite.core.kcp.sender import QUEUE_TARGET
 from kcptun_lite.core.kcp.window_tuning import WindowTuning
 from kcptun_lite.core.mux.dialect import Dialect, Guess
 from kcptun_lite.core.mux.smux import Event, SmuxSession
-from kcptun_lite.core.mux.snappy import SnappyDecoder, SnappyEncoder
 from kcptun_lite.core.params import ConversationParams
+from kcptun_lite.core.streams import StreamLayer
 from kcptun_lite.core.validation import AddressValidation
-from kcptun_lite.core.wire import FEC_HEADER_SIZE, SNAPPY_IDENTIFIER, Buffer, is_run_of_segments
-from kcptun_lite.errors import ConfigError, RemoteProtocolError
-
-# The Go program gives a silent peer up after 30 to 60 s (docs/protocol.md, "Keep-alive"). We look for another way to it
-# as soon as data goes unanswered, so we can afford to keep its streams through an outage of a minute.
-KEEPALIVE_TIMEOUT = 75_000  # ms
-
+from kcptun_lite.core.wire import FEC_HEADER_SIZE, Buffer, is_run_of_segments
+from kcptun_lite.errors import RemoteProtocolError
 
 # Bytes that a conversation may hold however little the budget has left, so that it always gets on.
 SEND_LEAST = 32 * 1024
@@ -77,20 +72,14 @@ class Conversation:
         self._ts_offset = ts_offset
         self._now = now
         self._events: list[Event] = []
-        self._smux: SmuxSession | None = None
+        self._layer = StreamLayer(params, is_client=is_client, now=now)
         self._begin(conv, params, is_validated=is_validated)
-        self._is_settled = not params.adapts
-        if self._is_settled:
-            self._settle_compression(params.compress)
-            self._settle_smux(params.smux_version)
+        self._push_frames()
 
     def _begin(self, conv: int, params: ConversationParams, *, is_validated: bool) -> None:
         """All that is below the streams, as if nothing had been sent or heard."""
         self.conv = conv
         self.params = params
-        self.is_compressed = params.compress
-        self.guess = Guess() if params.is_guess else None
-        "while nobody knows whether the peer understands us"
         headroom, tailroom = self._room_around
         has_fec = params.has_fec
         # Packets that are multiples of 16 leave no gaps: GRO's runs stay where they are, GSO's are one piece.
@@ -115,10 +104,6 @@ class Conversation:
             self._encoder = UncodedFec(headroom) if is_open else self._make_encoder()
         self._decoder = FecDecoder(self._counters)
         self._fec_least = max(FEC_LEAST, params.shards_bytes)
-        self._snappy_encoder: SnappyEncoder | None = None
-        self._snappy_decoder: SnappyDecoder | None = None
-        self.smux_version = 0
-        "1 or 2; 0 until an adapting end has heard the peer's first bytes"
         self._has_answered = self._has_said_hello = False
         self._delivered: dict[int, int] = {}
         "sid -> bytes last taken from the stream, which its reader holds until it comes for more"
@@ -130,15 +115,10 @@ class Conversation:
 
     def begin_again(self, conv: int, dialect: Dialect, now: int) -> None:
         """Say all again in another dialect, to a peer that has understood nothing of it (`guess`)."""
-        assert self.guess
-        said = self.guess.said_in(dialect.smux_version)
         self._now = now
-        self._begin(conv, self.params.in_dialect(dialect, is_guess=True), is_validated=True)
+        self._begin(conv, self.params, is_validated=True)
         self._has_said_hello = True
-        self._settle_compression(dialect.compress)
-        self.smux_version = dialect.smux_version
-        self._streams.begin_again(dialect.smux_version)
-        self._send_frames([said])
+        self.kcp.send(self._layer.begin_again(dialect))
 
     # -- streams -------------------------------------------------------------------------------
 
@@ -219,6 +199,20 @@ class Conversation:
         self._account()
 
     @property
+    def smux_version(self) -> int:
+        """1 or 2; 0 until an adapting end has heard the peer's first bytes."""
+        return self._layer.smux_version
+
+    @property
+    def is_compressed(self) -> bool:
+        return self._layer.is_compressed
+
+    @property
+    def guess(self) -> Guess | None:
+        """While nobody knows whether the peer understands what is spoken."""
+        return self._layer.guess
+
+    @property
     def is_peer_ours(self) -> bool:
         """Whether the peer has said that it is of our kind, and no kcptun."""
         return self._smux is not None and self._smux.is_peer_ours
@@ -275,16 +269,10 @@ class Conversation:
         self._account()
 
     def _weigh_guess(self, guess: Guess) -> None:
-        kcp = self.kcp
-        guess.weigh(
-            self._now,
-            is_understood=self._streams.frames_received > 0,
-            is_acknowledged=kcp.progress()[0] > 0,
-            told=kcp.windows_told,
-            has_forgotten=kcp.windows_told_from_zero > 0,
-        )
+        kcp, is_understood = self.kcp, self._streams.frames_received > 0
+        guess.weigh(self._now, is_understood, kcp.progress()[0] > 0, kcp.windows_told, kcp.windows_told_from_zero)
         if guess.is_confirmed:
-            self.guess = None
+            self._layer.guess = None
         elif guess.wants_question(self._now):
             kcp.probe()
 
@@ -373,41 +361,33 @@ class Conversation:
 
     def has_peer_restarted(self, now: int) -> bool:
         """Whether the peer knows nothing of this conversation any more; a client that is restarted has a new one."""
-        return self._is_client and self.kcp.has_peer_restarted(now)
+        return self._is_client and not self.guess and self.kcp.has_peer_restarted(now)
 
     def next_deadline(self) -> int | None:
         """ms of the next `tick` that matters to KCP; keep-alive runs on the caller's slow rhythm."""
-        deadline = self.kcp.next_deadline()
-        ask_at = self.guess.ask_at if self.guess and not self.guess.is_refuted else None
-        return deadline if ask_at is None else ask_at if deadline is None else min(deadline, ask_at)
+        deadlines = self.kcp.next_deadline(), self.guess.ask_at if self.guess else None
+        return min((at for at in deadlines if at is not None), default=None)
 
     def progress(self) -> tuple[int, int, int]:
         """Numbers of which one grows when a packet brings anything new: a replayed one changes none."""
         return self.kcp.progress()
 
-    def differences(self, own: ConversationParams) -> list[str]:
-        """The options in which the peer differs from `own`, as far as its packets have shown them."""
-        if not self.smux_version:
-            return []
-        found = []
-        if self.smux_version != own.smux_version:
-            found.append(f"--smuxver {self.smux_version}")
-        if self.is_compressed != own.compress:
-            found.append("compression" if self.is_compressed else "--nocomp")
-        shards = self._decoder.shards
-        if not self.params.has_fec:
-            found += ["--datashard 0"] if own.has_fec else []
-        elif shards and shards != (own.data_shards, own.parity_shards):
-            data, parity = shards
-            found.append(f"--datashard {data} --parityshard {parity}")
-        return found
+    @property
+    def peer_shards(self) -> tuple[int, int] | None:
+        """The data and parity shards that the peer sends, once they are certain."""
+        return self._decoder.shards
 
     # -- inside --------------------------------------------------------------------------------
 
     @property
+    def _smux(self) -> SmuxSession | None:
+        return self._layer.smux
+
+    @property
     def _streams(self) -> SmuxSession:
-        assert self._smux is not None, "no stream exists before the peer's first bytes"
-        return self._smux
+        smux = self._layer.smux
+        assert smux is not None, "no stream exists before the peer's first bytes"
+        return smux
 
     def _tune_window(self, now: int) -> None:
         """Announce what the peer needs, where no receive window was set."""
@@ -439,36 +419,6 @@ class Conversation:
             self.params = self.params._replace(data_shards=data, parity_shards=parity)
             self._encoder = self._make_encoder(first_group=1)
 
-    def _settle_compression(self, compress: bool) -> None:
-        self.is_compressed = compress
-        if compress:
-            try:
-                self._snappy_encoder = SnappyEncoder()
-                self._snappy_decoder = SnappyDecoder()
-            except ConfigError as exc:
-                if not self.params.adapts:
-                    raise
-                raise RemoteProtocolError(f"it is compressed, and here {exc}") from exc
-
-    def _settle_smux(self, version: int) -> None:
-        params = self.params
-        self.smux_version = version
-        self._smux = SmuxSession(
-            is_client=self._is_client,
-            version=version,
-            max_frame=params.max_frame,
-            receive_buffer=params.smux_buffer,
-            stream_buffer=params.stream_buffer,
-            keepalive_ms=params.keepalive,
-            keepalive_timeout_ms=KEEPALIVE_TIMEOUT,
-            now=self._now,
-            max_streams=params.max_streams,
-        )
-        if not self._is_client:
-            # Its acknowledgement proves that the client is where it says it is; and it shows what we speak.
-            self._smux.hello()
-            self._push_frames()
-
     def _pull(self) -> None:
         """Move what KCP has in order up to the streams, as far as their buffers allow.
 
@@ -488,17 +438,10 @@ class Conversation:
             if not data:
                 continue
             self._pulled_bytes += len(data)
-            if not self._is_settled:
-                # The identifier opens every compressed session, a frame's version byte every other one.
-                self._is_settled = True
-                self._settle_compression(data[0] == SNAPPY_IDENTIFIER[0])
-            if self._snappy_decoder:
-                data = self._snappy_decoder.feed(data)
-                if not data:
-                    continue
-            if self._smux is None:
-                self._settle_smux(data[0] if data[0] in (1, 2) else self.params.smux_version)
-            self._events += self._streams.feed(data)
+            events = self._layer.feed(data, self._now)
+            if events is None:
+                continue
+            self._events += events
             if self._streams.frames_received > FRAMES_FREE + self._pulled_bytes // BYTES_PER_FRAME:
                 raise RemoteProtocolError("more frames than so few bytes can mean")
             if self._streams.is_peer_ours:
@@ -511,7 +454,7 @@ class Conversation:
 
     def _most_to_read(self) -> int:
         """Segments of which nothing would be too much, even decompressed; 0 if a reader must come first."""
-        if not self.share.is_limited or (self._is_settled and not self._snappy_decoder):
+        if not self.share.is_limited or not self._layer.may_expand:
             return READ_SEGMENTS
         wanted = min(self.kcp.received.count, READ_SEGMENTS) * EXPANDED_BYTES
         most = self.share.update(self.held_bytes, self._received_bytes(), wanted) // EXPANDED_BYTES
@@ -519,16 +462,12 @@ class Conversation:
         return min(most, READ_SEGMENTS) or (0 if has_readers else 1)
 
     def _sending_bytes(self) -> int:
-        held = self.kcp.send_bytes + len(self.kcp.window.segments) * SEGMENT_COST
-        return held + self.guess.held_bytes if self.guess else held
+        return self.kcp.send_bytes + len(self.kcp.window.segments) * SEGMENT_COST
 
     def _received_bytes(self) -> int:
         received = self.kcp.received
         held = received.unread_bytes + received.unread_count * SEGMENT_COST
-        held += self._decoder.held_bytes + self._delivered_bytes
-        if self._snappy_decoder:
-            held += self._snappy_decoder.held_bytes
-        return held + (self._smux.held_bytes if self._smux else 0)
+        return held + self._decoder.held_bytes + self._delivered_bytes + self._layer.held_bytes
 
     def _note_delivered(self, sid: int, size: int) -> None:
         self._delivered_bytes += size - self._delivered.pop(sid, 0)
@@ -536,7 +475,7 @@ class Conversation:
             self._delivered[sid] = size
 
     def _account(self, incoming: int = 0) -> None:
-        """Under a limit, tell what is held, ask for `incoming` bytes, and open the windows as far as the answer goes."""
+        """Under a limit, tell what is held, ask for `incoming` bytes, and open the windows as far as this goes."""
         share = self.share
         if not share.is_limited:
             return
@@ -549,12 +488,6 @@ class Conversation:
         decoder.held_limit = min(HELD_BYTES_MAX, max(self._fec_least, decoder.held_bytes + allowance // 2))
 
     def _push_frames(self) -> None:
-        frames = self._streams.frames_to_send()
-        if frames:
-            self._send_frames(frames)
-
-    def _send_frames(self, frames: list[Buffer]) -> None:
-        if self.guess:
-            self.guess.keep(frames)
-        encoder = self._snappy_encoder
-        self.kcp.send(encoder.encode(frames) if encoder else b"".join(frames))
+        data = self._layer.bytes_to_send()
+        if data:
+            self.kcp.send(data)

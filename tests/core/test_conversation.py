@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 
 from kcptun_lite.core.batch.packets import PacketBatch
-from kcptun_lite.core.conversation import KEEPALIVE_TIMEOUT, Conversation
+from kcptun_lite.core.conversation import Conversation
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.kcp.kcp import KcpParams
 from kcptun_lite.core.mux.smux import StreamFinished, StreamOpened, StreamReadable, StreamWritable
 from kcptun_lite.core.params import ConversationParams
+from kcptun_lite.core.streams import KEEPALIVE_TIMEOUT
 from kcptun_lite.core.wire import KCP_SEGMENT
 from kcptun_lite.errors import KeepaliveTimeout, RemoteProtocolError
 from tests.helpers import CONV, ConversationEnd, ConversationPair, kcp_params, noise

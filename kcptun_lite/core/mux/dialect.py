@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from kcptun_lite.core.wire import SMUX_HEADER, SMUX_HEADER_SIZE, Buffer
-from kcptun_lite.errors import RemoteProtocolError
+from kcptun_lite.errors import DROPPED, DeadLink, RemoteProtocolError, SessionError, nonsense
 
 KEPT_MAX = 128 * 1024  # bytes said before the verdict; more wait. Less than smux 2's first window, so it is never over
 READ_AFTER = 100  # ms; what is acknowledged for so long has been read by a program that lives
@@ -49,6 +49,17 @@ class Guess:
         self._pause = READ_AFTER
 
     @property
+    def is_decided(self) -> bool:
+        return self.is_confirmed or self.is_refuted
+
+    @property
+    def error(self) -> SessionError | None:
+        """Why the session is over, if it was refuted and there is nothing else to be tried."""
+        if not self.is_refuted:
+            return None
+        return nonsense(self.failure) if self.failure else DeadLink(DROPPED)
+
+    @property
     def held_bytes(self) -> int:
         return len(self._kept)
 
@@ -72,27 +83,27 @@ class Guess:
             at += SMUX_HEADER_SIZE + length
         return bytes(frames)
 
-    def weigh(self, now: int, *, is_understood: bool, is_acknowledged: bool, told: int, has_forgotten: bool) -> None:
+    def weigh(self, now: int, is_understood: bool, is_acknowledged: bool, told: int, told_from_zero: int) -> None:
         """Look at what the peer has shown so far.
 
         Args:
             is_understood: it has sent frames that make sense.
             is_acknowledged: it has something of what we sent.
             told: how often it was asked for its window and has answered from where it is.
-            has_forgotten: it has answered from zero, after it had acknowledged something.
+            told_from_zero: how often from zero, after it had acknowledged something.
         """
-        if self.is_refuted or self.is_confirmed:
+        if self.is_decided:
             return
         if is_acknowledged and self.ask_at is None:
             self._acknowledged_at = self.ask_at = now
         has_read = told > self._told and is_acknowledged and now - self._acknowledged_at >= READ_AFTER
         self._told = told
-        self.is_refuted = has_forgotten and not is_understood
+        self.is_refuted = told_from_zero > 0 and not is_understood
         self.is_confirmed = is_understood or (has_read and not self.is_refuted)
 
     def wants_question(self, now: int) -> bool:
         """Whether it is time to ask; it is not again for a while after this was true. Questions may be lost."""
-        if self.ask_at is None or now < self.ask_at or self.is_refuted or self.is_confirmed:
+        if self.ask_at is None or now < self.ask_at:
             return False
         self.ask_at = now + self._pause
         self._pause *= 2

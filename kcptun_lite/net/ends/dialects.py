@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from threading import Lock
 
 from kcptun_lite.core.batch.packets import Address
-from kcptun_lite.core.mux.dialect import Dialect
+from kcptun_lite.core.mux.dialect import Dialect, Guess
 from kcptun_lite.net.session.session import Session
 from kcptun_lite.net.udp.address import format_host
 
@@ -61,13 +61,12 @@ class Search:
         """What is spoken now."""
         return self._left[0]
 
-    def understood(self, session: Session) -> None:
-        self._dialects.found(session, self.dialect)
-
-    def refuted(self, session: Session) -> bool:
-        """The server has dropped the session; whether it goes on in another dialect."""
-        del self._left[0]
-        if not self._left:
-            self._left = [self._dialects.order(session.remote)[0]]
+    def on_verdict(self, session: Session, guess: Guess) -> bool:
+        """The server has understood what is spoken, or dropped the session; whether that goes on in another dialect."""
+        if guess.is_confirmed:
+            self._dialects.found(session, self.dialect)
             return False
+        if len(self._left) == 1:
+            return False
+        del self._left[0]
         return self._move(session, self.dialect)

@@ -50,7 +50,7 @@ class Dialer:
             on_stream=_refuse_stream,
             on_trouble=on_trouble,
             on_closed=on_closed,
-            search=search,
+            on_verdict=search.on_verdict,
         )
         session.receiver = self._receiver(session, session.conversation.conv, udp, remote)
         try:
