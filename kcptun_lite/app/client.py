@@ -14,6 +14,7 @@ from contextlib import suppress
 from threading import Thread
 
 from kcptun_lite import files, log
+from kcptun_lite.app import memory
 from kcptun_lite.app.config import ClientConfig
 from kcptun_lite.app.diagnosis import diagnose
 from kcptun_lite.app.dialects import describe_found, likely_dialects
@@ -187,7 +188,17 @@ class Client(Tunnel):
 
     def _is_usable(self, session: Session) -> bool:
         age = monotonic_ms() - session.opened_at
-        return not session.is_ending and (not self.config.autoexpire or age < self.config.autoexpire * 1000)
+        is_fresh = not self.config.autoexpire or age < self.config.autoexpire * 1000
+        return not session.is_ending and is_fresh and not (session.conversation.is_held_up and self._may_put_aside())
+
+    def _may_put_aside(self) -> bool:
+        """Whether there may be one session more, for the sake of streams that would wait for a reader that has stopped.
+
+        With smux version 1 a kcptun stops all streams for one reader: new ones go round him.
+        """
+        if sum(not session.is_ending for session in self._expired) >= memory.SESSIONS_ASIDE:
+            return False
+        return not self.config.memlimit or self.pool.budget.free >= memory.least_limit(self.context.params, 1)
 
     # -- main thread ---------------------------------------------------------------------------
 

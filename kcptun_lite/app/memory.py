@@ -26,6 +26,7 @@ BATCHES = 3  # of one session at once: receiving, sending, key stream
 MIB = 2**20
 SHARE_OF_FREE = 16  # a window that nobody has set may hold this part of what the system has free, each way
 FREE_UNKNOWN = 256 * MIB  # bytes
+SESSIONS_ASIDE = 3  # of a client: those that are held up by a reader that has stopped, while new streams take others
 WINDOW_MOST = 0xFFFF  # segments; the field has 16 bits
 
 
@@ -79,7 +80,7 @@ def describe(config: ClientConfig | ServerConfig, params: ConversationParams) ->
     """The line of the start-up log about memory."""
     factor = bulk_factor(config)
     session = most_of_session(params) + (factor - 1) * (BATCHES * BATCH_BYTES + RELAY_BYTES)
-    sessions = config.conn if isinstance(config, ClientConfig) else config.maxsessions
+    sessions = config.conn + SESSIONS_ASIDE if isinstance(config, ClientConfig) else config.maxsessions
     worst = sessions * session + config.maxstreams * (factor * RELAY_BYTES + READ_LIMIT)
     options = (
         f"the options allow {_mib(session)} a session and {_mib(worst)} with {sessions} session{'s' * (sessions > 1)} "

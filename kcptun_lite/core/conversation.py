@@ -355,6 +355,12 @@ class Conversation:
             self._push_frames()
 
     @property
+    def is_held_up(self) -> bool:
+        """Whether readers that have stopped, here or there, keep all streams waiting, or soon will."""
+        is_half_full = self._smux is not None and 2 * self._smux.unread_bytes > self.params.smux_buffer
+        return is_half_full or not self.kcp.rmt_wnd
+
+    @property
     def has_peer_left(self) -> bool:
         """Whether it has said goodbye; all it had to say has come."""
         return self._smux is not None and self._smux.has_peer_left
