@@ -51,6 +51,10 @@ class SmuxError(RemoteProtocolError):
     """The stream of smux frames is broken."""
 
 
+class SmuxVersionError(SmuxError):
+    """The frames are of another version; what lies around them was understood."""
+
+
 class SessionError(KcptunError):
     """The session is over."""
 

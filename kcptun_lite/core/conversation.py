@@ -260,7 +260,7 @@ class Conversation:
         except RemoteProtocolError as exc:
             if not self.guess:
                 raise
-            self.guess.is_refuted, self.guess.failure = True, exc
+            self.guess.refute(exc)
         finally:  # whatever happens, nothing that is kept may lie in a batch that others will use
             if kcp.received.count:
                 kcp.received.detach()

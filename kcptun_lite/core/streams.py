@@ -77,13 +77,11 @@ class StreamLayer:
     def begin_again(self, dialect: Dialect) -> bytes:
         """All that was said so far, in another dialect, to a peer that has understood nothing of it."""
         assert self.guess and self.smux
-        said = self.guess.said_in(dialect.smux_version)
-        self.guess = Guess()
-        self.guess.keep([said])
+        self.guess = self.guess.again(dialect.smux_version)
         self._settle_compression(dialect.compress)
         self.smux_version = dialect.smux_version
         self.smux.begin_again(dialect.smux_version)
-        return self._encode([said])
+        return self._encode([self.guess.said])
 
     def _encode(self, frames: list[Buffer]) -> bytes:
         return self._encoder.encode(frames) if self._encoder else b"".join(frames)

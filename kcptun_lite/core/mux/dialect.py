@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from kcptun_lite.core.wire import SMUX_HEADER, SMUX_HEADER_SIZE, Buffer
-from kcptun_lite.errors import DROPPED, DeadLink, RemoteProtocolError, SessionError, nonsense
+from kcptun_lite.errors import DROPPED, DeadLink, RemoteProtocolError, SessionError, SmuxVersionError, nonsense
 
 KEPT_MAX = 128 * 1024  # bytes said before the verdict; more wait. Less than smux 2's first window, so it is never over
 READ_AFTER = 100  # ms; what is acknowledged for so long has been read by a program that lives
@@ -73,7 +73,11 @@ class Guess:
         for frame in frames:
             self._kept += frame
 
-    def said_in(self, version: int) -> bytes:
+    @property
+    def said(self) -> bytes:
+        return bytes(self._kept)
+
+    def _said_in(self, version: int) -> bytes:
         """All frames that were said, as frames of a smux version."""
         frames = bytearray(self._kept)
         at = 0
@@ -82,6 +86,19 @@ class Guess:
             frames[at] = version
             at += SMUX_HEADER_SIZE + length
         return bytes(frames)
+
+    def refute(self, failure: RemoteProtocolError) -> None:
+        """What the peer has sent makes no sense."""
+        self.is_refuted = True
+        if not self.failure or isinstance(failure, SmuxVersionError):  # which is the truth, where one is fixed
+            self.failure = failure
+
+    def again(self, version: int) -> "Guess":
+        """The next one, for which all was said in frames of this version."""
+        after = Guess()
+        after.failure = self.failure
+        after.keep([self._said_in(version)])
+        return after
 
     def weigh(self, now: int, is_understood: bool, is_acknowledged: bool, told: int, told_from_zero: int) -> None:
         """Look at what the peer has shown so far.

@@ -34,7 +34,7 @@ from kcptun_lite.core.wire import (
     Buffer,
     diff32,
 )
-from kcptun_lite.errors import KeepaliveTimeout, SessionClosed, SmuxError, StreamClosed
+from kcptun_lite.errors import KeepaliveTimeout, SessionClosed, SmuxError, SmuxVersionError, StreamClosed
 
 SMUX_MAX_STREAMS = 1024  # opened by the peer, at once; smux defaultAcceptBacklog
 HELLO_SID = 0x4B4C0001  # "KL"; no client counts that far by twos in one session
@@ -285,7 +285,7 @@ class SmuxSession:
             self.frames_received += 1
             version, command, length, sid = SMUX_HEADER.unpack_from(data, at)
             if version != self._version:
-                raise SmuxError(self._explain_version(data[at:]))
+                raise self._explain_version(data[at:])
             if command == SMUX_PSH and length:
                 self._payload_sid, self._payload_left = sid, length
             elif command == SMUX_UPD and length == SMUX_UPDATE.size:
@@ -466,7 +466,9 @@ class SmuxSession:
         stream.announced = stream.consumed
         self._queue_frame(SMUX_UPD, sid, SMUX_UPDATE.pack(stream.consumed & MASK32, window))
 
-    def _explain_version(self, start: bytes) -> str:
+    def _explain_version(self, start: bytes) -> SmuxError:
         if SNAPPY_IDENTIFIER.startswith(start[: len(SNAPPY_IDENTIFIER)]):
-            return "a snappy stream in place of smux frames: --nocomp must be the same on both ends"
-        return f"frame of smux version {start[0]}, expected {self._version}: --smuxver must be the same on both ends"
+            return SmuxError("a snappy stream in place of smux frames: --nocomp must be the same on both ends")
+        return SmuxVersionError(
+            f"frame of smux version {start[0]}, expected {self._version}: --smuxver must be the same on both ends"
+        )
