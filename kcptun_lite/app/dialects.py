@@ -7,6 +7,7 @@ Knows   the defaults of the generations (docs/compatibility.md). Not: how a serv
 
 from kcptun_lite.app.config import ClientConfig
 from kcptun_lite.core.mux.dialect import Dialect
+from kcptun_lite.core.mux.snappy import cramjam_if_any
 
 VERSIONS = (1, 2)  # 1 is the default of 2017 to November 2025, and all that 2017 has; 2 is that of the newest
 NEWEST_ALONE = {"aes-128-gcm"}  # methods that no program has whose default is smux 1
@@ -16,7 +17,8 @@ def likely_dialects(config: ClientConfig) -> list[Dialect]:
     """What the options leave open, the likeliest first. A server of ours takes the first one as it comes."""
     is_newest = config.qpp or config.crypt in NEWEST_ALONE
     versions = (config.smuxver,) if config.smuxver else tuple(reversed(VERSIONS)) if is_newest else VERSIONS
-    compressions = (True, False) if config.nocomp is None else (not config.nocomp,)
+    is_dear = cramjam_if_any() is None  # a server of ours does without it, then
+    compressions = (not is_dear, is_dear) if config.nocomp is None else (not config.nocomp,)
     return [Dialect(version, compress) for compress in compressions for version in versions]
 
 
