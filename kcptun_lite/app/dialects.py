@@ -17,8 +17,9 @@ def likely_dialects(config: ClientConfig) -> list[Dialect]:
     """What the options leave open, the likeliest first. A server of ours takes the first one as it comes."""
     is_newest = config.qpp or config.crypt in NEWEST_ALONE
     versions = (config.smuxver,) if config.smuxver else tuple(reversed(VERSIONS)) if is_newest else VERSIONS
-    is_dear = cramjam_if_any() is None  # a server of ours does without it, then
-    compressions = (not is_dear, is_dear) if config.nocomp is None else (not config.nocomp,)
+    compressions: tuple[bool, ...] = (not config.nocomp,)
+    if config.nocomp is None:  # where it is dear, a server of ours does without it
+        compressions = (True, False) if cramjam_if_any() else (False, True)
     return [Dialect(version, compress) for compress in compressions for version in versions]
 
 

@@ -86,10 +86,8 @@ class Option:
     @property
     def json_types(self) -> tuple[type, ...]:
         """What its value may be in a -c file."""
-        if self.read is values.switch:
+        if self.is_switch:
             return (bool,)
-        if self.read is values.switch_or_auto:
-            return (bool, str)
         if isinstance(self.read, values.Number) or self.read in (values.number_or_off, values.seconds_or_off):
             return (int,)
         if isinstance(self.read, values.NumberOrAuto) or self.read in (values.size, values.percent):
