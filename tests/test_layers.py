@@ -17,6 +17,7 @@ FLOORS: tuple[set[str], ...] = (
     {"core.params", "core.glance"},
     {"core.streams"},
     {"core.conversation"},
+    {"net.event_loop"},
     {"net.udp"},
     {"net.session"},
     {"net.tcp", "net.ends"},

@@ -27,6 +27,7 @@ from kcptun_lite.net.ends.context import SessionContext
 from kcptun_lite.net.ends.dialects import Dialects
 from kcptun_lite.net.ends.dialer import Dialer
 from kcptun_lite.net.ends.route import Route, Server
+from kcptun_lite.net.event_loop import EventLoop
 from kcptun_lite.net.session.session import Session
 from kcptun_lite.net.session.stream import Stream
 from kcptun_lite.net.session.update_thread import UpdateThread, monotonic_ms
@@ -80,7 +81,8 @@ class Check:
     def __init__(self, config: ClientConfig) -> None:
         self._config = config
         self._ticker = UpdateThread()
-        context = make_context(config, BufferPool(Lock(), gogc=config.gogc), self._ticker)
+        self._loop = EventLoop()
+        context = make_context(config, BufferPool(Lock(), gogc=config.gogc), self._ticker, self._loop)
         # A set window: no copies hide what the line loses.
         kcp = context.params.kcp._replace(follows_line=False)
         self._context = context._replace(params=context.params._replace(kcp=kcp))
@@ -91,11 +93,12 @@ class Check:
     def run(self) -> int:
         """Check all servers; returns the exit code."""
         self._ticker.start()
+        self._loop.start()
         try:
             codes = [self._check(remote) for remote in self._config.remoteaddr]
         finally:
+            self._loop.stop()
             self._ticker.stop()
-            self._ticker.join()
         return next((int(code) for code in codes if code), 0)
 
     def _check(self, remote: Endpoint) -> Step | None:
@@ -115,7 +118,6 @@ class Check:
             return self._watch(session, stream, remote)
         finally:
             session.close()
-            session.join()
 
     def _dial(self, remote: Endpoint, context: SessionContext, on_closed: OnClosed) -> Session:
         servers = [Server(remote.host, remote.port_min, remote.port_max)]
@@ -130,7 +132,6 @@ class Check:
                 with suppress(ConfigError):  # a library is missing
                     context = self._context._replace(crypt=crypt)
                     session = sessions[crypt] = self._dial(remote, context, lambda session, reason: None)
-                    stack.callback(session.join)
                     stack.callback(session.close)
                     session.open_stream()
                     sleep(LOOK_EVERY)

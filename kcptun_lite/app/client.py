@@ -5,12 +5,9 @@ Out     a running client
 Knows   session slots, expiry (docs/protocol.md, "Client program"). Not: how a session works
 """
 
-import errno
 import math
-import os
 import socket
 from collections.abc import Callable
-from contextlib import suppress
 from threading import Thread
 
 from kcptun_lite import files, log
@@ -29,7 +26,6 @@ from kcptun_lite.errors import (
     SessionRefused,
     TransportError,
     describe_exception,
-    describe_os_error,
 )
 from kcptun_lite.net.ends.dialects import Dialects
 from kcptun_lite.net.ends.dialer import Dialer
@@ -37,13 +33,13 @@ from kcptun_lite.net.ends.route import Route, Server
 from kcptun_lite.net.session.session import Session
 from kcptun_lite.net.session.stream import Stream
 from kcptun_lite.net.session.update_thread import monotonic_ms
-from kcptun_lite.net.tcp.sockets import listen, tune
+from kcptun_lite.net.tcp.acceptor import Acceptor, is_gone, name_of
+from kcptun_lite.net.tcp.sockets import listen
 from kcptun_lite.net.udp.address import format_address
 from kcptun_lite.net.udp.udp_socket import UdpOptions
 
 REFUSED_PAUSE = 5000  # ms after a refusal in which no new session is tried while there is another one
 REDIAL_PAUSE = 1.0  # s between attempts to make a session's socket (as kcptun)
-ACCEPT_PAUSE = 0.1  # s between attempts to accept, while there are no descriptors
 
 
 class Client(Tunnel):
@@ -63,7 +59,7 @@ class Client(Tunnel):
         self._accepted = 0
         self._refused_at: int | None = None
         "ms; when a server had no room for a session"
-        self._acceptor = Thread(target=self._accept_loop, name="accept")
+        self._dialling: Thread | None = None
 
     def _listen(self) -> None:
         local = self.config.localaddr
@@ -71,21 +67,20 @@ class Client(Tunnel):
             self._listening = listen(local.host, local.port_min, local.path)
         except TransportError as exc:
             raise cannot_listen("--localaddr", local, exc) from exc.__cause__
+        self._acceptor = Acceptor(self._listening, self.loop, has_room=self.has_room, serve=self._take)
         self._socket_file = files.identify(local.path) if local.path else None
 
     def _start(self) -> None:
-        self.log_start(_socket_name(self._listening))
+        self.log_start(name_of(self._listening))
         for remote in self.config.remoteaddr:
             self.look_up("--remoteaddr", remote)
         self._path_manager.start()
         self._acceptor.start()
 
     def _stop_accepting(self) -> None:
-        with suppress(OSError):
-            self._listening.shutdown(socket.SHUT_RDWR)  # wakes the thread in accept
-        if self._acceptor.ident is not None:
-            self._acceptor.join()
-        self._listening.close()
+        self._acceptor.close()
+        if self._dialling and self._dialling.ident is not None:
+            self._dialling.join()
         files.remove(self.config.localaddr.path, self._socket_file)
         self._path_manager.stop()
 
@@ -98,35 +93,39 @@ class Client(Tunnel):
     def _close_sessions(self) -> None:
         for session in self._sessions():
             session.close()
-            session.join()
 
-    # -- accept thread -------------------------------------------------------------------------
+    # -- the network's thread ------------------------------------------------------------------
 
-    def _accept_loop(self) -> None:
-        while self.wait_for_relay_slot():
-            try:
-                tcp, _ = self._listening.accept()
-            except Exception as exc:
-                if self.is_stopping:
-                    return
-                log.limited("accept", f"accept: {_about(exc)}", log.Level.ERROR)
-                self.wait_for_stop(ACCEPT_PAUSE)
-                continue
-            try:
-                self._serve(tcp)
-            except Exception as exc:  # whatever it is, the next one may fare better
-                tcp.close()
-                if not _is_gone(exc):
-                    log.limited("stream", f"no stream: {_about(exc)}")
-
-    def _serve(self, tcp: socket.socket) -> None:
-        tune(tcp)
+    def _take(self, tcp: socket.socket, source: str) -> None:
+        """Serve a connection; if a session must be made first, in a thread, while others wait."""
         slot = self._accepted % len(self._slots)
         self._accepted += 1
-        source = _peer_name(tcp)
+        session = self._slots[slot]
+        if session and self._is_usable(session):
+            self._serve(tcp, source, slot)
+            return
+        self._acceptor.pause()
+        self._dialling = Thread(target=self._serve_slowly, args=(tcp, source, slot), name="dial")
+        try:
+            self._dialling.start()
+        except RuntimeError:
+            self._acceptor.resume()
+            raise
+
+    def _serve_slowly(self, tcp: socket.socket, source: str, slot: int) -> None:
+        try:
+            self._serve(tcp, source, slot)
+        except Exception as exc:
+            tcp.close()
+            if not (is_gone(exc) or self.is_stopping):
+                log.limited("stream", f"no stream: {exc if isinstance(exc, KcptunError) else describe_exception(exc)}")
+        finally:
+            self.loop.call(self._acceptor.resume)
+
+    def _serve(self, tcp: socket.socket, source: str, slot: int) -> None:
         session, stream = self._open_stream(slot)
         remote = f"{format_address(session.remote)}({stream.sid})"
-        if not self.start_relay(lambda: tcp, stream, lambda: f"in: {source} out: {remote}"):
+        if not self.start_relay(lambda relay: relay.serve(tcp), stream, lambda: f"in: {source} out: {remote}"):
             tcp.close()
 
     def _open_stream(self, slot: int) -> tuple[Session, Stream]:
@@ -217,7 +216,6 @@ class Client(Tunnel):
                 session.leave()  # so that the server forgets it as well; it is closed when that has arrived
             elif age >= limit or (is_expired and not session.stream_count and session.is_flushed()):
                 session.close()
-                session.join()
         for session in [session for session in self._expired if session.is_closed]:
             self._expired.remove(session)
 
@@ -254,30 +252,6 @@ class Client(Tunnel):
         finding = diagnose(gather(session, self.config.crypt, monotonic_ms(), reason))
         if finding and finding.rule in ("stream", "dropped"):
             self.diagnosed(finding.sentence, finding.sentence)
-
-
-def _is_gone(exc: Exception) -> bool:
-    """Whether the application has gone before it was served, which is nobody's trouble."""
-    return isinstance(exc, OSError) and exc.errno in (errno.ENOTCONN, errno.ECONNRESET, errno.EINVAL)
-
-
-def _about(exc: Exception) -> str:
-    if isinstance(exc, KcptunError):
-        return str(exc)
-    return describe_os_error(exc) if isinstance(exc, OSError) else describe_exception(exc)
-
-
-def _socket_name(sock: socket.socket) -> str:
-    """Where a socket listens; unix sockets as they are written in options."""
-    name = sock.getsockname()
-    if isinstance(name, bytes):  # Linux's abstract name space
-        return f"@{os.fsdecode(name[1:])}"
-    return name if isinstance(name, str) else format_address(name)
-
-
-def _peer_name(sock: socket.socket) -> str:
-    name = sock.getpeername()
-    return format_address(name) if isinstance(name, tuple) else "unix"
 
 
 def run(config: ClientConfig) -> int:

@@ -21,7 +21,7 @@ from kcptun_lite.net.ends.listener import Listener, hint
 from kcptun_lite.net.ends.session_table import SessionTable
 from kcptun_lite.net.session.session import Session
 from kcptun_lite.net.session.stream import Stream
-from kcptun_lite.net.tcp.sockets import connect
+from kcptun_lite.net.tcp.sockets import begin_connect, connect
 from kcptun_lite.net.udp.address import format_address, format_host
 from kcptun_lite.net.udp.udp_socket import UdpOptions, UdpSocket
 
@@ -146,7 +146,11 @@ class Server(Tunnel):
             stream.close()
             return
         name = f"in: {format_address(session.remote)}({stream.sid}) out: {self.config.target}"
-        self.start_relay(self._connect, stream, lambda: name)
+        self.start_relay(lambda relay: relay.dial(self._begin_connect, self._connect), stream, lambda: name)
+
+    def _begin_connect(self) -> socket.socket | None:
+        target = self.config.target
+        return begin_connect(target.host, target.port_min, target.path)
 
     def _connect(self) -> socket.socket:
         target = self.config.target

@@ -32,13 +32,14 @@ from kcptun_lite.core.kcp.kcp import RCV_WND_START, KcpParams
 from kcptun_lite.core.mux.snappy import cramjam_if_any
 from kcptun_lite.core.params import ConversationParams
 from kcptun_lite.core.wire import FEC_DEFAULT_SHARDS
-from kcptun_lite.errors import REMEDIES, SessionClosed, SessionError, TransportError, describe_exception
+from kcptun_lite.errors import REMEDIES, SessionClosed, SessionError, TransportError
 from kcptun_lite.net.ends.context import SessionContext
 from kcptun_lite.net.ends.failed_packets import FailedPackets
+from kcptun_lite.net.event_loop import EventLoop
 from kcptun_lite.net.session.session import Session
 from kcptun_lite.net.session.stream import Stream
 from kcptun_lite.net.session.update_thread import UpdateThread, monotonic_ms
-from kcptun_lite.net.tcp.relay import Opener, Relay
+from kcptun_lite.net.tcp.relay import Relay
 from kcptun_lite.net.udp.address import resolve
 
 WITHOUT_CRAMJAM = (
@@ -46,7 +47,6 @@ WITHOUT_CRAMJAM = (
     "hundred times as long to read; install it (python3-cramjam), or give --nocomp at both ends"
 )
 HOUSEKEEPING = 1.0  # s between looks at expiry, statistics, idle buffers
-MEMORY_PAUSE = 0.05  # s between looks whether --memlimit leaves room for a stream
 FLUSH_LIMIT = 1500  # ms that a stopping program waits for its peers to acknowledge what was queued
 STOP_LIMIT = 2500  # ms after which it ends without those threads that wait for the system: a resolver, a slow reader
 PORT_PATIENCE = 5000  # ms that a port may be in use at the start: by the program that was killed just now
@@ -62,7 +62,8 @@ class Tunnel(ABC):
             Lock(), gogc=config.gogc, budget=Budget(Lock(), config.memlimit), factor=memory.bulk_factor(config)
         )
         self.ticker = UpdateThread()
-        self.context = make_context(config, self.pool, self.ticker)
+        self.loop = EventLoop()
+        self.context = make_context(config, self.pool, self.ticker, self.loop)
         self.pads = make_pads(config)
         self.retired = Counters()
         "what closed sessions have counted"
@@ -106,22 +107,21 @@ class Tunnel(ABC):
     def wait_for_stop(self, timeout_s: float) -> bool:
         return self.stop_event.wait(timeout_s)
 
-    def wait_for_relay_slot(self) -> bool:
-        """Block while --maxstreams are open or --memlimit leaves no room; False when the program stops."""
-        with self._lock:
-            self._relay_gone.wait_for(lambda: len(self._relays) < self.config.maxstreams or self.is_stopping)
-        while self.pool.budget.free < self.pool.relay_bytes and not self.wait_for_stop(MEMORY_PAUSE):
-            pass
-        return not self.is_stopping
+    def has_room(self) -> bool:
+        """Whether --maxstreams and --memlimit leave room for one connection more."""
+        return len(self._relays) < self.config.maxstreams and self.pool.budget.free >= self.pool.relay_bytes
 
-    def start_relay(self, open_tcp: Opener, stream: Stream, name: Callable[[], str]) -> bool:
-        """Serve a stream with a TCP connection, if there is room; `name` gives `in: A out: B` for the log."""
+    def start_relay(self, begin: Callable[[Relay], None], stream: Stream, name: Callable[[], str]) -> bool:
+        """Serve a stream, if there is room: `begin` gives the relay its connection.
+
+        `name` gives `in: A out: B` for the log.
+        """
         if self.pads:
             stream.cipher = QppStream(self.pads)
         relay = Relay(
-            open_tcp,
             stream,
             self.pool,
+            self.loop,
             closewait_s=self.config.closewait,
             on_closed=lambda relay: self._relay_closed(relay, name()),
         )
@@ -135,12 +135,7 @@ class Tunnel(ABC):
             stream.close()
             return False
         log.stream(f"stream opened {name()}")
-        try:
-            relay.start()
-        except RuntimeError as exc:  # no thread to be had
-            log.limited("thread", f"stream refused: {describe_exception(exc)}", log.Level.ERROR)
-            relay.abandon()
-            return False
+        begin(relay)
         return True
 
     def _relay_closed(self, relay: Relay, name: str) -> None:
@@ -201,8 +196,10 @@ class Tunnel(ABC):
         signals.block()
         try:
             self.ticker.start()
+            self.loop.start()
         except RuntimeError:
             self._stop_accepting()
+            self._stop_threads()
             raise
         try:
             self._start()
@@ -312,9 +309,12 @@ class Tunnel(ABC):
         with self._lock:
             self._relay_gone.wait_for(lambda: not self._relays, max(0, deadline - monotonic_ms()) / 1000)
         self._try(self._close_sessions)
-        self.ticker.stop()
-        self.ticker.join()
+        self._stop_threads()
         self._status_file.remove()
+
+    def _stop_threads(self) -> None:
+        self.loop.stop()
+        self.ticker.stop()
 
     def _wait_until_flushed(self) -> None:
         for session in self._sessions():
@@ -386,7 +386,9 @@ def cannot_listen(option: str, endpoint: Endpoint, exc: TransportError) -> Trans
     return TransportError(f"{option}: {text}")
 
 
-def make_context(config: ClientConfig | ServerConfig, pool: BufferPool, ticker: UpdateThread) -> SessionContext:
+def make_context(
+    config: ClientConfig | ServerConfig, pool: BufferPool, ticker: UpdateThread, loop: EventLoop
+) -> SessionContext:
     """What the sessions of a program share, from its configuration."""
     return SessionContext(
         _params(config),
@@ -394,6 +396,7 @@ def make_context(config: ClientConfig | ServerConfig, pool: BufferPool, ticker: 
         derive_key(config.key),
         pool,
         ticker,
+        loop,
         config.ratelimit,
         failed_packets=FailedPackets(),
     )

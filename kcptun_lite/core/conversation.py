@@ -136,11 +136,9 @@ class Conversation:
 
         Raises: StreamClosed, StreamReset.
         """
-        room = min(self.kcp.send_room * self.kcp.mss, len(data))
+        room = min(self.kcp.send_room * self.kcp.mss, len(data), self.guess.room if self.guess else len(data))
         if not self.validation.is_validated:  # what would be held back may as well wait here
             room = min(room, self.validation.credit - self.kcp.send_bytes - HANDSHAKE_BYTES)
-        if self.guess:
-            room = min(room, self.guess.room)
         if room <= 0:
             return 0
         if self.share.is_limited:
@@ -157,17 +155,19 @@ class Conversation:
 
     def take_stream_data(self, sid: int, limit: int) -> list[bytes]:
         """Received bytes of a stream, in order, about `limit`; what this unblocks shows in the events."""
+        self._note_delivered(sid, 0)
         chunks = self._streams.take(sid, limit)
-        if not chunks and self._delivered:  # the reader is done with what it had, so there is room again
-            self._note_delivered(sid, 0)
-            self._pull()
-            chunks = self._streams.take(sid, limit)
-        self._note_delivered(sid, sum(map(len, chunks)))
         if chunks:
+            self._note_delivered(sid, sum(map(len, chunks)))
             self._push_frames()
             self._pull()
-        self._account()
+            self._account()
         return chunks
+
+    def is_read_up(self, sid: int) -> bool:
+        """Whether nothing of a stream is there to take nor has ended, now that its reader is done with what it had."""
+        self._note_delivered(sid, 0)
+        return not self._streams.is_readable(sid)
 
     def is_finished(self, sid: int) -> bool:
         """Whether the peer has ended the stream and all its data was taken."""
@@ -193,8 +193,8 @@ class Conversation:
     def close_stream(self, sid: int) -> None:
         """Give the stream up in both directions; it was cut, unless `finish_stream` was called before."""
         self._streams.close(sid)
-        self._note_delivered(sid, 0)
         self._push_frames()
+        self._note_delivered(sid, 0)
         self._pull()
         self._account()
 
@@ -264,17 +264,10 @@ class Conversation:
         finally:  # whatever happens, nothing that is kept may lie in a batch that others will use
             if kcp.received.count:
                 kcp.received.detach()
-        if self.guess:
-            self._weigh_guess(self.guess)
-        self._account()
-
-    def _weigh_guess(self, guess: Guess) -> None:
-        kcp, is_understood = self.kcp, self._streams.frames_received > 0
-        guess.weigh(self._now, is_understood, kcp.progress()[0] > 0, kcp.windows_told, kcp.windows_told_from_zero)
-        if guess.is_confirmed:
-            self._layer.guess = None
-        elif guess.wants_question(self._now):
+        told = kcp.windows_told, kcp.windows_told_from_zero
+        if self.guess and self._layer.weigh_guess(now, kcp.progress()[0] > 0, *told):
             kcp.probe()
+        self._account()
 
     def _take_packets(self, packets: Sequence[memoryview], now: int) -> None:
         for stretch in packets.stretches() if isinstance(packets, PacketList) else (packets,):
@@ -357,8 +350,8 @@ class Conversation:
     @property
     def is_held_up(self) -> bool:
         """Whether readers that have stopped, here or there, keep all streams waiting, or soon will."""
-        is_half_full = self._smux is not None and 2 * self._smux.unread_bytes > self.params.smux_buffer
-        return is_half_full or not self.kcp.rmt_wnd
+        unread = self._smux.unread_bytes if self._smux else 0
+        return 2 * unread > self.params.smux_buffer or not self.kcp.rmt_wnd
 
     @property
     def has_peer_left(self) -> bool:
@@ -476,12 +469,19 @@ class Conversation:
         return held + self._decoder.held_bytes + self._delivered_bytes + self._layer.held_bytes
 
     def _note_delivered(self, sid: int, size: int) -> None:
-        self._delivered_bytes += size - self._delivered.pop(sid, 0)
+        """What a reader has in its hands now; when it is done with it, there may be room again."""
+        if not self.share.is_limited:
+            return
         if size:
             self._delivered[sid] = size
+            self._delivered_bytes += size
+        elif done := self._delivered.pop(sid, 0):
+            self._delivered_bytes -= done
+            self._pull()
+            self._account()
 
     def _account(self, incoming: int = 0) -> None:
-        """Under a limit, tell what is held, ask for `incoming` bytes, and open the windows as far as this goes."""
+        """Under a limit, tell what is held, ask for `incoming` bytes, open the windows as far as the answer goes."""
         share = self.share
         if not share.is_limited:
             return

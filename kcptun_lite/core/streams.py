@@ -74,6 +74,17 @@ class StreamLayer:
             self.guess.keep(frames)
         return self._encode(frames) if frames else b""
 
+    def weigh_guess(self, now: int, is_acknowledged: bool, told: int, told_from_zero: int) -> bool:
+        """Look at what the peer has shown (`Guess.weigh`); whether to ask it now."""
+        if self.guess is None:
+            return False
+        is_understood = self.smux is not None and self.smux.frames_received > 0
+        self.guess.weigh(now, is_understood, is_acknowledged, told, told_from_zero)
+        if self.guess.is_confirmed:
+            self.guess = None
+            return False
+        return self.guess.wants_question(now)
+
     def begin_again(self, dialect: Dialect) -> bytes:
         """All that was said so far, in another dialect, to a peer that has understood nothing of it."""
         assert self.guess and self.smux

@@ -43,6 +43,7 @@ def running(tunnel: Tunnel) -> Iterator[None]:
     """What `Tunnel.run` does, but for signals and the passing of seconds."""
     tunnel._listen()
     tunnel.ticker.start()
+    tunnel.loop.start()
     try:
         tunnel._start()
         yield

@@ -25,6 +25,7 @@ from kcptun_lite.core.wire import KCP_PUSH, KCP_SEGMENT
 from kcptun_lite.errors import SessionError, TransportError
 from kcptun_lite.net.ends.context import SessionContext
 from kcptun_lite.net.ends.failed_packets import FailedPackets
+from kcptun_lite.net.event_loop import EventLoop
 from kcptun_lite.net.session.session import Session
 from kcptun_lite.net.session.stream import Stream
 from kcptun_lite.net.session.update_thread import UpdateThread
@@ -51,7 +52,34 @@ def noise(size: int, seed: int = 1) -> bytes:
 # -- one end -----------------------------------------------------------------------------------------------
 
 
-def make_context(params: ConversationParams | None = None, *, crypt: str = "null", rate: int = 0) -> SessionContext:
+class FakeLoop:
+    """Stands in for an EventLoop whose thread is the test's: nothing comes, and what is to be done later is noted."""
+
+    is_here = True
+
+    def __init__(self) -> None:
+        self.later: list[Callable[[], None]] = []
+        self.watched: set[int] = set()
+
+    def watch(self, number: int, callback: Callable[[], None], *, to_write: bool = False) -> None:
+        self.watched.add(number)
+
+    def forget(self, number: int) -> None:
+        self.watched.discard(number)
+
+    def call(self, function: Callable[[], None]) -> None:
+        function()
+
+    def afterwards(self, function: Callable[[], None]) -> None:
+        function()
+
+    def call_later(self, delay_s: float, function: Callable[[], None]) -> None:
+        self.later.append(function)
+
+
+def make_context(
+    params: ConversationParams | None = None, *, crypt: str = "null", rate: int = 0, loop: EventLoop | None = None
+) -> SessionContext:
     """What sessions share; bare KCP in clear with small windows unless told otherwise. Its ticker is not started."""
     return SessionContext(
         params=params or small_params(),
@@ -59,6 +87,7 @@ def make_context(params: ConversationParams | None = None, *, crypt: str = "null
         key=bytes(32),
         pool=BufferPool(Lock(), poison=True),
         ticker=UpdateThread(),
+        loop=loop or cast(Any, FakeLoop()),
         rate=rate,
         failed_packets=FailedPackets(),
     )

@@ -11,8 +11,8 @@ PACING_STEP = 4  # ms between two bursts of a window that opened at once
 PACING_BURST = 32  # segments that always may go at once
 UNPACED = float("inf")  # segments of credit
 COALESCING_REST = 1  # ms
-COALESCING_RATE = 4  # packets a ms, about 40 Mbit/s; below there is nothing to gather ...
-COALESCING_START = 32  # ... nor before so many have come above that rate
+COALESCING_RATE = 5000  # bytes a ms, 40 Mbit/s; below there is nothing to gather ...
+COALESCING_START = 43_200  # ... nor before so many have come above that rate
 BATCH_WORTH_ITS_COST = 16  # packets
 PACED_BATCH = 32 * 1024  # bytes sent at once under a limit, so that a burst is several batches
 
@@ -70,13 +70,16 @@ class Coalescer:
     """
 
     def __init__(self) -> None:
-        self._surplus = 0  # packets above the rate, lately
+        self._surplus = 0  # bytes above the rate, lately
         self._at = 0
 
-    def wants_rest(self, received: int, now: int) -> bool:
-        """Whether whoever has received so many packets at `now` should come back in COALESCING_REST ms."""
+    def wants_rest(self, packets: int, size: int, now: int) -> bool:
+        """Whether whoever has received so many packets, of `size` bytes in all, should come back in COALESCING_REST ms.
+
+        Small messages are no stream of packets that could gather: somebody waits for each.
+        """
         left = max(0, self._surplus - (now - self._at) * COALESCING_RATE)
-        is_flight = received >= 2 * BATCH_WORTH_ITS_COST  # more than a rest gathers: these come by themselves
-        self._surplus = 0 if is_flight else min(left + received, 2 * COALESCING_START)
+        is_flight = packets >= 2 * BATCH_WORTH_ITS_COST  # more than a rest gathers: these come by themselves
+        self._surplus = 0 if is_flight else min(left + size, 2 * COALESCING_START)
         self._at = now
-        return received < BATCH_WORTH_ITS_COST and self._surplus > COALESCING_START
+        return packets < BATCH_WORTH_ITS_COST and self._surplus > COALESCING_START

@@ -173,6 +173,11 @@ class SmuxSession:
         """Whether the stream is there: opened, and not closed by us."""
         return sid in self._streams
 
+    def is_readable(self, sid: int) -> bool:
+        """Whether data are there to take, or an end."""
+        stream = self._streams.get(sid)
+        return stream is None or bool(stream.chunks) or stream.fin_received
+
     def is_finished(self, sid: int) -> bool:
         """Whether nothing is there to take nor ever will be."""
         stream = self._streams.get(sid)

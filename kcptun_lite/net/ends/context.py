@@ -19,6 +19,7 @@ from kcptun_lite.core.mux.dialect import Guess
 from kcptun_lite.core.params import ConversationParams
 from kcptun_lite.errors import SessionError
 from kcptun_lite.net.ends.failed_packets import FailedPackets
+from kcptun_lite.net.event_loop import EventLoop
 from kcptun_lite.net.session.session import Session
 from kcptun_lite.net.session.stream import Stream
 from kcptun_lite.net.session.update_thread import UpdateThread
@@ -34,6 +35,7 @@ class SessionContext(NamedTuple):
     "derived, 32 bytes"
     pool: BufferPool
     ticker: UpdateThread
+    loop: EventLoop
     rate: int
     "bytes a second that each session may send; 0: no limit"
     failed_packets: FailedPackets
@@ -77,6 +79,7 @@ class SessionContext(NamedTuple):
             remote,
             pool=self.pool,
             ticker=self.ticker,
+            loop=self.loop,
             counters=counters,
             rate=self.rate,
             owns_socket=is_client,

@@ -1,13 +1,14 @@
 """The client's sessions: made, and moved to another path when theirs is dead.
 
 In      a route to the servers
-Out     sessions, each with a socket and a receiver thread of its own
+Out     sessions, each with a socket of its own
 Knows   who may answer. Not: when a path is dead
 Wire    docs/protocol.md, "Client sessions"
 """
 
 import os
 from collections.abc import Callable
+from functools import partial
 
 from kcptun_lite.core.batch.packets import Address, PacketBatch
 from kcptun_lite.core.mux.dialect import Dialect
@@ -15,7 +16,7 @@ from kcptun_lite.core.wire import first_segment
 from kcptun_lite.errors import SessionError, TransportError
 from kcptun_lite.net.ends.context import SessionContext
 from kcptun_lite.net.ends.dialects import Dialects, Search
-from kcptun_lite.net.ends.receiver import ReceiverThread
+from kcptun_lite.net.ends.receiver import Receiver
 from kcptun_lite.net.ends.route import Route
 from kcptun_lite.net.session.path_probe import PathProbe
 from kcptun_lite.net.session.session import Session
@@ -52,12 +53,7 @@ class Dialer:
             on_closed=on_closed,
             on_verdict=search.on_verdict,
         )
-        session.receiver = self._receiver(session, session.conversation.conv, udp, remote)
-        try:
-            session.receiver.start()
-        except RuntimeError as exc:
-            session.close()
-            raise TransportError(f"no thread to receive with: {exc}") from exc
+        self._receive(session, session.conversation.conv, udp, remote)
         session.start()
         return session
 
@@ -68,13 +64,8 @@ class Dialer:
         except TransportError:
             return False
         conv = _new_conv()
-        receiver = self._receiver(session, conv, udp, remote)
-        try:
-            receiver.start()
-        except RuntimeError:
-            udp.close()
-            return False
-        session.begin_again(conv, dialect, PathProbe(udp, remote, receiver))
+        self._receive(session, conv, udp, remote)
+        session.begin_again(conv, dialect, udp, remote)
         return True
 
     def redial(self, session: Session) -> None:
@@ -91,16 +82,12 @@ class Dialer:
         return path_probe.remote
 
     def _path_probe(self, session: Session, *, keeps_port: bool) -> PathProbe:
-        udp, remote = self._route.open(session.remote[1] if keeps_port else None)
-        receiver = self._receiver(session, session.conversation.conv, udp, remote)
-        try:
-            receiver.start()
-        except RuntimeError as exc:
-            udp.close()
-            raise TransportError(f"no thread to receive with: {exc}") from exc
-        return PathProbe(udp, remote, receiver)
+        path_probe = PathProbe(*self._route.open(session.remote[1] if keeps_port else None))
+        self._receive(session, session.conversation.conv, *path_probe)
+        return path_probe
 
-    def _receiver(self, session: Session, conv: int, udp: UdpSocket, remote: Address) -> ReceiverThread:
+    def _receive(self, session: Session, conv: int, udp: UdpSocket, remote: Address) -> None:
+        """Have what comes to a socket given to the session, until the socket is closed."""
         counters = session.counters
         source: Address | None = None
 
@@ -118,7 +105,8 @@ class Dialer:
                     source = address
                 session.receive_through(udp, packets, now)
 
-        return ReceiverThread(udp, self._context, counters, deliver)
+        receiver = Receiver(udp, self._context, counters, deliver, partial(udp.receive, wait=False))
+        udp.watch(self._context.loop, receiver.receive_ready)
 
 
 def _new_conv() -> int:

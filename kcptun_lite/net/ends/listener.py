@@ -4,7 +4,7 @@ In      opened packets with their sources
 Out     sessions; each session's packets, once per batch
 Knows   addresses and conversations. Not: who gives way (net/ends/session_table), options
 Wire    docs/protocol.md, "Server sessions", stricter: only the first segment of a conversation makes a session
-Cost    one thread per port; one look-up per batch and peer
+Cost    one look-up per batch and peer
 """
 
 from collections.abc import Callable, Sequence
@@ -33,7 +33,7 @@ from kcptun_lite.core.wire import (
 from kcptun_lite.errors import SessionClosed, SessionError, TransportError, describe_exception
 from kcptun_lite.net.ends.context import SessionContext
 from kcptun_lite.net.ends.failed_packets import Sample
-from kcptun_lite.net.ends.receiver import ReceiverThread
+from kcptun_lite.net.ends.receiver import Receiver
 from kcptun_lite.net.ends.session_table import Place, SessionTable
 from kcptun_lite.net.session.session import Session
 from kcptun_lite.net.session.stream import Stream
@@ -80,11 +80,11 @@ class Listener:
         "streams of sessions that must be validated before they reach the target"
         self._answers_left = ANSWERS
         self._is_closing = False
-        self._peer_sockets = PeerSockets(udp)
-        self._receiver = ReceiverThread(udp, context, self.counters, self._deliver, self._peer_sockets.receive)
+        self._peer_sockets = PeerSockets(udp, context.loop)
+        self._receiver = Receiver(udp, context, self.counters, self._deliver, self._peer_sockets.receive)
 
     def start(self) -> None:
-        self._receiver.start()
+        self._peer_sockets.watch(self._receiver.receive_ready)
 
     @property
     def address(self) -> Address:
@@ -95,14 +95,12 @@ class Listener:
         return [session for session in self._table if self._has(session)]
 
     def close(self) -> None:
-        """Close all sessions, then the socket; returns when the receiver thread is gone."""
+        """Close all sessions, then the sockets."""
         with self._lock:
             self._is_closing = True
         for session in self.sessions():
             session.close(SessionClosed("the server stops"))
         self._udp.close()
-        if self._receiver.ident is not None:
-            self._receiver.join()
         with self._lock:
             self._peer_sockets.close()
 
@@ -114,7 +112,7 @@ class Listener:
             if not session.is_validated and now - session.opened_at >= limit:
                 session.close(SessionClosed("half-open"))
 
-    # -- receiver thread -----------------------------------------------------------------------
+    # -- the network's thread ------------------------------------------------------------------
 
     def _deliver(self, batch: PacketBatch, now: int) -> None:
         is_any_use = False

@@ -1,13 +1,12 @@
-"""The thread that receives for one UDP socket.
+"""What receives for one UDP socket, in the network's thread.
 
 In      packets of a UDP socket
 Out     the same packets, opened, a batch at a time
-Knows   encryption, threads. Not: sessions
-Cost    one thread per socket
+Knows   encryption. Not: sessions
+Cost    a batch's buffer while it is dealt with
 """
 
 from collections.abc import Callable
-from threading import Thread
 from time import sleep
 
 from kcptun_lite import log
@@ -22,8 +21,8 @@ from kcptun_lite.net.session.update_thread import monotonic_ms
 from kcptun_lite.net.udp.udp_socket import UdpSocket
 
 
-class ReceiverThread(Thread):
-    """Receives batches of packets, opens them, and hands them on until the socket is closed."""
+class Receiver:
+    """Receives batches of packets, opens them, and hands them on; `receive_ready` is what the event loop calls."""
 
     def __init__(
         self,
@@ -31,11 +30,10 @@ class ReceiverThread(Thread):
         context: SessionContext,
         counters: Counters,
         deliver: Callable[[PacketBatch, int], None],
-        receive: Callable[[PacketBatch], int] | None = None,
+        receive: Callable[[PacketBatch], int],
     ) -> None:
-        """`receive`: if others than `udp` receive as well."""
-        super().__init__(name=f"rx-{udp.address[1]}")
-        self._receive = receive or udp.receive
+        """`receive` puts what has come into a batch, without waiting."""
+        self._receive = receive
         self._crypt = context.make_crypt()
         self._pool = context.pool
         self._counters = counters
@@ -43,24 +41,25 @@ class ReceiverThread(Thread):
         self._sampler = FailedPacketSampler(context.failed_packets, counters, udp)
         self._coalescer = Coalescer()
 
-    def run(self) -> None:
+    def receive_ready(self) -> None:
+        """Take what has come, as much as a batch holds."""
         with borrow_batch(self._pool) as batch:
-            while True:
-                try:
-                    received = self._receive(batch)
-                except TransportError:
-                    return  # closed
-                if received:
-                    now = monotonic_ms()
-                    self._sampler.before(batch, now)
-                    failed_before = self._counters.in_checksum_errors
-                    try:
-                        self._crypt.open(batch, self._counters)
-                        if self._counters.in_checksum_errors != failed_before:
-                            self._sampler.after(batch, now)
-                        self._deliver(batch, now)
-                    except Exception as exc:  # a bug must not stop the tunnel
-                        log.limited("rx", f"receiver: {exc!r}", log.Level.ERROR)
-                    batch.clear()
-                    if self._coalescer.wants_rest(received, now):
-                        sleep(COALESCING_REST / 1000)
+            try:
+                received = self._receive(batch)
+            except TransportError:
+                return  # closed
+            if not received:
+                return
+            size = batch.end
+            now = monotonic_ms()
+            self._sampler.before(batch, now)
+            failed_before = self._counters.in_checksum_errors
+            try:
+                self._crypt.open(batch, self._counters)
+                if self._counters.in_checksum_errors != failed_before:
+                    self._sampler.after(batch, now)
+                self._deliver(batch, now)
+            except Exception as exc:  # a bug must not stop the tunnel
+                log.limited("rx", f"receiver: {exc!r}", log.Level.ERROR)
+        if self._coalescer.wants_rest(received, size, now):
+            sleep(COALESCING_REST / 1000)

@@ -2,12 +2,11 @@
 
 In      packets
 Out     the same packets, through a socket that may have been closed
-Knows   sockets and receiver threads, what tells that there is no way. Not: when another is wanted (net/session/session)
-Cost    a socket and a thread while it is tried
+Knows   sockets, what tells that there is no way. Not: when another is wanted (net/session/session)
+Cost    a socket while it is tried
 """
 
 import errno
-from threading import Thread, current_thread
 from typing import NamedTuple
 
 from kcptun_lite.core.batch.packets import Address, Local
@@ -24,12 +23,6 @@ class PathProbe(NamedTuple):
 
     udp: UdpSocket
     remote: Address
-    receiver: Thread
-
-    def dismiss(self) -> None:
-        self.udp.close()
-        if self.receiver is not current_thread():
-            self.receiver.join()
 
 
 class Verdict:

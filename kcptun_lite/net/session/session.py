@@ -1,6 +1,6 @@
 """A conversation with its locks, its streams and its way out to the network.
 
-In      opened packets from a receiver thread, calls of the update thread, streams' bytes
+In      opened packets, calls of the update thread, streams' bytes
 Out     sealed packets through a UDP socket; opened streams to whoever serves them
 Knows   the two locks (`_tx_lock` before `lock`), when to transmit. Not: TCP, options
 Cost    two locks and one cipher call per batch
@@ -9,7 +9,7 @@ Cost    two locks and one cipher call per batch
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from threading import Lock, Thread, current_thread
+from threading import Lock
 
 from kcptun_lite import log
 from kcptun_lite.core.batch.packets import Address, Local, PacketBatch
@@ -32,6 +32,7 @@ from kcptun_lite.errors import (
     SessionRefused,
     nonsense,
 )
+from kcptun_lite.net.event_loop import EventLoop
 from kcptun_lite.net.session.path_probe import PathProbe, Verdict, is_cut_off, send_all
 from kcptun_lite.net.session.peer_watch import PROBE_TIMEOUT, PeerWatch
 from kcptun_lite.net.session.stream import Stream
@@ -39,7 +40,7 @@ from kcptun_lite.net.session.update_thread import UpdateThread, monotonic_ms
 from kcptun_lite.net.udp.udp_socket import UdpSocket
 
 SLOW_RHYTHM = 1000  # ms between looks at the keep-alive of a session in which nothing is under way
-BRIEFLY = 2  # ms that the receiver thread sends: with a slow cipher it would never come back to read what has arrived
+BRIEFLY = 2  # ms that the network's thread sends: with a slow cipher it would never come back to read what has come
 
 
 class Session:
@@ -54,6 +55,7 @@ class Session:
         *,
         pool: BufferPool,
         ticker: UpdateThread,
+        loop: EventLoop,
         counters: Counters,
         rate: int,
         owns_socket: bool,
@@ -78,8 +80,6 @@ class Session:
         self.counters = counters
         self.opened_at = self.idle_since = monotonic_ms()
         self.watch = PeerWatch(conversation.kcp, self.opened_at, is_client=owns_socket)
-        self.receiver: Thread | None = None
-        "the thread that receives for this session alone (clients)"
         self._nonsense: SessionError | None = None
         "the peer's stream makes none: the session ends as soon as the peer could be told what we speak"
         self._send_error: OSError | None = None
@@ -87,15 +87,14 @@ class Session:
         self.cut_streams = self._paced_until = 0
         self._bucket = TokenBucket(rate, self.opened_at) if rate else None
         self._owns_socket, self._udp = owns_socket, udp
-        self._crypt, self._pool, self._ticker = crypt, pool, ticker
+        self._crypt, self._pool, self._ticker, self._loop = crypt, pool, ticker, loop
         self._on_stream, self._on_trouble = on_stream, on_trouble
         self._on_closed, self._on_verdict = on_closed, on_verdict
         self._streams: dict[int, Stream] = {}
         self._ready: list[Stream] = []
         "streams whose sinks are to be called; whoever takes one out does it"
         self._closed: SessionError | None = None
-        self._tx_lock = Lock()
-        self._tx_wanted = False
+        self._tx_lock, self._tx_wanted = Lock(), False
         self._path_probe: PathProbe | None = None
         self._verdict = Verdict()
 
@@ -136,13 +135,13 @@ class Session:
             stream = Stream(self, self.conversation.open_stream())
             self._streams[stream.sid] = stream
         try:
-            self.transmit()
+            self.settle()
         except BaseException:  # nobody has the stream yet who would close it
             stream.close()
             raise
         return stream
 
-    # -- receiver thread -----------------------------------------------------------------------
+    # -- the network's thread ------------------------------------------------------------------
 
     def receive_through(self, udp: UdpSocket, packets: Sequence[memoryview], now: int) -> None:
         """Take opened packets from the session's own socket or from its path probe's (clients)."""
@@ -158,14 +157,13 @@ class Session:
 
     def _receive_from_path_probe(self, path_probe: PathProbe, packets: Sequence[memoryview], now: int) -> None:
         """The peer is reached the other way. If it knows us there, we go that way; a Go server never does."""
-        # The old way may still come back, as an outage is over for both at once: one reset counts for nothing.
         with self.lock:
             if self._path_probe is not path_probe:
-                return  # dismissed meanwhile; who dismisses it may be waiting for this thread
+                return  # dismissed meanwhile
             is_reset = are_reset(self.conversation.kcp, packets)
             if not is_reset:
                 self._path_probe = None  # nobody else dismisses it now
-            is_over = is_reset and self._verdict.add(now)
+            is_over = is_reset and self._verdict.add(now)  # the old way may still come back: one counts for nothing
         if not is_reset:
             self.change_path(*path_probe)
             self.receive(packets, now)
@@ -221,8 +219,10 @@ class Session:
         if guess and guess.is_decided:
             if self._on_verdict(self, guess):
                 return False
-            failure = guess.error
-        if not failure:
+            failure = failure or guess.error
+        if self._nonsense:
+            self._settle()
+        elif not failure:
             self.settle()
         if failure or (self._nonsense and not self.conversation.is_holding_back):
             self.close(failure)
@@ -245,7 +245,14 @@ class Session:
         return opened
 
     def settle(self) -> None:
-        """Tell all what receiving, reading or closing a stream has brought about; sinks by the update thread."""
+        """Tell all what using a stream has brought about, and send; in the network's thread once for all streams."""
+        if self._loop.is_here:
+            self._loop.afterwards(self._settle)
+        else:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Sinks are called by the update thread."""
         with self.lock:
             opened = [] if self._closed else self._dispatch_locked()
             has_ready = bool(self._ready)
@@ -256,7 +263,7 @@ class Session:
         if has_ready:
             self._ticker.wake(self)
         if is_flush_wanted:
-            self.transmit(monotonic_ms() + BRIEFLY)
+            self.transmit_briefly()
         elif deadline is not None:
             self._ticker.wake(self, deadline)
 
@@ -313,9 +320,8 @@ class Session:
         with self.lock:
             deadline = now if self._ready else self.conversation.next_deadline()
         idle = (now // SLOW_RHYTHM + 1) * SLOW_RHYTHM  # the same for all sessions: a hundred idle ones wake us once
-        if self._paced_until > now:
-            return min(self._paced_until, idle)
-        return idle if deadline is None else min(deadline, idle)
+        due = self._paced_until if self._paced_until > now else deadline
+        return idle if due is None else min(due, idle)
 
     def _reset_hopeless_locked(self, now: int) -> None:
         is_refused = isinstance(self._udp.last_error, ConnectionRefusedError)
@@ -338,8 +344,6 @@ class Session:
 
     def start_path_probe(self, path_probe: PathProbe) -> None:
         """Send through another socket as well, until one of the two ways brings an answer (clients)."""
-        if path_probe.receiver.ident is None:
-            path_probe.receiver.start()
         with self.lock:
             self.conversation.ping()
             self.conversation.kcp.probe()
@@ -353,42 +357,39 @@ class Session:
             self._verdict = Verdict()
         for old in dismissed:
             if old:
-                old.dismiss()
+                old.udp.close()
 
-    def change_path(self, udp: UdpSocket, remote: Address, receiver: Thread) -> None:
+    def change_path(self, udp: UdpSocket, remote: Address) -> None:
         """Go on through another socket, perhaps to another address; what is in flight is sent again (clients)."""
-        if receiver.ident is None:
-            receiver.start()
         with self.lock:
-            old = PathProbe(self._udp, self.remote, self.receiver or current_thread())
+            old = self._udp
             self._send_error = self._udp.last_error or self._send_error
-            self._udp, self.remote, self.receiver = udp, remote, receiver
+            self._udp, self.remote = udp, remote
             is_over = self._closed is not None
             self.conversation.ping()
             self.conversation.kcp.resend_all(monotonic_ms())
-        old.dismiss()
+        old.close()
         if is_over:
             udp.close()
         else:
             self.transmit()
 
-    def begin_again(self, conv: int, dialect: Dialect, path: PathProbe) -> None:
+    def begin_again(self, conv: int, dialect: Dialect, udp: UdpSocket, remote: Address) -> None:
         """Say all again in another dialect and from another socket, as the server has understood nothing (clients)."""
         with self._tx_lock, self.lock:
-            now, old = monotonic_ms(), PathProbe(self._udp, self.remote, self.receiver or current_thread())
+            now, old = monotonic_ms(), self._udp
             if not self._closed:
                 self.conversation.begin_again(conv, dialect, now)
                 self.watch = PeerWatch(self.conversation.kcp, now, is_client=True)
-                (self._udp, self.remote, self.receiver), path = path, old
-        path.dismiss()
+                self._udp, self.remote, udp = udp, remote, old
+        udp.close()
         self.settle()
 
     # -- the one way out -----------------------------------------------------------------------
 
     def transmit(self, until: int | None = None) -> None:
         """Send what the conversation wants sent; from `until` (ms) on the rest is left to the update thread."""
-        # One thread at a time is at it; who comes meanwhile leaves a note, for which that one looks before it leaves.
-        self._tx_wanted = True
+        self._tx_wanted = True  # a note for the one thread that may be at it, which looks before it leaves
         while self._tx_wanted and self._tx_lock.acquire(blocking=False):
             try:
                 self._tx_wanted = False
@@ -398,6 +399,10 @@ class Session:
             if not is_complete or (until is not None and self._tx_wanted and monotonic_ms() >= until):
                 self._ticker.wake(self)
                 return
+
+    def transmit_briefly(self) -> None:
+        """As `transmit`, for a short time: the network's thread must come back to read what has arrived."""
+        self.transmit(monotonic_ms() + BRIEFLY)
 
     def _transmit_held(self, until: int | None = None, *, is_last: bool = False) -> bool:
         """Send what there is, or there is time for, at least a batch; whether that was all. `is_last`: no pauses."""
@@ -483,11 +488,6 @@ class Session:
         if not self._has_said_goodbye and not self.conversation.has_peer_left:
             self._has_said_goodbye = True
             self.conversation.say_goodbye()
-
-    def join(self) -> None:
-        """Wait for the receiver thread of a closed session that has one of its own."""
-        if self.receiver and self.receiver.ident is not None and self.receiver is not current_thread():
-            self.receiver.join()
 
     def is_flushed(self) -> bool:
         """Whether everything sent has been acknowledged."""

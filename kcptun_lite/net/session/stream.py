@@ -54,17 +54,22 @@ class StreamOwner(Protocol):
 
 
 class Stream:
-    """One stream of a session; `write` and reading are each for one thread at a time.
+    """One stream of a session; writing and reading are each for one thread at a time.
 
     A stream is read with `read_chunks`, which waits; or a sink is attached. The thread that brings something
     calls it, and from then on is the reader, or any other thread that the sink has appointed, until `read_ready`
-    finds nothing left or `release` is called. All state is guarded by the session's lock.
+    or `finish_reading` finds nothing left, or `stand_by` or `release` is called. All state is guarded by the session's
+    lock.
     """
 
     def __init__(self, owner: StreamOwner, sid: int) -> None:
         self.sid = sid
         self.cipher: StreamCipher | None = None
         "set before the first byte, or never"
+        self.on_over: Callable[[], None] | None = None
+        "called once, without a lock, when the stream is closed and nobody reads it any more"
+        self._unsent = b""
+        "what `write_now` has left, encrypted already"
         self._owner = owner
         self.opened_at = monotonic_ms()
         self._has_received = False
@@ -118,6 +123,29 @@ class Stream:
         """
         return self._read(limit, to_go_on=False)
 
+    def finish_reading(self) -> bool:
+        """For a sink that has done with what it had: whether nothing has come since, and it is the reader no more."""
+        owner = self._owner
+        try:
+            with owner.lock:
+                if self._is_closed or self._cause or not owner.conversation.is_read_up(self.sid):
+                    return False
+                self._is_being_read = False
+                return True
+        except RemoteProtocolError as exc:  # in what there was room for now
+            owner.fail(exc)
+            raise StreamReset(f"stream {self.sid}: {exc}") from exc
+
+    def stand_by(self) -> bool:
+        """For a sink that has come to the end: it is called again when the peer listens no more. False if that is so.
+
+        Raises: StreamReset, StreamClosed.
+        """
+        with self._owner.lock:
+            self._check_alive_locked()
+            self._is_being_read = not self._owner.conversation.is_listening(self.sid)
+            return not self._is_being_read
+
     def deliver(self) -> None:
         """Call the sink; for whom `wake_reader_locked` has told to."""
         assert self._sink is not None
@@ -128,7 +156,7 @@ class Stream:
         with self._owner.lock:
             self._is_being_read = False
             self._sink = None
-            self.wake_writer_locked()
+        self._tell_over()
 
     def _read(self, limit: int, *, to_go_on: bool) -> list[bytes] | None:
         owner = self._owner
@@ -171,8 +199,7 @@ class Stream:
         Raises: StreamReset if the session died; StreamClosed after `close` or `close_write`.
         """
         owner = self._owner
-        if self.cipher:
-            data = memoryview(self.cipher.encrypt(data))
+        data = self._outgoing(data)
         while data:
             with owner.lock:
                 taken = self._write_some_locked(data)
@@ -181,6 +208,30 @@ class Stream:
             owner.transmit()
             data = data[taken:]
         return True
+
+    def write_now(self, data: memoryview) -> bool:
+        """Take `data` without waiting, in the network's thread. False: the rest is for `write`.
+
+        Raises: as `write`.
+        """
+        data = self._outgoing(data)
+        with self._owner.lock:
+            self._check_alive_locked()
+            conversation = self._owner.conversation
+            if conversation.is_listening(self.sid) and not conversation.is_doubtful(self.sid):
+                # Small as it is, it need not stand in line with those who wait for room for more.
+                data = data[conversation.send_stream_data(self.sid, data) :]
+        self._unsent = bytes(data)
+        self._owner.settle()
+        return not data
+
+    def _outgoing(self, data: memoryview) -> memoryview:
+        """What is to be sent now, behind what was left."""
+        if self.cipher:
+            data = memoryview(self.cipher.encrypt(data))
+        if self._unsent:
+            data, self._unsent = memoryview(self._unsent + data), b""
+        return data
 
     def _write_some_locked(self, data: memoryview) -> int:
         """Bytes that the session has taken; 0 if the peer listens no more."""
@@ -260,20 +311,7 @@ class Stream:
                 return
             self._has_finished = True
             owner.conversation.finish_stream(self.sid)
-            self._wake_reader_locked()
         owner.settle()
-
-    def wait_for_write_end(self, timeout_s: float) -> bool:
-        """Wait until our direction is over: ended by `close_write` or `close`, or because the peer listens no more.
-
-        For the reading thread, when it has come to the end. False when `timeout_s` has passed.
-        """
-        owner = self._owner
-        with owner.lock:
-            while not self._is_closed and not self._cause and owner.conversation.is_listening(self.sid):
-                if not self._wait_readable_locked(timeout_s):
-                    return False
-            return True
 
     # -- the end -------------------------------------------------------------------------------
 
@@ -300,17 +338,15 @@ class Stream:
             owner.fail(failure)
         else:
             owner.settle()
+        self._tell_over()
 
-    def wait_until_over(self, timeout_s: float | None) -> bool:
-        """Wait until the stream is closed and nobody reads it any more. For the writing thread.
-
-        False when `timeout_s` has passed.
-        """
+    def _tell_over(self) -> None:
         with self._owner.lock:
-            while not self._is_closed or self._is_being_read:
-                if not self._wait_writable_locked(timeout_s):
-                    return False
-            return True
+            if not self._is_closed or self._is_being_read:
+                return
+            on_over, self.on_over = self.on_over, None
+        if on_over:
+            on_over()
 
     # -- for the session -----------------------------------------------------------------------
 

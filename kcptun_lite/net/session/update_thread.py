@@ -51,14 +51,12 @@ class UpdateThread:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ask the thread to end after the updates that are due by now."""
+        """End the thread after the updates that are due by now, and wait for it; not from inside an update."""
         with self._condition:
             self._is_stopping = True
             self._condition.notify()
-
-    def join(self) -> None:
-        """Wait until the thread has ended; not from inside an update."""
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
 
     def attach(self, target: Tickable) -> None:
         """Begin to call the target, the first time at once."""

@@ -56,6 +56,42 @@ def connect(host: str, port: int, path: str, is_stopping: Callable[[], bool] = l
     raise TransportError(f"cannot connect to {where}: {describe_os_error(failure)}") from failure
 
 
+def begin_connect(host: str, port: int, path: str) -> socket.socket | None:
+    """A connection under way to a target that is an address already; None if it takes more than that: `connect`."""
+    address: Address | str = _unix_address(path)
+    family = socket.AF_UNIX
+    if not path:
+        try:
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            socket.inet_pton(family, host)
+        except OSError:  # a name
+            return None
+        address = (host, port)
+    try:
+        sock = socket.socket(family, socket.SOCK_STREAM)
+    except OSError:
+        return None
+    try:
+        tune(sock)
+        sock.setblocking(False)
+        if sock.connect_ex(address) in (0, errno.EINPROGRESS):
+            return sock
+    except OSError:
+        pass
+    sock.close()
+    return None
+
+
+def is_connected(sock: socket.socket) -> bool:
+    """Whether a connection that was begun is there now; it blocks from now on."""
+    try:
+        sock.getpeername()
+        sock.setblocking(True)
+    except OSError:
+        return False
+    return True
+
+
 def _connect(sock: socket.socket, address: Address | str, is_stopping: Callable[[], bool]) -> None:
     sock.setblocking(False)
     error = sock.connect_ex(address)
@@ -104,7 +140,7 @@ def _listen_tcp(family: socket.AddressFamily, address: Address, *, to_both: bool
     if is_dual and not socket.has_dualstack_ipv6():
         raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
     listening = socket.create_server(address, family=family, backlog=BACKLOG, dualstack_ipv6=is_dual)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)  # inherited, so true before `tune` as well
+    tune(listening)  # what is accepted inherits it all
     return listening
 
 

@@ -14,13 +14,15 @@ peer come through the listening socket if it has no socket of its own (no descri
 """
 
 import select
+from collections.abc import Callable
 from contextlib import suppress
 from time import monotonic
 
 from kcptun_lite.core.batch.packets import Address, Local, PacketBatch
 from kcptun_lite.errors import TransportError
+from kcptun_lite.net.event_loop import EventLoop
 from kcptun_lite.net.udp.sockopt import ON_LINUX
-from kcptun_lite.net.udp.udp_socket import GRO_ROOM, RECEIVE_TIMEOUT_MS, UdpSocket
+from kcptun_lite.net.udp.udp_socket import GRO_ROOM, UdpSocket
 
 UNKNOWN_TURN = 128  # reads at the listening socket before the others are looked at again
 UNKNOWN_REST = 0.002  # s
@@ -29,18 +31,21 @@ PEER_SOCKETS_MAX = 128  # Linux looks at one after the other when a datagram com
 
 
 class PeerSockets:
-    """The sockets of one port. One thread receives; the others are called under a lock of the caller's."""
+    """The sockets of one port.
 
-    def __init__(self, listening: UdpSocket) -> None:
+    `receive` and `rest_unknown` are for the event loop's thread, the others are called under a lock of the caller's.
+    """
+
+    def __init__(self, listening: UdpSocket, loop: EventLoop) -> None:
         """`listening` stays the caller's, who closes it first, to end `receive`."""
+        self._loop = loop
         self._listening = listening
         self._by_peer: dict[Address, UdpSocket] = {}
         self._by_number: dict[int, UdpSocket] = {}
         self._refused_until = 0.0  # s
         self._turn = 0
         self._was_unknown_turn = False
-        self._rest_until = 0.0  # s; when unknown sources are heard again
-        self._is_resting = False
+        self._is_resting = False  # unknown sources are not heard for a moment
         self._epoll: select.epoll | None = None
         if ON_LINUX:
             with suppress(OSError):  # no descriptor left: then there is the listening one only
@@ -79,28 +84,32 @@ class PeerSockets:
             self._epoll.unregister(peer_socket.fileno())
             peer_socket.close()
 
+    def watch(self, on_ready: Callable[[], None]) -> None:
+        """Have the event loop call `on_ready` when something has come to any of them, until `close`."""
+        if self._epoll:
+            self._loop.watch(self._epoll.fileno(), on_ready)
+        else:
+            self._listening.watch(self._loop, on_ready)
+
     def close(self) -> None:
-        """Shut all sockets but the listening one; called when `receive` has ended and nobody opens any more."""
+        """Shut all sockets but the listening one; nobody opens any more."""
         for peer in list(self._by_peer):
             self.shut(peer)
-        if self._epoll:
+        if self._epoll and not self._epoll.closed:
+            self._loop.forget(self._epoll.fileno())
             self._epoll.close()
 
     def receive(self, batch: PacketBatch) -> int:
-        """Wait, then take what has come from peers, or from unknown sources, in turn; see `UdpSocket.receive`.
+        """Take what has come from peers, or from unknown sources, in turn; see `UdpSocket.receive`.
 
         Raises: TransportError once the listening socket is closed.
         """
         listening = self._listening
         if not self._epoll:
-            return listening.receive(batch)
-        with listening.kept_open():
-            rest = self._rest_until - monotonic()
-            if (rest > 0) != self._is_resting:
-                self._is_resting = rest > 0
-                self._epoll.modify(listening.fileno(), 0 if self._is_resting else select.EPOLLIN)
-            timeout = rest if rest > 0 else RECEIVE_TIMEOUT_MS / 1000
-            ready = [number for number, _ in self._epoll.poll(timeout, len(self._by_peer) + 1)]
+            return listening.receive(batch, wait=False)
+        if self._epoll.closed:
+            raise TransportError("the port is closed")
+        ready = [number for number, _ in self._epoll.poll(0, len(self._by_peer) + 1)]
         peer_sockets = [peer_socket for peer_socket in map(self._by_number.get, ready) if peer_socket]
         is_unknown_turn = len(peer_sockets) < len(ready) and not (peer_sockets and self._was_unknown_turn)
         self._was_unknown_turn = is_unknown_turn
@@ -121,4 +130,16 @@ class PeerSockets:
 
     def rest_unknown(self) -> None:
         """What came last was good for nothing: see to the peers, or let other threads do so, before any more of it."""
-        self._rest_until = monotonic() + UNKNOWN_REST
+        if self._epoll and not self._is_resting:
+            self._is_resting = True
+            self._hear_unknown(False)
+            self._loop.call_later(UNKNOWN_REST, self._end_rest)
+
+    def _end_rest(self) -> None:
+        self._is_resting = False
+        self._hear_unknown(True)
+
+    def _hear_unknown(self, wanted: bool) -> None:
+        if self._epoll and not self._epoll.closed:
+            with suppress(OSError):  # the listening socket is closed
+                self._epoll.modify(self._listening.fileno(), select.EPOLLIN if wanted else 0)

@@ -25,6 +25,7 @@ from kcptun_lite.core.batch.packets import Address, Local, PacketBatch
 from kcptun_lite.core.batch.strided import PACKET_ALIGNMENT
 from kcptun_lite.core.wire import MTU_MAX
 from kcptun_lite.errors import TransportError
+from kcptun_lite.net.event_loop import EventLoop
 from kcptun_lite.net.udp import pktinfo
 from kcptun_lite.net.udp.address import format_address, mapped, resolve
 from kcptun_lite.net.udp.sockopt import (
@@ -82,6 +83,7 @@ class UdpSocket:
         self._is_closed = False
         self._calls = 0  # of receive and send, under way now
         self._calls_lock = Lock()  # for the two above
+        self._loop: EventLoop | None = None
         self.address: Address = bound.getsockname()
         "where it is bound"
         self.last_error: OSError | None = None
@@ -184,6 +186,14 @@ class UdpSocket:
         finally:
             self._leave()
 
+    def watch(self, loop: EventLoop, on_ready: Callable[[], None]) -> None:
+        """Have the event loop call `on_ready` when something has come, until the socket is closed."""
+        with suppress(TransportError), self.kept_open():
+            self._loop = loop
+            loop.watch(self._socket.fileno(), on_ready)
+            if self._is_closed:  # meanwhile
+                loop.forget(self._socket.fileno())
+
     @property
     def is_closed(self) -> bool:
         return self._is_closed
@@ -198,6 +208,8 @@ class UdpSocket:
                 return
             self._calls += 1
             self._is_closed = True
+        if self._loop:
+            self._loop.forget(self._socket.fileno())
         try:
             self._socket.shutdown(socket.SHUT_RDWR)
         except OSError:  # ENOTCONN as there is no peer; Linux wakes the receiver all the same
@@ -241,7 +253,8 @@ class UdpSocket:
                     break
                 read(batch, socket.MSG_DONTWAIT)
         except BlockingIOError:  # the second is over, or the queue is empty
-            pass
+            if len(batch) == before and not wait:  # no datagram has woken us, but an error that nobody has taken
+                self._drop_errors()
         except OSError as exc:
             self._note(exc)
         finally:
@@ -397,6 +410,9 @@ class UdpSocket:
     def _note(self, error: OSError) -> None:
         """Remember an error and throw away the ICMP messages behind it: they take room from datagrams."""
         self.last_error = error
+        self._drop_errors()
+
+    def _drop_errors(self) -> None:
         if not self._has_error_queue:
             return
         try:

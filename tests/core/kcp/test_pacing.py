@@ -50,11 +50,12 @@ def test_a_window_that_opens_at_once_is_spread_over_the_round_trip() -> None:
     assert pacer.room(now, 5000, 0.0) == 5000  # short round trips need no pacing
 
 
-def rests(packets_a_ms: int, together: int, ms: int) -> int:
+def rests(packets_a_ms: int, together: int, ms: int, size: int = 1350) -> int:
     """How often a receiver rests while packets come at this rate, so many at a time."""
     coalescer = Coalescer()
     return sum(
-        coalescer.wants_rest(together, i * together // packets_a_ms) for i in range(ms * packets_a_ms // together)
+        coalescer.wants_rest(together, together * size, i * together // packets_a_ms)
+        for i in range(ms * packets_a_ms // together)
     )
 
 
@@ -65,18 +66,21 @@ def test_packets_that_come_thick_one_by_one_are_let_gather() -> None:
 
 def test_nobody_waits_for_what_comes_seldom_or_in_large_batches() -> None:
     assert rests(packets_a_ms=3, together=1, ms=1000) == 0
+    assert rests(packets_a_ms=9, together=1, ms=1000, size=132) == 0, "small messages"
     assert rests(packets_a_ms=90, together=BATCH_WORTH_ITS_COST, ms=1000) == 0
 
 
 def test_small_batches_among_large_ones_are_none_to_wait_for() -> None:
     coalescer = Coalescer()
     batches = [1] * 5 + [50]
-    assert not any(coalescer.wants_rest(batches[i % len(batches)], i // 4) for i in range(1000))
+    assert not any(
+        coalescer.wants_rest(batches[i % len(batches)], batches[i % len(batches)] * 1350, i // 4) for i in range(1000)
+    )
 
 
 def test_after_a_pause_nobody_waits() -> None:
     coalescer = Coalescer()
     for _ in range(1000):
-        coalescer.wants_rest(1, 0)
-    assert coalescer.wants_rest(1, 1)
-    assert not coalescer.wants_rest(1, 20)
+        coalescer.wants_rest(1, 1350, 0)
+    assert coalescer.wants_rest(1, 1350, 1)
+    assert not coalescer.wants_rest(1, 1350, 20)

@@ -2,19 +2,17 @@
 
 import threading
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
-from kcptun_lite.core.batch.packets import Address
 from kcptun_lite.core.mux.smux import HELLO_SID, WINDOWS_SID
 from kcptun_lite.core.wire import KCP_PUSH, KCP_SEGMENT, KCP_WASK, SMUX_HEADER, SMUX_NOP, SMUX_PSH, SMUX_SYN
-from kcptun_lite.errors import SessionError, TransportError
+from kcptun_lite.errors import SessionError
 from kcptun_lite.net.ends.dialer import Dialer
-from kcptun_lite.net.ends.receiver import ReceiverThread
 from kcptun_lite.net.ends.route import Route, Server
+from kcptun_lite.net.event_loop import EventLoop
 from kcptun_lite.net.session.session import Session
-from kcptun_lite.net.udp.udp_socket import UdpOptions, UdpSocket
+from kcptun_lite.net.udp.udp_socket import UdpOptions
 from tests.net.fakes import Peer, make_context, segment, wait_until
 
 
@@ -23,8 +21,9 @@ class Room:
 
     def __init__(self) -> None:
         self.peer = Peer()
-        self.context = make_context()
+        self.context = make_context(loop=EventLoop())
         self.context.ticker.start()
+        self.context.loop.start()
         servers = [Server("127.0.0.1", self.peer.address[1], self.peer.address[1])]
         self.route = Route(servers, UdpOptions(), threading.Event())
         self.dialer = Dialer(self.context, self.route)
@@ -39,7 +38,7 @@ def room() -> Iterator[Room]:
     room = Room()
     yield room
     room.context.ticker.stop()
-    room.context.ticker.join()
+    room.context.loop.stop()
     room.peer.close()
 
 
@@ -48,7 +47,6 @@ def session(room: Room) -> Iterator[Session]:
     session = room.dial()
     yield session
     session.close()
-    session.join()
 
 
 def psh(session: Session, sn: int, data: bytes) -> memoryview:
@@ -72,7 +70,6 @@ def test_conversations_are_chosen_at_random(room: Room) -> None:
     assert len({session.local_address for session in sessions}) == 5
     for session in sessions:
         session.close()
-        session.join()
 
 
 def test_the_servers_answer_reaches_the_stream(room: Room, session: Session) -> None:
@@ -142,65 +139,3 @@ def test_a_session_keeps_its_port_of_a_range(room: Room, session: Session, monke
         assert room.dialer.path_probe(session, keeps_port=True)[1] == port
     ports = {room.dialer.path_probe(session, keeps_port=False)[1] for _ in range(5)}
     assert len(ports) > 1
-
-
-def test_redial_of_a_closed_session_leaves_nothing_open(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
-    session = room.dial()
-    session.close()
-    opened: list[UdpSocket] = []
-    open_socket = room.route.open
-
-    def note(*args: Any) -> Any:
-        udp, remote = open_socket(*args)
-        opened.append(udp)
-        return udp, remote
-
-    monkeypatch.setattr(room.route, "open", note)
-    room.dialer.redial(session)
-    session.join()
-    assert opened[0].is_closed
-
-
-def test_without_a_way_a_session_keeps_its_old_path(
-    room: Room, session: Session, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = session.local_address
-
-    def fail(*args: Any) -> Any:
-        raise TransportError("no name server")
-
-    monkeypatch.setattr(room.route, "open", fail)
-    with pytest.raises(TransportError):
-        room.dialer.redial(session)
-    with pytest.raises(TransportError):
-        room.dial()
-    assert session.local_address == before
-    session.open_stream()
-    room.peer.receive()
-
-
-def test_a_thread_that_cannot_start_leaves_nothing_open(
-    room: Room, session: Session, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    opened: list[UdpSocket] = []
-    dial = UdpSocket.dial
-
-    def note(host: str, port: int, options: UdpOptions) -> tuple[UdpSocket, list[Address]]:
-        udp, addresses = dial(host, port, options)
-        opened.append(udp)
-        return udp, addresses
-
-    def fail(thread: ReceiverThread) -> None:
-        raise RuntimeError("can't start new thread")
-
-    monkeypatch.setattr(UdpSocket, "dial", note)
-    monkeypatch.setattr(ReceiverThread, "start", fail)
-    for attempt in (
-        lambda: room.dialer.dial(lambda session: None, lambda session, reason: None),
-        lambda: room.dialer.path_probe(session, keeps_port=True),
-        lambda: room.dialer.redial(session),
-    ):
-        with pytest.raises(TransportError, match="no thread"):
-            attempt()
-    assert len(opened) == 3 and all(udp.is_closed for udp in opened)
-    assert not session.is_closed

@@ -1,8 +1,6 @@
 """A session's path: it follows a peer who moves, takes another way that answers, and knows which silence is the end."""
 
 import errno
-import threading
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -22,7 +20,6 @@ from kcptun_lite.net.session.peer_watch import (
 from tests.net.fakes import (
     CLIENT,
     ELSEWHERE,
-    PATIENCE_S,
     SERVER,
     Clock,
     FakeUdp,
@@ -30,7 +27,6 @@ from tests.net.fakes import (
     noise,
     read_all,
     segment,
-    wait_until,
 )
 
 # -- where the peer is ---------------------------------------------------------------------------------------
@@ -69,41 +65,32 @@ def test_a_new_path_takes_what_is_in_flight_along(wire: Wire, clock: Clock) -> N
     stream.write(memoryview(b"lost on the old path"))
     wire.carry()
     old, fresh = wire.client.udp, FakeUdp(ELSEWHERE)
-    receiver = threading.Thread(target=lambda: None)
-    wire.client.session.change_path(fresh, SERVER, receiver)  # type: ignore[arg-type]
+    wire.client.session.change_path(fresh, SERVER)  # type: ignore[arg-type]
     assert old.is_closed and wire.client.session.local_address == ELSEWHERE
     packets = [memoryview(packet) for packet, _ in fresh.sent]
     wire.server.session.receive(packets, clock.now, ELSEWHERE)
     assert read_all(wire.server) == b"lost on the old path"
-    wire.client.session.join()
 
 
 def test_a_path_given_to_a_session_that_is_over_is_closed_again(wire: Wire) -> None:
     wire.client.session.close()
     fresh = FakeUdp(ELSEWHERE)
-    wire.client.session.change_path(fresh, SERVER, threading.Thread(target=lambda: None))  # type: ignore[arg-type]
+    wire.client.session.change_path(fresh, SERVER)  # type: ignore[arg-type]
     assert fresh.is_closed and not fresh.sent
-    wire.client.session.join()
 
 
 # -- another way ---------------------------------------------------------------------------------------------
 
 
 class Way:
-    """A path probe whose receiver is a thread that does what the test says."""
+    """A path probe."""
 
-    def __init__(self, work: Callable[[], object] = lambda: None) -> None:
+    def __init__(self) -> None:
         self.udp = FakeUdp(ELSEWHERE)
-        self.may_work = threading.Event()
-        self.receiver = threading.Thread(target=lambda: (self.may_work.wait(), work()), name="path probe")
 
     @property
     def path_probe(self) -> PathProbe:
-        return PathProbe(cast(Any, self.udp), ("10.0.0.8", 29900), self.receiver)
-
-    def end(self) -> None:
-        self.may_work.set()
-        self.receiver.join()
+        return PathProbe(cast(Any, self.udp), ("10.0.0.8", 29900))
 
 
 def known_answer(wire: Wire) -> memoryview:
@@ -124,7 +111,6 @@ def silent(wire: Wire) -> Wire:
 
 def test_a_path_probe_takes_all_that_is_sent_along(silent: Wire) -> None:
     way = Way()
-    way.may_work.set()
     before = len(silent.client.udp.sent)
     silent.client.session.start_path_probe(way.path_probe)
     assert [packet for packet, _ in way.udp.sent] == [packet for packet, _ in silent.client.udp.sent[before:]]
@@ -136,7 +122,6 @@ def test_a_path_probe_takes_all_that_is_sent_along(silent: Wire) -> None:
 def test_an_answer_there_moves_the_session(silent: Wire, clock: Clock) -> None:
     session, old = silent.client.session, silent.client.udp
     way = Way()
-    way.may_work.set()
     session.start_path_probe(way.path_probe)
     session.receive_through(cast(Any, way.udp), [known_answer(silent)], clock.now)
     assert session.local_address == ELSEWHERE and session.remote == ("10.0.0.8", 29900)
@@ -148,17 +133,14 @@ def test_an_answer_there_moves_the_session(silent: Wire, clock: Clock) -> None:
 def test_an_answer_on_the_old_way_dismisses_the_path_probe(silent: Wire, clock: Clock) -> None:
     session = silent.client.session
     way = Way()
-    way.may_work.set()
     session.start_path_probe(way.path_probe)
     session.receive_through(cast(Any, silent.client.udp), [known_answer(silent)], clock.now)
     assert way.udp.is_closed and session.remote == SERVER
-    assert not way.receiver.is_alive()
 
 
 def test_an_unknown_source_there_moves_nothing_and_is_believed_only_after_a_while(silent: Wire, clock: Clock) -> None:
     session = silent.client.session
     way = Way()
-    way.may_work.set()
     session.start_path_probe(way.path_probe)
     for _ in range(5):
         session.receive_through(cast(Any, way.udp), [segment(cmd=KCP_WINS, una=0)], clock.now)
@@ -170,8 +152,6 @@ def test_an_unknown_source_there_moves_nothing_and_is_believed_only_after_a_whil
 
 def test_a_second_path_probe_takes_the_place_of_the_first(silent: Wire) -> None:
     first, second = Way(), Way()
-    first.may_work.set()
-    second.may_work.set()
     silent.client.session.start_path_probe(first.path_probe)
     silent.client.session.start_path_probe(second.path_probe)
     assert first.udp.is_closed and not second.udp.is_closed
@@ -179,36 +159,9 @@ def test_a_second_path_probe_takes_the_place_of_the_first(silent: Wire) -> None:
 
 def test_a_path_probe_for_a_session_that_is_over_comes_home(silent: Wire) -> None:
     way = Way()
-    way.may_work.set()
     silent.client.session.close()
     silent.client.session.start_path_probe(way.path_probe)
-    assert way.udp.is_closed and not way.receiver.is_alive()
-
-
-def test_both_ways_may_answer_at_the_same_moment(silent: Wire, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each way's thread would dismiss the other way, and wait for its thread to end."""
-    session = silent.client.session
-    on_its_way = threading.Event()
-    change_path = session.change_path
-
-    def change_path_late(*path: Any) -> None:
-        on_its_way.set()
-        wait_until(lambda: new.udp.is_closed or not old.receiver.is_alive(), "the old way's thread has had its turn")
-        change_path(*path)
-
-    monkeypatch.setattr(session, "change_path", change_path_late)
-    new = Way(lambda: session.receive_through(cast(Any, new.udp), [known_answer(silent)], clock.now))
-    old = Way(lambda: session.receive_through(cast(Any, silent.client.udp), [known_answer(silent)], clock.now))
-    session.receiver = old.receiver
-    old.receiver.start()
-    session.start_path_probe(new.path_probe)
-    new.may_work.set()
-    on_its_way.wait(PATIENCE_S)
-    old.may_work.set()
-    for way in (new, old):
-        way.receiver.join(PATIENCE_S)
-        assert not way.receiver.is_alive(), "they wait for each other"
-    assert session.local_address == ELSEWHERE and not new.udp.is_closed
+    assert way.udp.is_closed
 
 
 # -- silence -------------------------------------------------------------------------------------------------
@@ -278,7 +231,6 @@ def test_a_path_that_was_changed_has_everything_once(wire: Wire, clock: Clock) -
     stream.write(memoryview(noise(20_000)))
     wire.pass_time(SILENCE)
     way = Way()
-    way.may_work.set()
     session.change_path(*way.path_probe)
     sent = len(way.udp.sent)
     clock.now += 100
@@ -295,7 +247,6 @@ def test_who_is_being_reset_elsewhere_waits_for_the_verdict(wire: Wire, clock: C
     wire.pass_time(SILENCE)
     assert wire.client.troubles == 1
     way = Way()
-    way.may_work.set()
     session.start_path_probe(way.path_probe)
     session.receive_through(cast(Any, way.udp), [segment(cmd=KCP_WINS, una=0)], clock.now)
     wire.pass_time(2 * PROBE_RESET_AFTER - PROBE_PERIOD)
@@ -307,7 +258,7 @@ def test_who_is_being_reset_elsewhere_waits_for_the_verdict(wire: Wire, clock: C
 
 def test_an_idle_session_is_no_trouble(wire: Wire, clock: Clock) -> None:
     wire.client.session.open_stream()
-    wire.carry()
+    wire.pass_time(100)  # until the last acknowledgement has gone
     wire.is_cut = True
     wire.pass_time(8000)  # below the keep-alive's period
     assert wire.client.troubles == 0
@@ -445,4 +396,3 @@ def test_why_the_old_way_failed_is_known_until_the_new_one_is_heard(silent: Wire
     assert session.send_error is error
     session.receive_through(way.udp, [known_answer(silent)], clock.now)  # type: ignore[arg-type]
     assert session.send_error is None
-    way.end()

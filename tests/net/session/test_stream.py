@@ -191,15 +191,17 @@ def test_the_death_of_the_session_calls_the_sinks(wire: Wire) -> None:
     assert all("closed" in str(sink.failure) and sink.calls == 2 for sink in sinks)
 
 
-def test_who_closes_a_stream_waits_until_its_reader_has_left(wire: Wire) -> None:
-    stream = wire.client.session.open_stream()
+def test_a_closed_stream_is_over_when_its_reader_has_left(wire: Wire) -> None:
+    stream, other = wire.client.session.open_stream(), wire.client.session.open_stream()
+    over: list[str] = []
+    stream.on_over, other.on_over = lambda: over.append("read"), lambda: over.append("unread")
     stream.attach(lambda: None)  # a sink that has some thread do it
     stream.close()
-    assert stream.wait_until_over(0) is False
-    waiting = in_background(stream.wait_until_over, None)
-    wait_until_waiting(stream, to_write=True)
+    other.close()
+    assert over == ["unread"]
     stream.release()
-    assert waiting.result() is True
+    stream.release()
+    assert over == ["unread", "read"]
 
 
 def test_what_one_reader_unblocks_for_others_is_left_to_the_update_thread() -> None:

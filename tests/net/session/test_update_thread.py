@@ -41,7 +41,6 @@ def ticker() -> Iterator[UpdateThread]:
     ticker.start()
     yield ticker
     ticker.stop()
-    ticker.join()
 
 
 def is_asleep_for_ever(ticker: UpdateThread) -> bool:
@@ -218,5 +217,4 @@ def test_stop_ends_a_thread_that_sleeps_and_one_that_never_sleeps() -> None:
         ticker.attach(target)
         target.wait_for_calls(1)
         ticker.stop()
-        ticker.join()
         assert repr(ticker) == "<UpdateThread not running, 1 targets>"

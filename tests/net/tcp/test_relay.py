@@ -8,8 +8,9 @@ from random import Random
 
 import pytest
 
-from kcptun_lite.core.batch.pool import BufferPool
 from kcptun_lite.errors import StreamClosed, StreamReset, TransportError
+from kcptun_lite.net.ends.context import SessionContext
+from kcptun_lite.net.event_loop import EventLoop
 from kcptun_lite.net.session.stream import Stream
 from kcptun_lite.net.session.update_thread import monotonic_ms
 from kcptun_lite.net.tcp import relay as relay_module
@@ -33,12 +34,16 @@ from tests.net.fakes import (
 class Line:
     """An application's connection, a relay, a stream, and the stream's other end."""
 
-    def __init__(self, wire: Wire, pool: BufferPool, *, closewait_s: float = PATIENCE_S) -> None:
+    def __init__(self, wire: Wire, context: SessionContext, *, closewait_s: float = PATIENCE_S) -> None:
         self.tcp, self._relays_end = tcp_pair()
         self.stream = wire.client.session.open_stream()
         self.closed: list[Relay] = []
         self.relay = Relay(
-            self.open_tcp, self.stream, pool, closewait_s=closewait_s, on_closed=lambda relay: self.closed.append(relay)
+            self.stream,
+            context.pool,
+            context.loop,
+            closewait_s=closewait_s,
+            on_closed=lambda relay: self.closed.append(relay),
         )
         self.may_open = threading.Event()
         self.may_open.set()
@@ -48,6 +53,13 @@ class Line:
         self.may_open.wait()
         tune(self._relays_end)
         return self._relays_end
+
+    def start(self) -> None:
+        self.relay.dial(lambda: None, self.open_tcp)
+
+    def has_thread(self, name: str) -> bool:
+        """Whether the relay has a thread for a direction."""
+        return f"{name}-{self.stream.sid}" in [thread.name for thread in threading.enumerate()]
 
     @property
     def peer(self) -> Stream:
@@ -66,7 +78,6 @@ class Line:
 
     def wait_for_end(self) -> None:
         wait_until(lambda: self.closed == [self.relay])
-        self.relay.join()
 
 
 def tcp_pair() -> tuple[socket.socket, socket.socket]:
@@ -100,13 +111,14 @@ class Relays:
     """Makes lines through one tunnel and cleans up behind them."""
 
     def __init__(self) -> None:
-        self.context = make_context(small_params(snd_wnd=256, rcv_wnd=256))
+        self.context = make_context(small_params(snd_wnd=256, rcv_wnd=256), loop=EventLoop())
+        self.context.loop.start()
         self.wire = Wire(self.context, monotonic_ms)
         self.lines: list[Line] = []
 
     def start(self, *, closewait_s: float = PATIENCE_S) -> Line:
-        self.lines.append(Line(self.wire, self.context.pool, closewait_s=closewait_s))
-        self.lines[-1].relay.start()
+        self.lines.append(Line(self.wire, self.context, closewait_s=closewait_s))
+        self.lines[-1].start()
         return self.lines[-1]
 
 
@@ -117,8 +129,9 @@ def relays() -> Iterator[Relays]:
         yield relays
         for line in relays.lines:
             line.relay.stop()
-            line.relay.join()
             line.tcp.close()
+            wait_until(lambda line=line: bool(line.closed))  # type: ignore[misc]
+    relays.context.loop.stop()
     assert relays.context.pool.usage().in_use_bytes == 0
 
 
@@ -191,22 +204,26 @@ def read_exactly(tcp: socket.socket, size: int) -> bytes:
     return data
 
 
-def test_a_connection_that_takes_everything_at_once_needs_one_thread(relays: Relays) -> None:
+def test_a_connection_in_which_little_moves_needs_no_thread(relays: Relays, monkeypatch: pytest.MonkeyPatch) -> None:
     line = relays.start()
+    wait_until_listening(line.stream)
+    threads: list[str] = []
+    start = threading.Thread.start
+    monkeypatch.setattr(threading.Thread, "start", lambda thread: (threads.append(thread.name), start(thread)))
     for number in range(50):
         question, answer = noise(1000, seed=number), noise(3000, seed=-number)
         line.tcp.sendall(question)
         assert b"".join(line.peer.read_chunks() or []) == question
         line.peer.write(memoryview(answer))
         assert read_exactly(line.tcp, 3000) == answer
-    assert line.relay._down is None
+    assert not threads
 
 
 def test_what_comes_before_the_connection_waits_for_it(relays: Relays) -> None:
-    line = Line(relays.wire, relays.context.pool)
+    line = Line(relays.wire, relays.context)
     relays.lines.append(line)
     line.may_open.clear()
-    line.relay.start()
+    line.start()
     line.peer.write(memoryview(b"early"))
     line.peer.close_write()
     wait_until(lambda: line.stream._has_news)
@@ -220,16 +237,14 @@ def test_a_slow_connection_has_a_thread_until_it_has_been_calm(relays: Relays, m
     small_buffers(line)
     first, second = noise(1_000_000, seed=1), noise(10_000, seed=2)
     writer = in_background(line.peer.write, memoryview(first))
-    wait_until(lambda: line.relay._down is not None)
+    wait_until(lambda: line.has_thread("down"))
     assert read_exactly(line.tcp, len(first)) == first
     writer.result()
-    down = line.relay._down
     wait_until_listening(line.stream)
-    assert down is not None
-    down.join()
+    wait_until(lambda: not line.has_thread("down"))
     line.peer.write(memoryview(second[:100]))
     assert read_exactly(line.tcp, 100) == second[:100]
-    assert line.relay._down is down, "no new one"
+    assert not line.has_thread("down")
     writer = in_background(write_and_finish, line.peer, second[100:] + first)
     assert read_to_end(line.tcp) == second[100:] + first
     writer.result()
@@ -255,7 +270,7 @@ def test_nothing_is_lost_or_changes_places_however_often_the_reader_changes(
         line.peer.close_write()
 
     writer = in_background(write)
-    wait_until(lambda: line.relay._down is not None)
+    wait_until(lambda: line.has_thread("down"))
     received = b""
     pauses = Random(seed + 100)
     while piece := line.tcp.recv(pauses.choice((100, 5000, 50_000))):
@@ -271,7 +286,7 @@ def test_a_connection_that_does_not_read_holds_up_nobody_else(relays: Relays, mo
     stuck, other = relays.start(), relays.start()
     small_buffers(stuck)
     writer = in_background(stuck.peer.write, memoryview(bytes(1_000_000)))
-    wait_until(lambda: stuck.relay._down is not None)
+    wait_until(lambda: stuck.has_thread("down"))
     answer = noise(200_000)
     in_background(write_and_finish, other.peer, answer)
     assert read_to_end(other.tcp) == answer
@@ -307,11 +322,11 @@ def test_a_thread_that_cannot_be_had_costs_its_stream_and_nothing_else(
 def test_a_window_that_comes_at_once_is_left_to_a_thread_behind_a_limit(
     relays: Relays, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relay_module, "READS_AT_ONCE", 1)
+    monkeypatch.setattr(relay_module, "READS_AT_ONCE", 0)
     line = relays.start()
     line.peer.write(memoryview(b"x"))
     assert line.tcp.recv(1) == b"x"
-    wait_until(lambda: line.relay._down is not None)
+    wait_until(lambda: line.has_thread("down"))
 
 
 # -- failures ------------------------------------------------------------------------------------------------
@@ -346,18 +361,18 @@ def test_the_end_of_the_session_resets_the_application(relays: Relays) -> None:
 
 
 def test_a_target_that_cannot_be_reached_cuts_the_stream(relays: Relays) -> None:
-    line = Line(relays.wire, relays.context.pool)
+    line = Line(relays.wire, relays.context)
     closed: list[Relay] = []
 
     def refuse() -> socket.socket:
         raise TransportError("cannot connect to nowhere")
 
-    relay = Relay(refuse, line.stream, relays.context.pool, closewait_s=1, on_closed=closed.append)
-    relay.start()
+    relay = Relay(line.stream, relays.context.pool, relays.context.loop, closewait_s=1, on_closed=closed.append)
+    relay.dial(lambda: None, refuse)
     with pytest.raises(StreamReset):
         line.peer.read_chunks(timeout_s=PATIENCE_S)
-    relay.join()
-    assert closed == [relay] and isinstance(relay.failure, TransportError)
+    wait_until(lambda: closed == [relay])
+    assert isinstance(relay.failure, TransportError)
     line.tcp.close()
     line.open_tcp().close()
 
@@ -369,7 +384,7 @@ def test_a_bug_costs_its_stream_and_nothing_else(relays: Relays, monkeypatch: py
     def broken(data: memoryview) -> bool:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(line.stream, "write", broken)
+    monkeypatch.setattr(line.stream, "write_now", broken)
     line.tcp.sendall(b"x")
     assert is_reset(line.tcp)
     line.wait_for_end()
@@ -462,9 +477,9 @@ def test_stop_ends_a_relay_whose_peer_does_not_read(relays: Relays) -> None:
 
 
 def test_stop_while_connecting_ends_as_soon_as_there_is_an_answer(relays: Relays) -> None:
-    line = Line(relays.wire, relays.context.pool)
+    line = Line(relays.wire, relays.context)
     line.may_open.clear()
-    line.relay.start()
+    line.start()
     line.relay.stop()
     assert not line.closed
     line.may_open.set()

@@ -3,8 +3,7 @@
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
-from threading import Thread
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -14,7 +13,7 @@ from kcptun_lite.errors import TransportError
 from kcptun_lite.net.udp import peer_sockets as peer_sockets_module
 from kcptun_lite.net.udp.peer_sockets import UNKNOWN_TURN, PeerSockets
 from kcptun_lite.net.udp.udp_socket import ON_LINUX, UdpOptions, UdpSocket
-from tests.net.fakes import Peer, wait_until
+from tests.net.fakes import FakeLoop, Peer, wait_until
 
 pytestmark = pytest.mark.skipif(not ON_LINUX, reason="others have one socket only")
 
@@ -26,7 +25,8 @@ class Room:
 
     def __init__(self, stack: ExitStack) -> None:
         self.listening = UdpSocket.listen("127.0.0.1", 0, SMALL)
-        self.peer_sockets = PeerSockets(self.listening)
+        self.loop = FakeLoop()
+        self.peer_sockets = PeerSockets(self.listening, cast(Any, self.loop))
         self.friend, self.unknown = stack.enter_context(Peer()), stack.enter_context(Peer())
         self.came: list[tuple[bytes, Address]] = []
 
@@ -48,8 +48,7 @@ class Room:
 
 
 @pytest.fixture
-def room(monkeypatch: pytest.MonkeyPatch) -> Iterator[Room]:
-    monkeypatch.setattr(peer_sockets_module, "RECEIVE_TIMEOUT_MS", 20)
+def room() -> Iterator[Room]:
     with ExitStack() as stack:
         room = Room(stack)
         yield room
@@ -90,17 +89,17 @@ def test_a_turn_of_unknown_sources_is_bounded(room: Room) -> None:
     assert len(room.receive()) == UNKNOWN_TURN
 
 
-def test_unknown_sources_that_are_to_wait_are_heard_a_little_later(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 100.0
-    monkeypatch.setattr(peer_sockets_module, "monotonic", lambda: now)
+def test_unknown_sources_that_are_to_wait_are_heard_a_little_later(room: Room) -> None:
     room.peer_sockets.open(room.friend.address)
+    room.peer_sockets.rest_unknown()
     room.peer_sockets.rest_unknown()
     room.send(room.unknown, b"noise")
     assert room.receive() == []
     room.send(room.friend, b"hello")
     room.receive_until(b"hello")
     assert room.receive() == []
-    now += peer_sockets_module.UNKNOWN_REST
+    (wake_up,) = room.loop.later
+    wake_up()
     room.receive_until(b"noise")
 
 
@@ -117,7 +116,7 @@ def test_who_has_gone_is_a_unknown_source_again(room: Room) -> None:
 
 def test_peers_of_both_families_have_peer_sockets_of_a_port_for_both() -> None:
     listening = UdpSocket.listen("", 0, UdpOptions())
-    peer_sockets = PeerSockets(listening)
+    peer_sockets = PeerSockets(listening, cast(Any, FakeLoop()))
     for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
         with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as peer:  # a machine may have no IPv6
             peer.connect((host, listening.address[1]))
@@ -171,7 +170,7 @@ def test_what_was_read_at_a_peer_socket_that_is_shut_just_then_is_not_left_in_th
 def test_who_brings_nothing_at_all_waits_as_well(room: Room) -> None:
     room.send(room.unknown, b"", bytes(1501))
     assert room.receive() == []
-    assert room.peer_sockets._rest_until > 0
+    assert room.loop.later, "unknown sources rest"
 
 
 def test_a_peer_that_is_heard_ends_the_trouble_of_sending(room: Room) -> None:
@@ -206,22 +205,16 @@ def test_there_are_only_so_many_peer_sockets(room: Room, monkeypatch: pytest.Mon
     assert room.friend.address in room.peer_sockets and room.unknown.address not in room.peer_sockets
 
 
-def test_closing_the_listening_socket_ends_the_wait(room: Room) -> None:
-    ended: list[bool] = []
-
-    def wait() -> None:
-        try:
-            while True:
-                room.receive()
-        except TransportError:
-            ended.append(True)
-
+def test_a_port_that_is_closed_brings_nothing_more(room: Room) -> None:
     room.peer_sockets.open(room.friend.address)
-    thread = Thread(target=wait)
-    thread.start()
+    room.peer_sockets.watch(lambda: None)
+    assert room.loop.watched
     room.listening.close()
-    thread.join()
-    assert ended
+    room.peer_sockets.close()
+    room.peer_sockets.close()
+    assert not room.loop.watched
+    with pytest.raises(TransportError):
+        room.receive()
 
 
 def test_a_second_server_still_learns_that_the_port_is_taken(room: Room) -> None:

@@ -1,28 +1,31 @@
-"""The thread that receives: opened packets come out, bad ones and bugs do not stop it."""
+"""The receiver: opened packets come out, bad ones and bugs do not stop it."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 
 from kcptun_lite.core.batch.packets import PacketBatch
 from kcptun_lite.core.counters import Counters
-from kcptun_lite.net.ends.receiver import ReceiverThread
+from kcptun_lite.net.ends.receiver import Receiver
+from kcptun_lite.net.event_loop import EventLoop
 from kcptun_lite.net.udp.udp_socket import UdpOptions, UdpSocket
 from tests.net.fakes import Peer, make_context, noise, wait_until
 
 
 class Room:
-    """A receiver thread under the method aes, and a peer who has the key."""
+    """A receiver under the method aes, and a peer who has the key."""
 
     def __init__(self) -> None:
-        self.context = make_context(crypt="aes")
+        self.context = make_context(crypt="aes", loop=EventLoop())
         self.udp = UdpSocket.listen("127.0.0.1", 0, UdpOptions())
         self.counters = Counters()
         self.received: list[bytes] = []
         self.on_batch: Callable[[PacketBatch], None] = lambda batch: None
         self.peer = Peer()
-        self.thread = ReceiverThread(self.udp, self.context, self.counters, self._deliver)
-        self.thread.start()
+        receiver = Receiver(self.udp, self.context, self.counters, self._deliver, partial(self.udp.receive, wait=False))
+        self.udp.watch(self.context.loop, receiver.receive_ready)
+        self.context.loop.start()
 
     def _deliver(self, batch: PacketBatch, now: int) -> None:
         self.on_batch(batch)
@@ -48,7 +51,7 @@ def room() -> Iterator[Room]:
     room = Room()
     yield room
     room.udp.close()
-    room.thread.join()
+    room.context.loop.stop()
     room.peer.close()
     assert room.context.pool.usage().in_use_bytes == 0
 
@@ -79,12 +82,6 @@ def test_a_bug_behind_it_costs_one_batch(room: Room) -> None:
     wait_until(lambda: room.on_batch is not fail)
     room.send(noise(30))
     room.wait_for(noise(30))
-
-
-def test_an_idle_thread_ends_when_its_socket_is_closed(room: Room) -> None:
-    room.udp.close()
-    room.thread.join()
-    assert not room.thread.is_alive()
 
 
 def test_a_sample_of_what_fails_is_kept_for_the_diagnosis(room: Room) -> None:

@@ -1,0 +1,176 @@
+"""The event loop: who is called when, and what ends without a trace."""
+
+import os
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from kcptun_lite import log
+from kcptun_lite.net.event_loop import EventLoop
+from tests.net.fakes import PATIENCE_S, wait_until
+
+
+@pytest.fixture
+def loop() -> Iterator[EventLoop]:
+    loop = EventLoop()
+    loop.start()
+    yield loop
+    loop.stop()
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    one, other = socket.socketpair()
+    with one, other:
+        yield one, other
+
+
+Pair = tuple[socket.socket, socket.socket]
+
+
+def test_who_can_read_is_called_until_it_is_forgotten(loop: EventLoop, pair: Pair) -> None:
+    here, there = pair
+    came: list[bytes] = []
+    loop.watch(here.fileno(), lambda: came.append(here.recv(1)))
+    there.send(b"ab")
+    wait_until(lambda: came == [b"a", b"b"])
+    loop.forget(here.fileno())
+    loop.forget(here.fileno())
+    there.send(b"c")
+    done = threading.Event()
+    loop.call(done.set)
+    assert done.wait(PATIENCE_S) and came == [b"a", b"b"]
+
+
+def test_who_can_write_is_called_and_may_read_from_then_on(loop: EventLoop, pair: Pair) -> None:
+    here, there = pair
+    calls: list[str] = []
+
+    def read() -> None:
+        here.recv(1)
+        calls.append("read")
+
+    def write() -> None:
+        calls.append("write")
+        loop.watch(here.fileno(), read)
+
+    loop.watch(here.fileno(), write, to_write=True)
+    wait_until(lambda: calls == ["write"])
+    there.send(b"x")
+    wait_until(lambda: calls == ["write", "read"])
+
+
+def test_a_descriptor_that_was_forgotten_in_the_same_round_is_not_called(loop: EventLoop) -> None:
+    calls: list[int] = []
+    pairs = [socket.socketpair() for _ in range(2)]
+
+    def call(number: int) -> None:
+        calls.append(number)
+        for here, _ in pairs:
+            loop.forget(here.fileno())
+
+    def watch_all() -> None:  # in one round, so that both are ready in the next
+        for number, (here, there) in enumerate(pairs):
+            there.send(b"x")
+            loop.watch(here.fileno(), lambda number=number: call(number))  # type: ignore[misc]
+
+    loop.call(watch_all)
+    wait_until(lambda: bool(calls))
+    done = threading.Event()
+    loop.call(done.set)
+    done.wait(PATIENCE_S)
+    assert len(calls) == 1
+    for one, other in pairs:
+        one.close()
+        other.close()
+
+
+def test_what_is_called_from_the_loop_itself_is_called_at_once(loop: EventLoop) -> None:
+    order: list[str] = []
+    done = threading.Event()
+
+    def outer() -> None:
+        assert loop.is_here
+        loop.call(lambda: order.append("inner"))
+        order.append("outer")
+        done.set()
+
+    assert not loop.is_here
+    loop.call(outer)
+    assert done.wait(PATIENCE_S) and order == ["inner", "outer"]
+
+
+def test_afterwards_comes_once_behind_all_that_is_ready(loop: EventLoop) -> None:
+    order: list[str] = []
+    done = threading.Event()
+
+    def finish() -> None:
+        order.append("afterwards")
+        done.set()
+
+    def step(name: str) -> None:
+        loop.afterwards(finish)
+        order.append(name)
+
+    def both() -> None:
+        step("one")
+        step("two")
+
+    loop.call(both)
+    assert done.wait(PATIENCE_S) and order == ["one", "two", "afterwards"]
+
+
+def test_later_comes_in_the_order_of_time(loop: EventLoop) -> None:
+    order: list[int] = []
+
+    def plan() -> None:
+        for delay in (30, 1, 10, 10):
+            loop.call_later(delay / 1000, lambda delay=delay: order.append(delay))  # type: ignore[misc]
+
+    loop.call(plan)
+    wait_until(lambda: order == [1, 10, 10, 30])
+
+
+def test_each_second_ends_when_it_is_not_wanted_any_more(loop: EventLoop) -> None:
+    calls: list[None] = []
+
+    def note() -> None:
+        calls.append(None)
+        loop.each_second(note, wanted=False)
+
+    loop.each_second(note, wanted=True)
+    loop.each_second(note, wanted=True)
+    wait_until(lambda: len(calls) == 1)
+    assert not loop._each_second
+
+
+def test_a_callback_that_fails_is_told_and_the_others_go_on(
+    loop: EventLoop, monkeypatch: pytest.MonkeyPatch, pair: Pair
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(log, "limited", lambda key, text, level: told.append(text))
+    here, there = pair
+
+    def fail() -> None:
+        here.recv(1)
+        raise ZeroDivisionError("a bug")
+
+    loop.watch(here.fileno(), fail)
+    there.send(b"x")
+    wait_until(lambda: len(told) == 1)
+    done = threading.Event()
+    loop.call(done.set)
+    assert done.wait(PATIENCE_S) and "ZeroDivisionError" in told[0]
+
+
+def test_stop_leaves_no_descriptor(pair: Pair) -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    for is_started in (True, False):
+        loop = EventLoop()
+        loop.watch(pair[0].fileno(), lambda: None)
+        if is_started:
+            loop.start()
+        loop.stop()
+    assert set(os.listdir("/proc/self/fd")) == before
