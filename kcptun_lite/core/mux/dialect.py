@@ -17,7 +17,7 @@ from kcptun_lite.core.wire import SMUX_HEADER, SMUX_HEADER_SIZE, Buffer
 from kcptun_lite.errors import DROPPED, DeadLink, RemoteProtocolError, SessionError, SmuxVersionError, nonsense
 
 KEPT_MAX = 128 * 1024  # bytes said before the verdict; more wait. Less than smux 2's first window, so it is never over
-READ_AFTER = 100  # ms; what is acknowledged for so long has been read by a program that lives
+READ_AFTER = 100  # ms between two answers that confirm: a session that was dropped and has got a repetition gives one
 
 
 class Dialect(NamedTuple):
@@ -45,7 +45,9 @@ class Guess:
         self.ask_at: int | None = None
         "ms; when to ask next, None before anything is acknowledged"
         self._kept = bytearray()
-        self._acknowledged_at = self._told = 0
+        self._told = 0
+        self._told_at: int | None = None
+        "ms; when it was first told"
         self._pause = READ_AFTER
 
     @property
@@ -112,8 +114,11 @@ class Guess:
         if self.is_decided:
             return
         if is_acknowledged and self.ask_at is None:
-            self._acknowledged_at = self.ask_at = now
-        has_read = told > self._told and is_acknowledged and now - self._acknowledged_at >= READ_AFTER
+            self.ask_at = now
+        has_read = False
+        if told > self._told and is_acknowledged:
+            self._told_at = now if self._told_at is None else self._told_at
+            has_read = now - self._told_at >= READ_AFTER
         self._told = told
         self.is_refuted = told_from_zero > 0 and not is_understood
         self.is_confirmed = is_understood or (has_read and not self.is_refuted)
