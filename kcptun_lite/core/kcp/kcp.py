@@ -23,7 +23,7 @@ from kcptun_lite.core.kcp.receive_window import ReceiveWindow
 from kcptun_lite.core.kcp.restart import RestartDetector
 from kcptun_lite.core.kcp.rtt import RttEstimator
 from kcptun_lite.core.kcp.send_window import SendWindow
-from kcptun_lite.core.kcp.sender import Sender
+from kcptun_lite.core.kcp.sender import Sender, earliest
 from kcptun_lite.core.validation import AddressValidation
 from kcptun_lite.core.wire import (
     KCP_ACK,
@@ -404,11 +404,8 @@ class Kcp:
 
     def next_deadline(self) -> int | None:
         """ms at which a flush is due though nothing happens before; None if nothing is under way."""
-        deadlines = self.sender.deadlines()
-        deadlines += [at for at in (self._acks.due_at, self._restart.ask_at) if at is not None]
-        if self.queued_bytes and self._probe_wait:
-            deadlines.append(self._probe_at)
-        return min(deadlines) if deadlines else None
+        probe_at = self._probe_at if self._probe_wait and self.queued_bytes else None
+        return earliest(self.sender.next_deadline(), self._acks.due_at, self._restart.ask_at, probe_at)
 
     def flush(self, batch: PacketBatch, now: int, max_packets: int) -> bool:
         """Write what is due into at most `max_packets` new packets; True if more is due.

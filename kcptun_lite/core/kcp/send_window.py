@@ -344,7 +344,7 @@ class SendWindow:
     @property
     def next_repeat(self) -> int | None:
         """ms of the next copy; None if there is none."""
-        return min([at for at, _, _ in self._repeats], default=None)
+        return min([at for at, _, _ in self._repeats]) if self._repeats else None
 
     def repeats(self, now: int) -> list[Segment]:
         """Segments of which a copy is to be sent now, in order."""

@@ -45,6 +45,15 @@ class Limit(Enum):
     WINDOW = "own window"
 
 
+def earliest(*times: int | None) -> int | None:
+    """The first of some moments, where there may be none."""
+    found = None
+    for at in times:
+        if at is not None and (found is None or at < found):
+            found = at
+    return found
+
+
 class Sender:
     """Everything of one end that has not been acknowledged yet."""
 
@@ -134,14 +143,11 @@ class Sender:
 
     # -- below ---------------------------------------------------------------------------------
 
-    def deadlines(self) -> list[int]:
+    def next_deadline(self) -> int | None:
         """ms of what is due though nothing happens before."""
         window = self.window
         resend_at = window.next_resend if self._resend_at is None else self._resend_at
-        found = [at for at in (resend_at, window.next_repeat) if at is not None]
-        if self._pacer.resume_at is not None and self.queue.size:
-            found.append(self._pacer.resume_at)
-        return found
+        return earliest(resend_at, window.next_repeat, self._pacer.resume_at if self.queue.size else None)
 
     def write(self, writer: DatagramWriter, now: int, rmt_wnd: int) -> bool:
         """Write what is due; False if the batch is full."""

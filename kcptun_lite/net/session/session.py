@@ -257,7 +257,7 @@ class Session:
             opened = [] if self._closed else self._dispatch_locked()
             has_ready = bool(self._ready)
             is_flush_wanted = self.conversation.flush_wanted is not Flush.NOTHING
-            deadline = self.conversation.next_deadline()
+            deadline = None if is_flush_wanted else self.conversation.next_deadline()
         for stream in opened:
             self._on_stream(self, stream)
         if has_ready:
