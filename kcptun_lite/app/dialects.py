@@ -25,4 +25,4 @@ def likely_dialects(config: ClientConfig) -> list[Dialect]:
 
 def describe_found(server: str, dialect: Dialect) -> str:
     """What is said when something else than the first guess was understood."""
-    return f"server {server} speaks {dialect}; setting them saves the start of each session some round trips"
+    return f"server {server} speaks {dialect}; set so, first answers come some round trips sooner"

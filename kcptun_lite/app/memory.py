@@ -16,6 +16,7 @@ from kcptun_lite.core.conversation import EXPANDED_BYTES, FEC_LEAST, RECEIVE_LEA
 from kcptun_lite.core.fec.decoder import HELD_BYTES_MAX
 from kcptun_lite.core.kcp.kcp import RCV_WND_START, READ_SEGMENTS
 from kcptun_lite.core.kcp.sender import QUEUE_TARGET
+from kcptun_lite.core.mux.smux import UNDER_WAY
 from kcptun_lite.core.params import ConversationParams
 from kcptun_lite.core.wire import SNAPPY_CHUNK_MAX
 from kcptun_lite.errors import ConfigError
@@ -53,7 +54,7 @@ def most_of_session(params: ConversationParams) -> int:
     kcp = params.kcp
     sending = QUEUE_TARGET + RELAY_BYTES + kcp.snd_wnd * (kcp.mtu + SEGMENT_COST)
     unread = 2 * max(kcp.rcv_wnd, kcp.rcv_wnd_max) * SEGMENT_BYTES  # in order, and as many beyond a gap
-    read = params.smux_buffer + READ_SEGMENTS * (EXPANDED_BYTES if params.compress else SEGMENT_BYTES)
+    read = (1 + UNDER_WAY) * params.smux_buffer + READ_SEGMENTS * (EXPANDED_BYTES if params.compress else SEGMENT_BYTES)
     return BATCHES * params.batch_bytes + sending + unread + read + HELD_BYTES_MAX
 
 

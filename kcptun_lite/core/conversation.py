@@ -350,8 +350,7 @@ class Conversation:
     @property
     def is_held_up(self) -> bool:
         """Whether readers that have stopped, here or there, keep all streams waiting, or soon will."""
-        unread = self._smux.unread_bytes if self._smux else 0
-        return 2 * unread > self.params.smux_buffer or not self.kcp.rmt_wnd
+        return not self.kcp.rmt_wnd or (self._smux is not None and self._smux.is_filling)
 
     @property
     def has_peer_left(self) -> bool:
@@ -429,7 +428,7 @@ class Conversation:
             self._is_broken = False
 
     def _pull_all(self) -> None:
-        while (self._smux is None or self._smux.receive_budget > 0) and self.kcp.queued_bytes < ANSWERS_MAX:
+        while (self._smux is None or self._smux.has_room) and self.kcp.queued_bytes < ANSWERS_MAX:
             parts = self.kcp.received.count and self.kcp.read(self._most_to_read())
             if not parts:
                 return

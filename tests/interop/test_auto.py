@@ -77,7 +77,7 @@ def test_whatever_the_server_speaks_is_found_out(server: str) -> None:
         said = [line.partition(" speaks ")[2] for line in log if " speaks " in line]
         found = f"--smuxver {options['smuxver']}{' --nocomp' if options['nocomp'] else ''}"
         is_first = found == "--smuxver 1"
-        assert said == ([] if is_first else [f"{found}; setting them saves the start of each session some round trips"])
+        assert said == ([] if is_first else [f"{found}; set so, first answers come some round trips sooner"])
         assert not [line for line in log if " warning: " in line]
 
 

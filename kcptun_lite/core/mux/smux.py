@@ -42,6 +42,7 @@ BYE_SID = 0x4B4C0002
 WINDOWS_SID = 0x4B4C0004
 UNREAD_PART = 4  # of what is left of the buffer: so much of it one stream may hold before its sender is told to wait
 UNREAD_LEAST = 32 * 1024  # bytes; and no less
+UNDER_WAY = 3  # times the buffer; what may still come of streams that were told to wait
 _JOINED_CHUNK_MAX = 1024  # bytes; smaller pieces are joined, else 2 bytes of payload would hold 56 of memory
 
 
@@ -120,7 +121,7 @@ class SmuxSession:
         self._max_streams = max_streams
 
         self.receive_budget = receive_buffer
-        "bytes that may still come; at 0 and below nothing more should be fed"
+        "bytes that may still come before readers must take some"
         self.frames_received = 0
         self.refused_streams = 0
         "streams of the peer that were one too many"
@@ -158,6 +159,20 @@ class SmuxSession:
     @property
     def stream_count(self) -> int:
         return len(self._streams)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether more may be fed. What is under way when a reader has stopped must not stop the others."""
+        return self.receive_budget > (-UNDER_WAY * self._receive_buffer if self._tells_of_readers else 0)
+
+    @property
+    def is_filling(self) -> bool:
+        """Whether so much lies unread that soon nothing more may be fed."""
+        return not self.has_room if self._tells_of_readers else 2 * self.unread_bytes > self._receive_buffer
+
+    @property
+    def _tells_of_readers(self) -> bool:
+        return self._version == 1 and self._heeds_windows
 
     @property
     def held_bytes(self) -> int:
@@ -378,7 +393,7 @@ class SmuxSession:
             self.ping()
         if now >= self._next_check:
             self._next_check = now + self._keepalive_timeout_ms
-            if not self._heard and self.receive_budget > 0:
+            if not self._heard and self.has_room:
                 raise KeepaliveTimeout(f"nothing heard from the peer for {self._keepalive_timeout_ms // 1000} s")
             self._heard = False
 
@@ -463,7 +478,7 @@ class SmuxSession:
     def _look_at_reader(self, sid: int, stream: StreamState) -> None:
         """Tell a peer that heeds it in version 1 to wait with a stream whose reader leaves much behind."""
         limit = max(UNREAD_LEAST, self.receive_budget // UNREAD_PART)
-        if self._heeds_windows and stream.unread_bytes > limit:
+        if self._tells_of_readers and stream.unread_bytes > limit:
             stream.limit = limit
             self._queue_update(sid, stream, limit)
 

@@ -116,3 +116,12 @@ def test_another_version_makes_windows_anew() -> None:
     session.finish(sid)
     session.begin_again(2)
     assert not session.is_listening(sid), "what had ended stays so"
+
+
+def test_what_is_under_way_when_a_reader_stops_is_taken_beyond_the_buffer_within_a_bound(session: SmuxSession) -> None:
+    receive(session, 3, 3 * BUFFER)
+    assert session.has_room and not session.is_filling
+    receive(session, 3, BUFFER)
+    assert not session.has_room and session.is_filling
+    session.take(3, BUFFER)
+    assert session.has_room
