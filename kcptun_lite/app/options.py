@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from kcptun_lite.app import values
 from kcptun_lite.core.crypt.crypt import METHODS
-from kcptun_lite.core.wire import FEC_DEFAULT_SHARDS, FEC_MAX_SHARDS, MTU_MAX
+from kcptun_lite.core.wire import FEC_MAX_SHARDS, MTU_MAX
 
 DEFAULT_KEY = "it's a secrect"  # kcptun's own, spelt as there; everybody knows it
 MANUAL = "manual"
@@ -223,7 +223,7 @@ OPTIONS: tuple[Option, ...] = (
         _shards,
         "auto",
         TUNING,
-        f"packets in an error correction group, 0: none; auto: {FEC_DEFAULT_SHARDS[0]} with kcptun, else none",
+        "packets in an error correction group, 0: none; auto: as a kcptun at the other end has it, else none",
         aliases=("ds",),
     ),
     _option(
@@ -231,7 +231,7 @@ OPTIONS: tuple[Option, ...] = (
         _shards,
         "auto",
         TUNING,
-        f"packets added to each group, 0: none; auto: {FEC_DEFAULT_SHARDS[1]} with kcptun, else none",
+        "packets added to each group, 0: none; auto: as a kcptun at the other end has it, else none",
         aliases=("ps",),
     ),
     _option("dscp", values.Number(0, 63), "0", TUNING, "DSCP class of the UDP packets"),

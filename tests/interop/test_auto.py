@@ -30,6 +30,7 @@ from tests.programs import (
     require_newest,
     wait_until,
 )
+from tools.lossy_proxy import Link
 
 TOLD: Options = {"key": "one secret", "crypt": "aes"}
 NO_FEC: Options = {"datashard": 0, "parityshard": 0}
@@ -39,6 +40,7 @@ SERVERS: list[Options] = [
     for version, nocomp, fec in product((1, 2), (False, True), ({}, NO_FEC))
 ]
 SIZE = 2 << 20  # bytes each way
+BAD_LINK = Link(loss=0.05, reorder=0.03, duplicate=0.02)
 BULK = 24 << 20  # bytes for the reader that stops: far more than all buffers on the way
 
 
@@ -197,3 +199,23 @@ def test_between_two_of_ours_even_those_of_the_same_session_go_on(side: str) -> 
         for _ in range(5):
             ask(tunnel)
         assert len([line for line in tunnel.client.log if " on connection: " in line]) == 1
+
+
+# -- error correction --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("server", ["go", "newest"])
+@pytest.mark.parametrize("shards", [(0, 0), (3, 1), (5, 5), (20, 10)], ids=str)
+def test_our_client_sends_parity_that_its_server_can_read(server: str, shards: tuple[int, int]) -> None:
+    """With losses both ways: parity in other numbers, or for a server without, would break the stream."""
+    if server == "newest":
+        require_newest()
+    options: Options = {"datashard": shards[0], "parityshard": shards[1]}
+    with Target(exchange_handler) as target:
+        with Tunnel("ours", server, target.address, TOLD, server_options=options, link=BAD_LINK) as tunnel:
+            for seed in range(2):
+                exchange(connect(tunnel.address), up=SIZE, down=SIZE, seed=seed)
+            counters = tunnel.server.counters()
+            assert (counters["FECParityShards"] > 0) == (shards != (0, 0))
+            assert (counters["FECRecovered"] > 0) == (shards != (0, 0))
+            assert counters["KCPInErrors"] == 0
