@@ -102,7 +102,7 @@ def nonsense(error: RemoteProtocolError) -> SessionError:
 
 def describe_os_error(error: OSError) -> str:
     """The system's words for an error, and what can be done about it."""
-    text = (error.strerror or str(error)).partition(" (while attempting")[0]  # what socket.create_server adds
+    text = error.strerror or str(error)
     return f"{text} ({REMEDIES[error.errno]})" if error.errno in REMEDIES else text
 
 

@@ -22,12 +22,6 @@ def test_the_systems_words_come_with_what_can_be_done() -> None:
     assert describe_os_error(OSError("odd")) == "odd"
 
 
-def test_what_python_adds_is_left_out() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError) as caught:
-        socket.create_server(taken.getsockname())
-    assert describe_os_error(caught.value).startswith("Address already in use (another program listens there")
-
-
 def test_a_bug_is_told_with_the_last_place_of_ours() -> None:
     from kcptun_lite.net.udp.address import resolve
 

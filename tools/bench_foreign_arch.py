@@ -24,7 +24,7 @@ from tests.programs import Program, Target, connect, exchange, exchange_handler,
 ROOT = Path(__file__).resolve().parent.parent
 OPTIONS: dict[str, object] = {
     "key": "k", "crypt": "aes", "mode": "fast", "mtu": 1350, "datashard": 0, "parityshard": 0, "nocomp": True,
-    "smuxver": 1, "sockbuf": 1 << 20, "smuxbuf": 1 << 20, "streambuf": 1 << 19, "quiet": True, "rcvwnd": 256,
+    "smuxver": 1, "sockbuf": 1 << 20, "smuxbuf": 1 << 20, "streambuf": 1 << 19, "quiet": True,
 }  # fmt: skip
 QEMU = {"mipsel": "mipsel", "armhf": "arm", "s390x": "s390x", "i386": "i386", "ppc64el": "ppc64le"}
 CONNECTIONS = 40
@@ -45,13 +45,13 @@ def commands(processor: str) -> dict[str, list[str]]:
     }
 
 
-def measure(command: list[str], mebibytes: int) -> str:
+def measure(command: list[str], own: dict[str, object], mebibytes: int) -> str:
     """A row of the table."""
     with ExitStack() as stack:
         target = stack.enter_context(Target(exchange_handler))
-        server, remote = start_server("ours", {**OPTIONS, "target": target.address, "sndwnd": 256})
+        server, remote = start_server("ours", {**OPTIONS, "target": target.address, "memlimit": "32M"})
         stack.callback(server.stop)
-        arguments = kcptun_arguments({**OPTIONS, "localaddr": "127.0.0.1:0", "remoteaddr": remote, "sndwnd": 128})
+        arguments = kcptun_arguments({**OPTIONS, **own, "localaddr": "127.0.0.1:0", "remoteaddr": remote})
         client = Program("client", [*command, *arguments], env={"PYTHONPATH": str(ROOT)})
         stack.callback(client.stop)
         door = client.wait_for_log(r"listening on: (\S+)", timeout=PATIENCE).group(1)
@@ -84,7 +84,8 @@ def main() -> None:
     )
     for processor in ("here", *options.processors):
         for name, command in commands(processor).items():
-            print(f"{processor:10} {name:10} {measure(command, options.mib)}", flush=True)
+            own = {"memlimit": "32M"} if name == "ours" else {}
+            print(f"{processor:10} {name:10} {measure(command, own, options.mib)}", flush=True)
 
 
 if __name__ == "__main__":

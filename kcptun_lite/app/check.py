@@ -88,6 +88,7 @@ class Check:
         self._context = context._replace(params=context.params._replace(kcp=kcp))
         self._pads = make_pads(config)
         self._likely = likely_dialects(config)
+        self._options = UdpOptions(config.sockbuf, config.dscp, config.interface)
         self._reason: SessionError | None = None
 
     def run(self) -> int:
@@ -110,7 +111,10 @@ class Check:
             return _fail(Step.NAME, str(exc))
         _pass(Step.NAME, f"{remote.host} is {format_host(address)}")
         self._reason = None
-        session = self._dial(remote, self._context, self._note_end)
+        try:
+            session = self._dial(remote, self._context, self._note_end)
+        except TransportError as exc:
+            return _fail(Step.ANSWER, str(exc))
         try:
             stream = session.open_stream()
             if self._pads:
@@ -121,7 +125,7 @@ class Check:
 
     def _dial(self, remote: Endpoint, context: SessionContext, on_closed: OnClosed) -> Session:
         servers = [Server(remote.host, remote.port_min, remote.port_max)]
-        route = Route(servers, UdpOptions(self._config.sockbuf, self._config.dscp), Event())
+        route = Route(servers, self._options, Event())
         return Dialer(context, route, Dialects(self._likely)).dial(lambda session: None, on_closed)
 
     def _find_crypt(self, remote: Endpoint) -> str:

@@ -5,6 +5,7 @@ Out     a running client
 Knows   session slots, expiry (docs/protocol.md, "Client program"). Not: how a session works
 """
 
+import errno
 import math
 import socket
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from kcptun_lite.app.tunnel import Tunnel, cannot_listen
 from kcptun_lite.core.crypt.crypt import fitting_methods
 from kcptun_lite.core.mux.dialect import Dialect
 from kcptun_lite.errors import (
+    ConfigError,
     KcptunError,
     SessionError,
     SessionRefused,
@@ -36,6 +38,7 @@ from kcptun_lite.net.session.update_thread import monotonic_ms
 from kcptun_lite.net.tcp.acceptor import Acceptor, is_gone, name_of
 from kcptun_lite.net.tcp.sockets import listen
 from kcptun_lite.net.udp.address import format_address
+from kcptun_lite.net.udp.sockopt import device_error
 from kcptun_lite.net.udp.udp_socket import UdpOptions
 
 REFUSED_PAUSE = 5000  # ms after a refusal in which no new session is tried while there is another one
@@ -50,7 +53,7 @@ class Client(Tunnel):
     def __init__(self, config: ClientConfig) -> None:
         super().__init__(config)
         servers = [Server(remote.host, remote.port_min, remote.port_max) for remote in config.remoteaddr]
-        route = Route(servers, UdpOptions(config.sockbuf, config.dscp), self.stop_event)
+        route = Route(servers, UdpOptions(config.sockbuf, config.dscp, config.interface), self.stop_event)
         self._likely = likely_dialects(config)
         self._dialer = Dialer(self.context, route, Dialects(self._likely, self._note_found))
         self._path_manager = PathManager(route, self._dialer, self._sessions)
@@ -71,11 +74,21 @@ class Client(Tunnel):
         self._socket_file = files.identify(local.path) if local.path else None
 
     def _start(self) -> None:
+        self._check_interface()
         self.log_start(name_of(self._listening))
         for remote in self.config.remoteaddr:
             self.look_up("--remoteaddr", remote)
         self._path_manager.start()
         self._acceptor.start()
+
+    def _check_interface(self) -> None:
+        """Raises: ConfigError if no socket can be held to --interface; its device may come later."""
+        error = device_error(self.config.interface) if self.config.interface else None
+        if error is None:
+            return
+        if error.errno == errno.EPERM:
+            raise ConfigError(f"{error.strerror} (Linux before 5.7 lets only root choose: run it as root)")
+        log.warning(f"{error.strerror}; it is tried again until there is one")
 
     def _stop_accepting(self) -> None:
         self._acceptor.close()

@@ -143,6 +143,8 @@ class ClientConfig(CommonConfig):
     "s; 0: sessions do not expire"
     scavengettl: int | None
     "s that an expired session may live on; None: as long as its streams"
+    interface: str
+    "network device that the packets leave by; empty: as the routes say"
     check: bool
     "try the server once and say what is wrong"
 
@@ -189,6 +191,8 @@ def describe(config: ClientConfig | ServerConfig, listening: str = "") -> list[s
     ]
     if client:
         lines.append(f"remote address: {','.join(map(str, client.remoteaddr))}")
+        if client.interface:
+            lines.append(f"interface: {client.interface}")
     lines += [
         f"sndwnd: {_auto(config.sndwnd)} rcvwnd: {_auto(config.rcvwnd)}",
         f"compression: {'auto' if config.nocomp is None else _go(not config.nocomp)}",

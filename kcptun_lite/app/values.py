@@ -12,6 +12,7 @@ A reader raises ValueError with a sentence that says what is wrong and what to w
 import difflib
 import re
 import socket
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -55,6 +56,20 @@ def path(value: str) -> str:
         raise ValueError(f"{value!r} begins with ~, which only a shell replaces, and not here; write the whole path")
     if re.match(r"\w+://", value):
         raise ValueError(f"{value!r} is no path; write the path alone, without {value.partition('//')[0]}//")
+    return value
+
+
+DEVICE_NAME_MAX = 15  # bytes; IFNAMSIZ of Linux is 16, with a zero byte at the end
+
+
+def device(value: str) -> str:
+    """The name of a network device, as Linux takes it (dev_valid_name in its net/core/dev.c); empty: none."""
+    if value in (".", "..") or re.search(r"[/:\s\0]", value):
+        raise ValueError(f"{value!r} is no name of a network device; `ip link` shows those there are")
+    if len(value.encode(errors="surrogateescape")) > DEVICE_NAME_MAX:
+        raise ValueError(f"{value!r} is too long for a network device; {DEVICE_NAME_MAX} bytes is the most")
+    if value and sys.platform != "linux":
+        raise ValueError("only Linux can hold packets to a network device; leave it out")
     return value
 
 

@@ -1,5 +1,6 @@
 """The client: connections to streams of its session slots, sessions that expire, ways that fail."""
 
+import errno
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from kcptun_lite.app import client as room
 from kcptun_lite.app.client import Client
 from kcptun_lite.core.batch.packets import Address
 from kcptun_lite.core.wire import MASK32
-from kcptun_lite.errors import TransportError
+from kcptun_lite.errors import ConfigError, TransportError
 from kcptun_lite.net.session.peer_watch import PeerWatch
 from kcptun_lite.net.session.session import Session
 from kcptun_lite.net.session.update_thread import monotonic_ms
@@ -427,3 +428,10 @@ def test_the_address_in_use_is_told_before_anything_is_started() -> None:
         with pytest.raises(TransportError, match="cannot listen on"):
             make_client("127.0.0.1:9", localaddr=f"127.0.0.1:{taken.getsockname()[1]}")._listen()
     assert threading.active_count() == before
+
+
+def test_a_kernel_that_lets_only_root_choose_the_interface(monkeypatch: pytest.MonkeyPatch) -> None:
+    refusal = OSError(errno.EPERM, "--interface lo: Operation not permitted")
+    monkeypatch.setattr(room, "device_error", lambda device: refusal)
+    with pytest.raises(ConfigError, match="--interface lo: .* only root .* run it as root"):
+        make_client("127.0.0.1:9", interface="lo")._check_interface()

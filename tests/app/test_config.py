@@ -59,6 +59,7 @@ def test_the_clients_defaults_are_kcptuns() -> None:
         memlimit=0,
         gogc=100,
         maxstreams=1024,
+        interface="",
         check=False,
     )
 

@@ -47,6 +47,13 @@ from tests.app.configs import client, complaint, read, server
         (["--maxstreams", "0"], "--maxstreams: 0 is out of range"),
         (["--memlimit", "24X"], "--memlimit: '24X' is not a size (write 24M, 24MiB or a number of bytes)"),
         (["--gogc", "much"], "--gogc: 'much' is not a whole number"),
+        (
+            ["--interface", "eth0/1"],
+            "--interface: 'eth0/1' is no name of a network device; `ip link` shows those there",
+        ),
+        (["--interface", "wan a"], "--interface: 'wan a' is no name of a network device"),
+        (["--interface", "."], "--interface: '.' is no name of a network device"),
+        (["--interface", "sixteen-letters."], "--interface: 'sixteen-letters.' is too long for a network device; 15"),
         (["--loglevel", "trace"], "--loglevel: 'trace' is not known; it can be error, warning, info, debug"),
     ],
 )

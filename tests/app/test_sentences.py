@@ -179,15 +179,6 @@ def test_a_library_that_is_missing_is_told_before_anything_begins(tmp_path: Path
     assert "pycryptodome" in line
 
 
-def test_an_address_of_another_machine() -> None:
-    code, line = last_line("client", "-r", "127.0.0.1:1", "-l", "192.0.2.1:12948")
-    assert (code, line) == (
-        3,
-        "--localaddr: cannot listen on 192.0.2.1:12948: Cannot assign requested address "
-        "(no interface of this machine has the address)",
-    )
-
-
 def test_a_file_where_the_socket_should_be(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("precious")

@@ -183,7 +183,7 @@ def test_a_peer_that_minds_no_window_cannot_make_us_hold_more() -> None:
 
 
 def test_a_reader_holds_what_it_has_taken_until_it_comes_again() -> None:
-    pair = ConversationPair(params(), link={"delay": 1})
+    pair = limited_pair(params(), 4 * MIB)
     pair.b.is_reading = False
     sid = pair.a.open_stream()
     pair.a.write(sid, noise(100_000))

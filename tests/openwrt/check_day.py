@@ -11,7 +11,8 @@ import os
 import sys
 from contextlib import ExitStack, suppress
 
-from tests.openwrt.router import FILES, SERVICE, STATUS, Host, Internet, Router, plug, wait_for
+from tests.networks import Host, Internet, plug
+from tests.openwrt.router import FILES, SERVICE, STATUS, Router, wait_for
 from tests.openwrt.uci import client, section
 from tests.programs import Program
 
@@ -98,8 +99,8 @@ class World:
         self.lan = stack.enter_context(Internet())
         self.router = stack.enter_context(Router())
         self.router.ip("link set lo up")
-        plug(self.router, self.lan, "lan0", [f"{LAN}/24"], far=["192.168.1.10/24"])
-        plug(self.router, self.internet, "wan0", [], far=[f"{GATEWAY}/24"])
+        plug(self.router, self.lan, "lan0", [f"{LAN}/24"], ["192.168.1.10/24"])
+        plug(self.router, self.internet, "wan0", [], [f"{GATEWAY}/24"])
         self.internet.ip(f"addr add {SERVER}/32 dev lo")
         self.load_firewall()
         self.router.path("/etc/init.d/probe").write_text(PROBE)

@@ -244,7 +244,7 @@ def test_lines_have_their_level_and_the_tunnels_name(router: Router) -> None:
     reload_with(
         router,
         client("home", tcp="1")
-        + client("far", loglevel="error", bind_address="203.0.113.5")
+        + client("far", snmplog="/nowhere/x", local_port="12950")
         + client("still", syslog="0", local_port="12949"),
     )
     pid = router.instances()["home"]["pid"]
@@ -253,7 +253,7 @@ def test_lines_have_their_level_and_the_tunnels_name(router: Router) -> None:
     assert (
         router.wait_for_log("tcp") == f"daemon.warn kcptun-lite-client[{pid}]: home: --tcp does nothing in kcptun_lite"
     )
-    assert "cannot listen on 203.0.113.5:12948" in router.wait_for_log(f"daemon.err kcptun-lite-client[{other}]: far: ")
+    assert "--snmplog: /nowhere/x cannot" in router.wait_for_log(f"daemon.err kcptun-lite-client[{other}]: far: ")
     router.status("still")
     assert not any("still:" in line for line in router.log())
 
@@ -330,6 +330,33 @@ def test_a_program_that_dies_is_started_again(router: Router) -> None:
     router.run(f"kill -9 {pid}")
     wait_for(lambda: router.pids().get("home", pid) != pid, "respawn")
     assert router.status("home")["pid"] == router.pids()["home"]
+
+
+def test_who_dies_again_and_again_is_given_up_until_the_next_reload(router: Router) -> None:
+    """Six deaths, each within a minute."""
+    reload_with(router, client("home", snmplog="/nowhere/x"))
+    wait_for(lambda: not router.instances()["home"].get("respawn"), "end of respawning", 90)
+    assert sum("home: --snmplog: /nowhere/x cannot" in line for line in router.log()) == 6
+    router.run("mkdir /nowhere; chmod 777 /nowhere")
+    try:
+        router.service("reload")
+        assert router.status("home")["role"] == "client"
+    finally:
+        router.run("rm -r /nowhere")
+
+
+def test_an_address_to_listen_on_that_comes_late(router: Router) -> None:
+    """As that of a bridge, of PPP or a VPN does at boot: nobody dies of it."""
+    reload_with(router, client("home", bind_address="203.0.113.5") + server("hub", listen="203.0.113.5:29900"))
+    pids = {name: router.status(name)["pid"] for name in ("home", "hub")}
+    for name in "client", "server":
+        router.wait_for_log(f"daemon.warn kcptun-lite-{name}[")
+    assert sum("no interface of this machine has 203.0.113.5 now" in line for line in router.log()) == 2
+    router.ip("link set lo up", "addr add 203.0.113.5/32 dev lo")
+    with router.socket() as connection:
+        connection.connect(("203.0.113.5", 12948))
+    assert router.pids() == pids
+    router.ip("addr del 203.0.113.5/32 dev lo")
 
 
 # Redial

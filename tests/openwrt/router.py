@@ -1,22 +1,21 @@
-"""A router of OpenWrt's own procd, ubus, uci and logd, in namespaces of its own, and the Internet it is plugged into.
+"""A router of OpenWrt's own procd, ubus, uci and logd, in namespaces of its own.
 
 In      the parts and the script that starts a router of them: OPENWRT and OPENWRT_PARTS in the environment (Makefile)
 Out     commands run on it; what procd, the log and the routing tables say then
 Knows   namespaces, ubus. Not: what the service should do
 """
 
-import ctypes
 import json
 import os
-import socket
 import subprocess
 import tempfile
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from time import monotonic, sleep
 from types import TracebackType
 from typing import Any, Self
+
+from tests.networks import Host
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ROOT / "openwrt/kcptun-lite/files"
@@ -35,7 +34,6 @@ for _ in $(seq 200); do [ -S /dev/log ] || sleep 0.05; done
 while :; do sleep 1000; done
 """
 _ENVIRONMENT = ["env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root"]
-_CLONE_NEWNET = 0x40000000
 
 
 def wait_for(condition: Callable[[], Any], what: str, seconds: float = 30) -> Any:
@@ -45,54 +43,6 @@ def wait_for(condition: Callable[[], Any], what: str, seconds: float = 30) -> An
         assert monotonic() < deadline, f"no {what} within {seconds} s"
         sleep(0.05)
     return value
-
-
-class Host:
-    """A network namespace, kept alive by the process `pid`."""
-
-    pid: int
-
-    def command(self, *words: str) -> list[str]:
-        """What to start for a program in this network."""
-        return ["nsenter", "-t", str(self.pid), "-n", *words]
-
-    def socket(self, kind: socket.SocketKind = socket.SOCK_STREAM) -> socket.socket:
-        """A socket of this network; it stays one in the hands of this process."""
-        made: list[socket.socket] = []
-
-        def make() -> None:
-            with open(f"/proc/{self.pid}/ns/net") as namespace:
-                assert ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), _CLONE_NEWNET) == 0
-            made.append(socket.socket(socket.AF_INET, kind))
-
-        thread = threading.Thread(target=make)  # a thread may be elsewhere than its process
-        thread.start()
-        thread.join()
-        return made[0]
-
-    def ip(self, *lines: str) -> None:
-        """Lines of `ip -batch`."""
-        subprocess.run(self.command("ip", "-batch", "-"), input="\n".join(lines) + "\n", text=True, check=True)
-
-
-class Internet(Host):
-    """An empty network namespace."""
-
-    def __init__(self) -> None:
-        self._process = subprocess.Popen(["unshare", "-n", "sleep", "infinity"])
-        self.pid = self._process.pid
-        ours = os.readlink("/proc/self/ns/net")
-        wait_for(lambda: os.readlink(f"/proc/{self.pid}/ns/net") != ours, "namespace")
-        self.ip("link set lo up")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._process.kill()
-        self._process.wait()
 
 
 class Router(Host):
@@ -194,10 +144,3 @@ class Router(Host):
             return found if found["pid"] == pid else None
 
         return dict(wait_for(read, f"status of {section}"))
-
-
-def plug(router: Router, internet: Internet, device: str, addresses: Sequence[str], *, far: Sequence[str]) -> None:
-    """A wire: the router's `device` with `addresses`, the Internet's with `far`."""
-    router.ip(f"link add {device} type veth peer name {device} netns {internet.pid}")
-    for host, own in (router, addresses), (internet, far):
-        host.ip(*(f"addr add {address} dev {device}" for address in own), f"link set {device} up")

@@ -15,7 +15,7 @@ from kcptun_lite.net.udp.udp_socket import UdpSocket
 
 PROBE_RESETS = 3  # times that a peer who is reached another way must say that it knows nothing of us ...
 PROBE_RESET_AFTER = 2500  # ms ... and for so long, while the old way stays silent, until we believe it
-NO_WAY = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL)
+NO_WAY = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL, errno.ENODEV)
 
 
 class PathProbe(NamedTuple):

@@ -252,7 +252,6 @@ class Session:
             self._settle()
 
     def _settle(self) -> None:
-        """Sinks are called by the update thread."""
         with self.lock:
             opened = [] if self._closed else self._dispatch_locked()
             has_ready = bool(self._ready)

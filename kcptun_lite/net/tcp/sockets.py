@@ -16,7 +16,7 @@ from collections.abc import Callable
 from kcptun_lite.core.batch.packets import Address
 from kcptun_lite.errors import TransportError, describe_os_error
 from kcptun_lite.net.udp.address import format_address, resolve
-from kcptun_lite.net.udp.sockopt import set_timeout
+from kcptun_lite.net.udp.sockopt import expect_address, may_come, set_timeout
 
 CONNECT_TIMEOUT = 10_000  # ms for the server to reach its target
 BACKLOG_PAUSE = 50  # ms between attempts to connect to a unix socket that has more to accept than it can
@@ -117,6 +117,7 @@ def _connect(sock: socket.socket, address: Address | str, is_stopping: Callable[
 def listen(host: str, port: int, path: str) -> socket.socket:
     """A listening socket; an empty host and :: are all addresses of both families, if the system has both.
 
+    An address that no interface has yet is listened on all the same, if there is no other (Linux).
     Raises: TransportError.
     """
     where = path or format_address((host, port))
@@ -124,23 +125,39 @@ def listen(host: str, port: int, path: str) -> socket.socket:
         if path:
             return _listen_unix(path)
         addresses = resolve(host, port, socket.SOCK_STREAM, to_listen=True)
-        for index, (family, address) in enumerate(addresses):
-            try:
-                return _listen_tcp(family, address, to_both=host in ("", "::"))
-            except OSError as exc:
-                if exc.errno != errno.EAFNOSUPPORT or index + 1 == len(addresses):
-                    raise
-        raise AssertionError("never without an address")
+        failures: list[OSError] = []
+        for is_absent in False, True:
+            for family, address in addresses:
+                try:
+                    return _listen_tcp(family, address, to_both=host in ("", "::"), is_absent=is_absent)
+                except OSError as exc:
+                    if exc.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+                        raise
+                    failures.append(exc)
+            if not may_come(failures):
+                break
+        raise failures[-1]
     except OSError as exc:
         raise TransportError(f"cannot listen on {where}: {describe_os_error(exc)}") from exc
 
 
-def _listen_tcp(family: socket.AddressFamily, address: Address, *, to_both: bool) -> socket.socket:
+def _listen_tcp(family: socket.AddressFamily, address: Address, *, to_both: bool, is_absent: bool) -> socket.socket:
     is_dual = to_both and family == socket.AF_INET6
     if is_dual and not socket.has_dualstack_ipv6():
         raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
-    listening = socket.create_server(address, family=family, backlog=BACKLOG, dualstack_ipv6=is_dual)
-    tune(listening)  # what is accepted inherits it all
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        tune(listening)  # what is accepted inherits it all
+        if family == socket.AF_INET6:
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not is_dual)
+        if is_absent:
+            expect_address(listening, address, "--localaddr")
+        listening.bind(address)
+        listening.listen(BACKLOG)
+    except OSError:
+        listening.close()
+        raise
     return listening
 
 

@@ -1,10 +1,12 @@
 """Binding a UDP socket, and the options that the socket module leaves to its callers to lay out.
 
-In      a socket; times, sizes, marks
+In      a socket; times, sizes, marks, a device
 Out     nothing, but for one warning where the system does not grant what the options ask for
 Knows   the layouts and numbers of Linux. Not: who sends
 """
 
+import errno
+import os
 import socket
 import struct
 import sys
@@ -17,6 +19,7 @@ ON_LINUX = sys.platform == "linux"
 IS_MIPS = socket.SOL_SOCKET == 0xFFFF  # has socket options of its own; Linux has no other such target of ours
 SO_SNDBUFFORCE = 31 if IS_MIPS else 32
 SO_RCVBUFFORCE = 33
+IP_FREEBIND = 15
 
 
 def set_timeout(sock: socket.socket, option: int, timeout_ms: int) -> None:
@@ -27,19 +30,65 @@ def set_timeout(sock: socket.socket, option: int, timeout_ms: int) -> None:
     sock.setsockopt(socket.SOL_SOCKET, option, struct.pack(layout, seconds, ms * 1000))
 
 
-def bind(family: int, address: Address, *, shares_port: bool = False) -> socket.socket:
-    """A bound socket, one for both families if `family` is IPv6. Raises: OSError."""
+def bind(
+    family: int, address: Address, *, shares_port: bool = False, device: str = "", is_absent: bool = False
+) -> socket.socket:
+    """A bound socket, one for both families if `family` is IPv6.
+
+    `device`: the only one it sends and receives through. `is_absent`: no interface has the address yet.
+    Raises: OSError.
+    """
     bound = socket.socket(family, socket.SOCK_DGRAM)
     try:
+        if device:
+            hold_to_device(bound, device)
         if shares_port:  # with sockets of the same user only
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        if is_absent:
+            expect_address(bound, address, "--listen")
         bound.bind(address)
     except OSError:
         bound.close()
         raise
     return bound
+
+
+def may_come(failures: list[OSError]) -> bool:
+    """Whether what could not be bound to is an address that an interface may get later: at boot, from PPP or a VPN."""
+    numbers = {failure.errno for failure in failures}
+    return ON_LINUX and errno.EADDRNOTAVAIL in numbers <= {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
+
+
+def expect_address(sock: socket.socket, address: Address, option: str) -> None:
+    """Have `bind` take an address that no interface has yet (IP_FREEBIND, ip(7)), and say so. Raises: OSError."""
+    sock.setsockopt(socket.IPPROTO_IP, IP_FREEBIND, 1)  # IPv6 sockets heed it as well
+    _warn_once(
+        f"{option}: no interface of this machine has {address[0]} now; it is listened on, and works once one has"
+    )
+
+
+def hold_to_device(sock: socket.socket, device: str) -> None:
+    """Send and receive through one network device, whatever the routes prefer (SO_BINDTODEVICE, socket(7)).
+
+    The kernel remembers its number, not its name: a PPPoE device that is made anew needs a fresh socket.
+    Raises: OSError that names the option: ENODEV if there is none now, EPERM from Linux before 5.7 to who is not root.
+    """
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, os.fsencode(device))
+    except OSError as exc:
+        raise OSError(exc.errno, f"--interface {device}: {exc.strerror}") from exc
+
+
+def device_error(device: str) -> OSError | None:
+    """Why no socket can be held to a device now."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as trial:
+        try:
+            hold_to_device(trial, device)
+        except OSError as exc:
+            return exc
+    return None
 
 
 def is_known(bound: socket.socket, level: int, option: int) -> bool:

@@ -34,6 +34,7 @@ from kcptun_lite.net.udp.sockopt import (
     SO_SNDBUFFORCE,
     bind,
     is_known,
+    may_come,
     set_buffer_size,
     set_dscp,
     set_timeout,
@@ -69,6 +70,8 @@ class UdpOptions(NamedTuple):
     sockbuf: int = 4_194_304
     "bytes, each direction"
     dscp: int = 0
+    device: str = ""
+    "the only one that a dialled socket sends and receives through; empty: as the routes say"
     offload: bool = True
     "False: one datagram per system call"
 
@@ -111,17 +114,23 @@ class UdpSocket:
     def listen(cls, host: str, port: int, options: UdpOptions) -> "UdpSocket":
         """A socket on the first address of `host` that can be bound; "" is every interface, IPv6 and IPv4.
 
+        If no interface has any of them, it is on the first one and hears what comes once one has (Linux).
         Raises: TransportError if there is none.
         """
-        for family, address in resolve(host, port, socket.SOCK_DGRAM, to_listen=True):
-            try:
-                udp = cls(bind(family, address), options)
-            except OSError as exc:
-                failure = exc
-                continue
-            udp._want_asked()
-            return udp
-        raise TransportError(f"cannot listen on {host}:{port} (UDP): {failure.strerror}") from failure
+        addresses = resolve(host, port, socket.SOCK_DGRAM, to_listen=True)
+        failures: list[OSError] = []
+        for is_absent in False, True:
+            for family, address in addresses:
+                try:
+                    udp = cls(bind(family, address, is_absent=is_absent), options)
+                except OSError as exc:
+                    failures.append(exc)
+                    continue
+                udp._want_asked()
+                return udp
+            if not may_come(failures):
+                break
+        raise TransportError(f"cannot listen on {host}:{port} (UDP): {failures[-1].strerror}") from failures[-1]
 
     @classmethod
     def dial(cls, host: str, port: int, options: UdpOptions) -> tuple["UdpSocket", list[Address]]:
@@ -136,14 +145,14 @@ class UdpSocket:
         try:
             if len(addresses) < len(found):
                 try:
-                    bound = bind(socket.AF_INET6, ("::", 0, 0, 0))
+                    bound = bind(socket.AF_INET6, ("::", 0, 0, 0), device=options.device)
                     addresses = [mapped(address) for _, address in found]
                 except OSError:
                     if not addresses:
                         raise
-                    bound = bind(socket.AF_INET, ("0.0.0.0", 0))  # a machine without IPv6
+                    bound = bind(socket.AF_INET, ("0.0.0.0", 0), device=options.device)  # a machine without IPv6
             else:
-                bound = bind(socket.AF_INET, ("0.0.0.0", 0))
+                bound = bind(socket.AF_INET, ("0.0.0.0", 0), device=options.device)
         except OSError as exc:
             raise TransportError(f"no UDP socket for {host}:{port}: {exc.strerror}") from exc
         udp = cls(bound, options)

@@ -380,7 +380,7 @@ def test_a_stream_that_is_opened_into_silence_is_reset_and_older_ones_wait(
     assert read_all(wire.server) == b"waits"
 
 
-@pytest.mark.parametrize("name", ["ENETUNREACH", "EHOSTUNREACH", "ENETDOWN", "EADDRNOTAVAIL"])
+@pytest.mark.parametrize("name", ["ENETUNREACH", "EHOSTUNREACH", "ENETDOWN", "EADDRNOTAVAIL", "ENODEV"])
 def test_what_the_kernel_says_of_a_line_that_is_gone(name: str) -> None:
     udp: Any = SimpleNamespace(last_error=OSError(getattr(errno, name), "no way"))
     assert is_cut_off(udp)

@@ -87,3 +87,11 @@ def test_failures_name_the_place(tmp_path: Path) -> None:
             connect("127.0.0.1", port, "")
     with pytest.raises(TransportError, match="cannot connect to /nowhere: No such file"):
         connect("", 0, "/nowhere")
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::1"])
+def test_an_address_that_no_interface_has_yet(host: str) -> None:
+    with listen(host, 0, "") as server:
+        assert server.getsockname()[0] == host
+        with pytest.raises(TransportError, match="already in use"):
+            listen(host, server.getsockname()[1], "")

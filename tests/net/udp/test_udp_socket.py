@@ -333,10 +333,10 @@ def test_dial_offers_every_address_to_one_socket(open_udp: Opener, monkeypatch: 
 
 
 def test_dial_without_ipv6_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    def bind_ipv4_only(family: socket.AddressFamily, address: Address) -> socket.socket:
+    def bind_ipv4_only(family: socket.AddressFamily, address: Address, **options: Any) -> socket.socket:
         if family == socket.AF_INET6:
             raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
-        return bind(family, address)
+        return bind(family, address, **options)
 
     bind = sockopt.bind
     monkeypatch.setattr(peer_socket, "bind", bind_ipv4_only)
@@ -421,3 +421,27 @@ def test_who_listens_on_one_address_is_not_told_which_one(open_udp: Opener) -> N
     batch = make_batch()
     server.receive(batch)
     assert not batch.asked
+
+
+def test_a_device_that_is_not_there_is_named() -> None:
+    for host in "127.0.0.1", "::1":
+        with pytest.raises(TransportError, match=r"no UDP socket for \S+: --interface nosuchdevice: No such device"):
+            UdpSocket.dial(host, 9, UdpOptions(device="nosuchdevice"))
+
+
+def test_a_device_holds_the_packets_of_a_dialled_socket(open_udp: Opener) -> None:
+    there = open_udp()
+    udp, addresses = UdpSocket.dial("127.0.0.1", there.address[1], UdpOptions(device="lo"))
+    with closing(udp):
+        assert udp._socket.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, 16).rstrip(b"\0") == b"lo"
+        assert udp.send([memoryview(b"x")], addresses[0]) == 1
+        batch = make_batch()
+        assert there.receive(batch) == 1
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::1"])
+def test_an_address_that_no_interface_has_yet(host: str) -> None:
+    with closing(UdpSocket.listen(host, 0, UdpOptions())) as udp:
+        assert udp.address[0] == host
+        with pytest.raises(TransportError, match="cannot listen on .*in use"):
+            UdpSocket.listen(host, udp.address[1], UdpOptions())

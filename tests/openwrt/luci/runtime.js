@@ -140,6 +140,7 @@ const datatypes = {
 	},
 	ipaddr: function(v) { return /^[0-9.]+$/.test(v) || (/:/.test(v) && /^[0-9a-f:.]+$/i.test(v)); },
 	host: function(v) { return /^[\w.-]+$/.test(v) || datatypes.ipaddr(v); },
+	uciname: function(v) { return /^[A-Za-z0-9_]+$/.test(v); },
 	min: function(v, low) { return datatypes.integer(v) && +v >= +low; },
 	range: function(v, low, high) { return datatypes.integer(v) && +v >= +low && +v <= +high; }
 };

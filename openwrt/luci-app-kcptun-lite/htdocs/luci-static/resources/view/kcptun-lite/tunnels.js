@@ -113,6 +113,9 @@ function add_security(s) {
 
 function add_tuning(s, type) {
 	if (type == 'client') {
+		add(s, 'tuning', form.Value, 'interface', _('Network'),
+			_('The one that the tunnel leaves by, such as wanb; it waits while that is down.'),
+			{ datatype: 'uciname', placeholder: _('as the routes say') });
 		number_option(s, 'tuning', 'conn', _('Sessions'),
 			_('UDP connections that streams take turns on.'), 'range(1,65535)', '1');
 		number_option(s, 'tuning', 'autoexpire', _('Replace after'),
