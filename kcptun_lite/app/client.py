@@ -55,7 +55,8 @@ class Client(Tunnel):
         servers = [Server(remote.host, remote.port_min, remote.port_max) for remote in config.remoteaddr]
         route = Route(servers, UdpOptions(config.sockbuf, config.dscp, config.interface), self.stop_event)
         self._likely = likely_dialects(config)
-        self._dialer = Dialer(self.context, route, Dialects(self._likely, self._note_found))
+        self._dialects = Dialects(self._likely, self._note_found)
+        self._dialer = Dialer(self.context, route, self._dialects)
         self._path_manager = PathManager(route, self._dialer, self._sessions)
         self._slots: list[Session | None] = [None] * config.conn
         self._expired: list[Session] = []
@@ -189,7 +190,7 @@ class Client(Tunnel):
         raise SessionError("the client stops")
 
     def _note_found(self, session: Session, dialect: Dialect) -> None:
-        if dialect != self._likely[0]:
+        if dialect != self._likely[0] and not session.conversation.is_peer_ours:
             log.info(describe_found(format_address(session.remote), dialect))
 
     def _other_session(self) -> Session | None:
@@ -201,7 +202,11 @@ class Client(Tunnel):
     def _is_usable(self, session: Session) -> bool:
         age = monotonic_ms() - session.opened_at
         is_fresh = not self.config.autoexpire or age < self.config.autoexpire * 1000
-        return not session.is_ending and is_fresh and not (session.conversation.is_held_up and self._may_put_aside())
+        conversation = session.conversation
+        if session.is_ending or not is_fresh or (conversation.is_held_up and self._may_put_aside()):
+            return False
+        is_old = conversation.smux is not None and conversation.smux.is_peer_old
+        return not (is_old and self._dialects.prefer(session.remote, 2))
 
     def _may_put_aside(self) -> bool:
         """Whether there may be one session more, for the sake of streams that would wait for a reader that has stopped.

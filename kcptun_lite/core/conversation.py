@@ -215,7 +215,7 @@ class Conversation:
     @property
     def is_peer_ours(self) -> bool:
         """Whether the peer has said that it is of our kind, and no kcptun."""
-        return self._smux is not None and self._smux.is_peer_ours
+        return self.smux is not None and self.smux.is_peer_ours
 
     def take_events(self) -> list[Event]:
         """What has happened since the last call."""
@@ -321,8 +321,8 @@ class Conversation:
         Raises: KeepaliveTimeout.
         """
         self._now = now
-        if self._smux:
-            self._smux.tick(now)
+        if self.smux:
+            self.smux.tick(now)
             self._push_frames()
         if self.share.is_limited:
             self._account()  # others may have given something back
@@ -343,19 +343,19 @@ class Conversation:
 
     def say_goodbye(self) -> None:
         """Tell the peer that the session is over here: one of ours forgets it, those of kcptun take no notice."""
-        if self._smux:
-            self._smux.bye()
+        if self.smux:
+            self.smux.bye()
             self._push_frames()
 
     @property
     def is_held_up(self) -> bool:
         """Whether readers that have stopped, here or there, keep all streams waiting, or soon will."""
-        return not self.kcp.rmt_wnd or (self._smux is not None and self._smux.is_filling)
+        return not self.kcp.rmt_wnd or (self.smux is not None and self.smux.is_filling)
 
     @property
     def has_peer_left(self) -> bool:
         """Whether it has said goodbye; all it had to say has come."""
-        return self._smux is not None and self._smux.has_peer_left
+        return self.smux is not None and self.smux.has_peer_left
 
     def has_peer_restarted(self, now: int) -> bool:
         """Whether the peer knows nothing of this conversation any more; a client that is restarted has a new one."""
@@ -378,7 +378,7 @@ class Conversation:
     # -- inside --------------------------------------------------------------------------------
 
     @property
-    def _smux(self) -> SmuxSession | None:
+    def smux(self) -> SmuxSession | None:
         return self._layer.smux
 
     @property
@@ -394,9 +394,9 @@ class Conversation:
         kcp, window = self.kcp, self._window
         before = window.limit
         window.on_rtt(kcp.rtt.latest)
-        if self._smux and self._smux.is_peer_ours:
+        if self.smux and self.smux.is_peer_ours:
             window.open_wide()
-        elif window.on_received(kcp.received.next_sn, kcp.rtt.latest, now) and self._smux:
+        elif window.on_received(kcp.received.next_sn, kcp.rtt.latest, now) and self.smux:
             self.ping()
         if window.limit != before:
             kcp.advertise(window.limit)
@@ -428,7 +428,7 @@ class Conversation:
             self._is_broken = False
 
     def _pull_all(self) -> None:
-        while (self._smux is None or self._smux.has_room) and self.kcp.queued_bytes < ANSWERS_MAX:
+        while (self.smux is None or self.smux.has_room) and self.kcp.queued_bytes < ANSWERS_MAX:
             parts = self.kcp.received.count and self.kcp.read(self._most_to_read())
             if not parts:
                 return
@@ -456,7 +456,7 @@ class Conversation:
             return READ_SEGMENTS
         wanted = min(self.kcp.received.count, READ_SEGMENTS) * EXPANDED_BYTES
         most = self.share.update(self.held_bytes, self._received_bytes(), wanted) // EXPANDED_BYTES
-        has_readers = self._delivered_bytes or (self._smux and self._smux.unread_bytes)
+        has_readers = self._delivered_bytes or (self.smux and self.smux.unread_bytes)
         return min(most, READ_SEGMENTS) or (0 if has_readers else 1)
 
     def _sending_bytes(self) -> int:

@@ -171,6 +171,11 @@ class SmuxSession:
         return not self.has_room if self._tells_of_readers else 2 * self.unread_bytes > self._receive_buffer
 
     @property
+    def is_peer_old(self) -> bool:
+        """Whether the peer is ours, and of a time when only version 2 had windows."""
+        return self.is_peer_ours and not self._heeds_windows
+
+    @property
     def _tells_of_readers(self) -> bool:
         return self._version == 1 and self._heeds_windows
 

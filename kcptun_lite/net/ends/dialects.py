@@ -36,6 +36,13 @@ class Dialects:
         known = self._found.get(format_host(remote))
         return sorted(self._likely, key=lambda dialect: dialect != known)
 
+    def prefer(self, remote: Address, version: int) -> bool:
+        """Speak this version to a server from the next session on, as it takes any; False if it may not be spoken."""
+        first = next((dialect for dialect in self.order(remote) if dialect.smux_version == version), None)
+        if first:
+            self._found[format_host(remote)] = first
+        return first is not None
+
     def found(self, session: Session, dialect: Dialect) -> None:
         """The server has understood this."""
         with self._lock:

@@ -79,3 +79,10 @@ def test_a_server_that_has_changed_is_told_again() -> None:
 
 def test_a_session_that_cannot_move_ends() -> None:
     assert not Search(Dialects([FIRST, SECOND]), HERE, lambda session, dialect: False).on_verdict(SESSION, refuted())
+
+
+def test_a_version_that_is_better_for_a_server_that_takes_any() -> None:
+    dialects = Dialects([FIRST, SECOND, THIRD])
+    assert dialects.prefer(HERE, 2)
+    assert dialects.order(HERE) == [SECOND, FIRST, THIRD] and dialects.order(THERE) == [FIRST, SECOND, THIRD]
+    assert not Dialects([FIRST]).prefer(HERE, 2), "what is given is kept to"
