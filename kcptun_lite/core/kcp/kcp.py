@@ -316,10 +316,12 @@ class Kcp:
             elif cmd == KCP_WASK:
                 self._tell = True
                 self.flush_wanted = Flush.EVERYTHING
-            elif self._is_zero(una_field):
-                self.windows_told_from_zero += 1
-            else:
-                self.windows_told += 1
+            else:  # WINS answers what was small
+                self.window.note_small_passed()
+                if self._is_zero(una_field):
+                    self.windows_told_from_zero += 1
+                else:
+                    self.windows_told += 1
         self._counters.in_segments += segments
         if segments:
             is_news = bool(acks) and self.window.is_news(acks[-1])
