@@ -16,6 +16,9 @@ REMEDIES = {
 "what the user can do about an error of the system, where its number says enough"
 
 
+DROPPED = "the other end knows nothing of this session: it was restarted, or has dropped it"
+
+
 class KcptunError(Exception):
     """Something went wrong that this program raises on purpose."""
 
@@ -46,6 +49,10 @@ class SnappyError(RemoteProtocolError):
 
 class SmuxError(RemoteProtocolError):
     """The stream of smux frames is broken."""
+
+
+class SmuxVersionError(SmuxError):
+    """The frames are of another version; what lies around them was understood."""
 
 
 class SessionError(KcptunError):

@@ -29,6 +29,7 @@ from kcptun_lite.core.crypt.crypt import METHODS, derive_key
 from kcptun_lite.core.crypt.qpp import QppPads, QppStream
 from kcptun_lite.core.fec.encoder import speed_up
 from kcptun_lite.core.kcp.kcp import RCV_WND_START, KcpParams
+from kcptun_lite.core.mux.snappy import cramjam_if_any
 from kcptun_lite.core.params import ConversationParams
 from kcptun_lite.core.wire import FEC_DEFAULT_SHARDS
 from kcptun_lite.errors import REMEDIES, SessionClosed, SessionError, TransportError
@@ -41,6 +42,10 @@ from kcptun_lite.net.session.update_thread import UpdateThread, monotonic_ms
 from kcptun_lite.net.tcp.relay import Relay
 from kcptun_lite.net.udp.address import resolve
 
+WITHOUT_CRAMJAM = (
+    "cramjam is not installed: what a compressed session sends is not made smaller, and what it receives takes up to a "
+    "hundred times as long to read; install it (python3-cramjam), or give --nocomp at both ends"
+)
 HOUSEKEEPING = 1.0  # s between looks at expiry, statistics, idle buffers
 FLUSH_LIMIT = 1500  # ms that a stopping program waits for its peers to acknowledge what was queued
 STOP_LIMIT = 2500  # ms after which it ends without those threads that wait for the system: a resolver, a slow reader
@@ -210,6 +215,8 @@ class Tunnel(ABC):
         Numpy is for those alone who send parity: at once if shards are given, else when a peer is known to be none of
         ours. Raises: ConfigError if something is not installed.
         """
+        if not self.config.nocomp and cramjam_if_any() is None:
+            log.warning(WITHOUT_CRAMJAM)
         crypt = self.context.make_crypt()
         params = self.context.params._replace(adapts=False)  # else it waits for its peer's first bytes
         if params.has_fec and params.has_own_shards:
@@ -420,7 +427,7 @@ def _params(config: ClientConfig | ServerConfig) -> ConversationParams:
         parity_shards=parity if config.parityshard is None else config.parityshard,
         has_own_shards=config.datashard is not None,
         compress=not config.nocomp,
-        smux_version=config.smuxver,
+        smux_version=config.smuxver or 1,
         max_frame=config.framesize,
         smux_buffer=config.smuxbuf,
         stream_buffer=config.streambuf,

@@ -142,7 +142,7 @@ def test_switches_in_all_their_words(router: Router) -> None:
 @pytest.mark.parametrize(
     ("option", "value", "sentence"),
     [
-        ("nocomp", "2", "nocomp '2' is not 0 or 1"),
+        ("nocomp", "2", "nocomp '2' is not 0 or 1, or auto"),
         ("mtu", " 1350", "mtu ' 1350' is not a number from 50 to 1500"),
         ("mtu", "01350", "mtu '01350' is not a number from 50 to 1500"),
         ("mtu", "0x500", "mtu '0x500' is not a number from 50 to 1500"),

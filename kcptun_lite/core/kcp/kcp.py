@@ -131,6 +131,8 @@ class Kcp:
         # window probes
         self._ask = self._tell = False
         self._probe_wait = self._probe_at = 0
+        self.windows_told = self.windows_told_from_zero = 0
+        "times that the peer has told its window, and acknowledged something with it; or nothing, where it had before"
 
     # -- above ---------------------------------------------------------------------------------
 
@@ -317,6 +319,10 @@ class Kcp:
                 self.flush_wanted = Flush.EVERYTHING
             else:  # WINS answers what was small
                 self.window.note_small_passed()
+                if self._is_zero(una_field):
+                    self.windows_told_from_zero += 1
+                else:
+                    self.windows_told += 1
         self._counters.in_segments += segments
         if segments:
             is_news = bool(acks) and self.window.is_news(acks[-1])

@@ -15,6 +15,7 @@ from kcptun_lite.core.budget import SESSION_COST, Share
 from kcptun_lite.core.conversation import Conversation
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.crypt.crypt import PacketCrypt, make_crypt
+from kcptun_lite.core.mux.dialect import Guess
 from kcptun_lite.core.params import ConversationParams
 from kcptun_lite.errors import SessionError
 from kcptun_lite.net.ends.failed_packets import FailedPackets
@@ -54,6 +55,7 @@ class SessionContext(NamedTuple):
         on_stream: Callable[[Session, Stream], None],
         on_trouble: Callable[[Session], None],
         on_closed: Callable[[Session, SessionError], None],
+        on_verdict: Callable[[Session, Guess], bool] = lambda session, guess: False,
     ) -> Session:
         """One end of a conversation, not started yet; a client's has `udp` for itself."""
         counters = Counters(active_opens=1) if is_client else Counters(passive_opens=1)
@@ -84,4 +86,5 @@ class SessionContext(NamedTuple):
             on_stream=on_stream,
             on_trouble=on_trouble,
             on_closed=on_closed,
+            on_verdict=on_verdict,
         )

@@ -20,8 +20,10 @@ from kcptun_lite.core.crypt.crypt import PacketCrypt
 from kcptun_lite.core.glance import are_refusal, are_reset
 from kcptun_lite.core.kcp.kcp import Flush
 from kcptun_lite.core.kcp.pacing import PACED_BATCH, TokenBucket
+from kcptun_lite.core.mux.dialect import Dialect, Guess
 from kcptun_lite.core.mux.smux import StreamOpened, StreamReadable, StreamWritable
 from kcptun_lite.errors import (
+    DROPPED,
     DeadLink,
     KeepaliveTimeout,
     RemoteProtocolError,
@@ -38,9 +40,7 @@ from kcptun_lite.net.session.update_thread import UpdateThread, monotonic_ms
 from kcptun_lite.net.udp.udp_socket import UdpSocket
 
 SLOW_RHYTHM = 1000  # ms between looks at the keep-alive of a session in which nothing is under way
-BRIEFLY = (
-    2  # ms that the network's thread sends: more, and with a slow cipher it never came back to read what has arrived
-)
+BRIEFLY = 2  # ms that the network's thread sends: with a slow cipher it would never come back to read what has come
 
 
 class Session:
@@ -62,12 +62,14 @@ class Session:
         on_stream: Callable[["Session", Stream], None],
         on_trouble: Callable[["Session"], None],
         on_closed: Callable[["Session", SessionError], None],
+        on_verdict: Callable[["Session", Guess], bool] = lambda session, guess: False,
     ) -> None:
         """`crypt` seals for this session alone; callbacks run without any lock held.
 
         `rate`: bytes a second sent at most, 0 for no limit.
         `owns_socket`: nobody else uses `udp`; it is closed with the session (clients).
-        `on_trouble`: the way to the peer is in doubt; called again every second while it is.
+        `on_trouble`: the way to the peer is in doubt; called every second.
+        `on_verdict`: what is spoken is right, or wrong; True if the session goes on elsewhere (`begin_again`, clients).
         """
         self.lock = Lock()
         self.conversation = conversation
@@ -81,26 +83,18 @@ class Session:
         self._nonsense: SessionError | None = None
         "the peer's stream makes none: the session ends as soon as the peer could be told what we speak"
         self._send_error: OSError | None = None
-        self._has_said_goodbye = False
-        self.cut_streams = 0
-        self.has_delivered = False
+        self._has_said_goodbye = self.has_delivered = False
+        self.cut_streams = self._paced_until = 0
         self._bucket = TokenBucket(rate, self.opened_at) if rate else None
-        self._paced_until = 0
-        self._owns_socket = owns_socket
-        self._udp = udp
-        self._crypt = crypt
-        self._pool = pool
-        self._ticker = ticker
-        self._loop = loop
-        self._on_stream = on_stream
-        self._on_trouble = on_trouble
-        self._on_closed = on_closed
+        self._owns_socket, self._udp = owns_socket, udp
+        self._crypt, self._pool, self._ticker, self._loop = crypt, pool, ticker, loop
+        self._on_stream, self._on_trouble = on_stream, on_trouble
+        self._on_closed, self._on_verdict = on_closed, on_verdict
         self._streams: dict[int, Stream] = {}
         self._ready: list[Stream] = []
         "streams whose sinks are to be called; whoever takes one out does it"
         self._closed: SessionError | None = None
-        self._tx_lock = Lock()
-        self._tx_wanted = False
+        self._tx_lock, self._tx_wanted = Lock(), False
         self._path_probe: PathProbe | None = None
         self._verdict = Verdict()
 
@@ -162,18 +156,14 @@ class Session:
             self._receive_from_path_probe(path_probe, packets, now)
 
     def _receive_from_path_probe(self, path_probe: PathProbe, packets: Sequence[memoryview], now: int) -> None:
-        """The peer is reached the other way. If it knows us there, we go that way; a Go server never does.
-
-        kcp-go knows clients by their address. While the old way may still come back (an outage is over for
-        both ways at once), what it says to the unknown source in us counts for nothing.
-        """
+        """The peer is reached the other way. If it knows us there, we go that way; a Go server never does."""
         with self.lock:
             if self._path_probe is not path_probe:
                 return  # dismissed meanwhile
             is_reset = are_reset(self.conversation.kcp, packets)
             if not is_reset:
                 self._path_probe = None  # nobody else dismisses it now
-            is_over = is_reset and self._verdict.add(now)
+            is_over = is_reset and self._verdict.add(now)  # the old way may still come back: one counts for nothing
         if not is_reset:
             self.change_path(*path_probe)
             self.receive(packets, now)
@@ -188,17 +178,17 @@ class Session:
         udp: UdpSocket | None = None,
         local: Local | None = None,
     ) -> bool:
-        """Take opened packets; they are free again when this returns.
+        """Take opened packets; they are free again when this returns. `udp`, `local`: to which they were sent.
 
-        If `source` is given with `udp`, the socket they came through, and `local`, where they were sent to, and it is
-        not where the peer was, packets that bring anything new move the session there; True if they did. Until the peer
-        is validated to be where it was, old ones do so as well.
+        If `source` is not where the peer was, those that bring anything new move the session there; True if they did.
+        Until the peer is validated to be where it was, old ones do so as well.
         """
         failure: SessionError | None = None
         has_moved = False
         with self.lock:
             if self._closed:
                 return False
+            guess = self.conversation.guess
             was_cut_off = self.watch.silence(now) >= self.watch.patience
             self._send_error = None
             is_elsewhere = source is not None and (source != self.remote or udp is not self._udp)
@@ -219,13 +209,17 @@ class Session:
             if self._owns_socket and are_refusal(self.conversation.kcp, packets):
                 failure = SessionRefused("the server has no room for another session")
             if self.conversation.has_peer_restarted(now):
-                failure = DeadLink("the other end knows nothing of this session: it was restarted, or has dropped it")
+                failure = DeadLink(DROPPED)
             opened = self._dispatch_locked()
             ready, self._ready = self._ready, []
         for stream in ready:
             stream.deliver()
         for stream in opened:
             self._on_stream(self, stream)
+        if guess and guess.is_decided:
+            if self._on_verdict(self, guess):
+                return False
+            failure = failure or guess.error
         if self._nonsense:
             self._settle()
         elif not failure:
@@ -251,10 +245,7 @@ class Session:
         return opened
 
     def settle(self) -> None:
-        """Tell all what using a stream has brought about, and send; in the network's thread once for all who are ready.
-
-        Sinks are called by the update thread.
-        """
+        """Tell all what using a stream has brought about, and send; in the network's thread once for all streams."""
         if self._loop.is_here:
             self._loop.afterwards(self._settle)
         else:
@@ -290,25 +281,25 @@ class Session:
             return None
 
     def _update(self, now: int) -> int | None:
-        failure: SessionError | None = None
         with self.lock:
             ready, self._ready = self._ready, []
         for stream in ready:
             stream.deliver()
         if ready:
             self.settle()
+        failure: SessionError | None = None
         with self.lock:
             if self._closed:
                 return None
-            if self.conversation.has_peer_left and not self._streams:
+            watch, has_streams = self.watch, bool(self._streams)
+            if self.conversation.has_peer_left and not has_streams:
                 failure = SessionClosed("the other end has left")
             try:
                 self.conversation.tick(now)
             except KeepaliveTimeout as exc:
                 failure = exc
-            watch = self.watch
             self._reset_hopeless_locked(now)
-            if watch.is_dead(now, has_streams := bool(self._streams)):
+            if watch.is_dead(now, has_streams):
                 failure = DeadLink(f"no answer for {watch.silence(now) // 1000} s")
             has_no_way = self._owns_socket and is_cut_off(self._udp)  # a socket of many peers tells nothing of ours
             is_question_due = self.is_validated and watch.is_question_due(now, has_streams, has_no_way)
@@ -328,9 +319,8 @@ class Session:
         with self.lock:
             deadline = now if self._ready else self.conversation.next_deadline()
         idle = (now // SLOW_RHYTHM + 1) * SLOW_RHYTHM  # the same for all sessions: a hundred idle ones wake us once
-        if self._paced_until > now:
-            return min(self._paced_until, idle)
-        return idle if deadline is None else min(deadline, idle)
+        due = self._paced_until if self._paced_until > now else deadline
+        return idle if due is None else min(due, idle)
 
     def _reset_hopeless_locked(self, now: int) -> None:
         is_refused = isinstance(self._udp.last_error, ConnectionRefusedError)
@@ -348,7 +338,7 @@ class Session:
 
     @property
     def send_error(self) -> OSError | None:
-        """Why nothing gets through, as far as the kernel or an ICMP message has said since the peer was last heard."""
+        """Why nothing gets through, if the kernel or an ICMP message has said so since the peer was last heard."""
         return self._udp.last_error or self._send_error
 
     def start_path_probe(self, path_probe: PathProbe) -> None:
@@ -383,14 +373,22 @@ class Session:
         else:
             self.transmit()
 
+    def begin_again(self, conv: int, dialect: Dialect, udp: UdpSocket, remote: Address) -> None:
+        """Say all again in another dialect and from another socket, as the server has understood nothing (clients)."""
+        with self._tx_lock, self.lock:
+            now, old = monotonic_ms(), self._udp
+            if not self._closed:
+                self.conversation.begin_again(conv, dialect, now)
+                self.watch = PeerWatch(self.conversation.kcp, now, is_client=True)
+                self._udp, self.remote, udp = udp, remote, old
+        udp.close()
+        self.settle()
+
     # -- the one way out -----------------------------------------------------------------------
 
     def transmit(self, until: int | None = None) -> None:
-        """Send what the conversation wants sent; from `until` (ms) on the rest is left to the update thread.
-
-        One thread at a time is at it; who comes meanwhile leaves a note, for which that one looks before it leaves.
-        """
-        self._tx_wanted = True
+        """Send what the conversation wants sent; from `until` (ms) on the rest is left to the update thread."""
+        self._tx_wanted = True  # a note for the one thread that may be at it, which looks before it leaves
         while self._tx_wanted and self._tx_lock.acquire(blocking=False):
             try:
                 self._tx_wanted = False
@@ -466,10 +464,7 @@ class Session:
             ready, self._ready = self._ready, []
             self.conversation.share.close()
         self._ticker.detach(self)
-        with (
-            log.told("closing a session"),
-            self._tx_lock,
-        ):  # waiting for whoever sends now, so that the last words come before the end
+        with log.told("closing a session"), self._tx_lock:  # behind whoever sends now: the last words, then the end
             self._transmit_held(is_last=True)
         with log.told("closing a session"):
             self._set_path_probe(None)
