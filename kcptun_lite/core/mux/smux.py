@@ -123,8 +123,6 @@ class SmuxSession:
         self.receive_budget = receive_buffer
         "bytes that may still come before readers must take some"
         self.frames_received = 0
-        self.refused_streams = 0
-        "streams of the peer that were one too many"
         self.is_peer_ours = False
         "it has said so, with HELLO_SID"
         self.has_peer_left = False
@@ -188,10 +186,6 @@ class SmuxSession:
     def unread_bytes(self) -> int:
         """Bytes received and not taken."""
         return self._receive_buffer - self.receive_budget
-
-    def has_stream(self, sid: int) -> bool:
-        """Whether the stream is there: opened, and not closed by us."""
-        return sid in self._streams
 
     def is_readable(self, sid: int) -> bool:
         """Whether data are there to take, or an end."""
@@ -422,7 +416,6 @@ class SmuxSession:
                 raise SmuxError("what answers sends back what it is sent: it is no kcptun")
             return
         if self._streams_from_peer >= self._max_streams:
-            self.refused_streams += 1
             self._queue_frame(SMUX_PSH, sid)
             self._queue_frame(SMUX_FIN, sid)
             return

@@ -93,8 +93,6 @@ class UdpSocket:
         self.last_error: OSError | None = None
         """The latest refusal by the kernel or, after `dial`, by the network; None again once a datagram came in.
         ConnectionRefusedError: an ICMP message said that the peer's port is closed."""
-        self.oversized = 0
-        "datagrams dropped because they were longer than MTU_MAX"
 
         set_timeout(bound, socket.SO_RCVTIMEO, RECEIVE_TIMEOUT_MS)
         set_timeout(bound, socket.SO_SNDTIMEO, SEND_TIMEOUT_MS)
@@ -304,8 +302,8 @@ class UdpSocket:
 
     def _take(self, batch: PacketBatch, total: int, size: int, address: Address) -> None:
         if size > MTU_MAX:
-            self.oversized += -(-total // size)
-        elif size == total > 0:
+            return
+        if size == total > 0:
             batch.commit(total)
             batch.addresses.append(address)
         elif total:

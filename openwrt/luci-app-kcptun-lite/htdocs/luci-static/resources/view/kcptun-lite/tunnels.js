@@ -192,7 +192,7 @@ function add_service(s) {
 	add(s, 'service', form.Value, 'user', _('Run as user'), null, { placeholder: 'kcptun-lite' });
 	number_option(s, 'service', 'nice', _('Priority'), _('From -20, the first to run, to 19.'), 'range(-20,19)', '0');
 	o = add(s, 'service', form.ListValue, 'loglevel', _('Log level'), null, { default: 'info' });
-	[ 'error', 'warning', 'info', 'debug' ].forEach(function(level) { o.value(level); });
+	[ 'error', 'warning', 'info' ].forEach(function(level) { o.value(level); });
 	add(s, 'service', form.Flag, 'quiet', _('Quiet'), _('No log lines about streams opened and closed.'));
 }
 
