@@ -202,7 +202,7 @@ class Kcp:
         `recovered`: they come from parity, late and out of order, so their window field and
         timestamps say nothing.
         """
-        una_before, wnd_before = self.window.snd_una, self.rmt_wnd
+        una_before, wnd_before, had_gap = self.window.snd_una, self.rmt_wnd, self.received.has_gap
         index = 0
         while index < len(datagrams):
             if not recovered:
@@ -215,7 +215,8 @@ class Kcp:
         self.sender.end_batch(now)
         # There is a hole, or what waits has more room. Acknowledgements alone wait for company.
         has_room = self.queued_bytes and (self.window.snd_una != una_before or self.rmt_wnd > wnd_before)
-        if self.window.has_fast or has_room or (self._probe_wait and self.rmt_wnd):
+        is_loss = self.received.has_gap and not had_gap  # its sender is to know at once (RFC 5681, 4.2)
+        if self.window.has_fast or has_room or is_loss or (self._probe_wait and self.rmt_wnd):
             self.flush_wanted = Flush.EVERYTHING
         acks = self._acks
         if acks.count:
