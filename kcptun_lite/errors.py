@@ -71,6 +71,10 @@ class DeadLink(SessionError):
     """The peer has stopped answering."""
 
 
+class PathTooNarrow(DeadLink):
+    """What is large is lost on the way, and nothing else."""
+
+
 class KeepaliveTimeout(DeadLink):
     """Nothing was heard from the peer for a whole keep-alive period."""
 

@@ -26,6 +26,7 @@ from kcptun_lite.errors import ConfigError, SessionError, StreamError, Transport
 from kcptun_lite.net.ends.context import SessionContext
 from kcptun_lite.net.ends.dialects import Dialects
 from kcptun_lite.net.ends.dialer import Dialer
+from kcptun_lite.net.ends.path_sizes import SIZES
 from kcptun_lite.net.ends.route import Route, Server
 from kcptun_lite.net.event_loop import EventLoop
 from kcptun_lite.net.session.session import Session
@@ -36,6 +37,8 @@ from kcptun_lite.net.udp.udp_socket import UdpOptions
 
 IDLE = 2000  # ms, and four round trips; a server that cannot reach its target has closed the stream by then
 LOOK_EVERY = 0.05  # s
+LARGE_PROBES = 4
+SAFE_MTU = SIZES[-1]
 LINE_PINGS = 40  # two seconds of them
 OTHERS_TIME = 2000  # ms that a server is given to answer to one of the other methods
 PROBE_EVERY = 250  # ms between questions that show whether the server still knows our session
@@ -182,6 +185,12 @@ class Check:
                 _pass(Step.STREAM, self._about_streams(session))
                 _pass(Step.TARGET, "it speaks" if chunks else f"it has not hung up within {IDLE // 1000} s")
                 _say(f"ok    line    {_measure_line(session)}")
+                if not _is_large_answered(session):
+                    mtu = session.conversation.kcp.mtu
+                    _say(
+                        f"note  size    packets of {mtu} bytes are lost on the way, small ones are not: give both ends"
+                    )
+                    _say(f"              --mtu {SAFE_MTU}, or the first connections with more to carry are reset")
                 return None
             if now - probed_at >= PROBE_EVERY:
                 probed_at = now
@@ -229,6 +238,19 @@ def _measure_line(session: Session) -> str:
         f"round trips of {min(rtts)} to {max(rtts)} ms; "
         f"{repeated} of {LINE_PINGS} packets were lost, there or back ({repeated / LINE_PINGS:.0%})"
     )
+
+
+def _is_large_answered(session: Session) -> bool:
+    """Whether packets of the full size reach the server as small ones do."""
+    for _ in range(LARGE_PROBES):
+        asked_at = monotonic_ms()
+        with session.lock:
+            session.conversation.kcp.probe(is_large=True)
+        session.transmit()
+        sleep(max(LOOK_EVERY, 2 * session.conversation.kcp.rtt.rto / 1000))
+        if session.watch.heard_at >= asked_at:
+            return True
+    return False
 
 
 def _pass(step: Step, text: str) -> None:

@@ -35,6 +35,7 @@ from kcptun_lite.core.wire import FEC_DEFAULT_SHARDS
 from kcptun_lite.errors import REMEDIES, SessionClosed, SessionError, TransportError
 from kcptun_lite.net.ends.context import SessionContext
 from kcptun_lite.net.ends.failed_packets import FailedPackets
+from kcptun_lite.net.ends.path_sizes import PathSizes
 from kcptun_lite.net.event_loop import EventLoop
 from kcptun_lite.net.session.session import Session
 from kcptun_lite.net.session.stream import Stream
@@ -399,6 +400,7 @@ def make_context(
         loop,
         config.ratelimit,
         failed_packets=FailedPackets(),
+        path_sizes=PathSizes(),
     )
 
 

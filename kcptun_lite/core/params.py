@@ -65,6 +65,10 @@ class ConversationParams(NamedTuple):
         """The same, speaking this."""
         return self._replace(smux_version=dialect.smux_version, compress=dialect.compress, is_guess=is_guess)
 
+    def within(self, mtu: int) -> "ConversationParams":
+        """The same with packets of at most so many bytes."""
+        return self._replace(kcp=self.kcp._replace(mtu=min(mtu, self.kcp.mtu)))
+
     def answering(self, *, fec: bool) -> "ConversationParams":
         """What to be set to for a peer whose first packet has a FEC header, or has none.
 

@@ -2,8 +2,8 @@
 
 In      opened packets, calls of the update thread, streams' bytes
 Out     sealed packets through a UDP socket; opened streams to whoever serves them
-Knows   the two locks (`_tx_lock` before `lock`), when to transmit. Not: TCP, options
-Cost    two locks and one cipher call per batch
+Knows   its lock, what is to be told to whom. Not: TCP, options
+Cost    one lock per batch received
 """
 
 from collections import deque
@@ -12,20 +12,20 @@ from contextlib import suppress
 from threading import Lock
 
 from kcptun_lite import log
-from kcptun_lite.core.batch.packets import Address, Local, PacketBatch
-from kcptun_lite.core.batch.pool import BufferPool, borrow
+from kcptun_lite.core.batch.packets import Address, Local
+from kcptun_lite.core.batch.pool import BufferPool
 from kcptun_lite.core.conversation import Conversation
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.crypt.crypt import PacketCrypt
 from kcptun_lite.core.glance import are_refusal, are_reset
 from kcptun_lite.core.kcp.kcp import Flush
-from kcptun_lite.core.kcp.pacing import PACED_BATCH, TokenBucket
 from kcptun_lite.core.mux.dialect import Dialect, Guess
 from kcptun_lite.core.mux.smux import StreamOpened, StreamReadable, StreamWritable
 from kcptun_lite.errors import (
     DROPPED,
     DeadLink,
     KeepaliveTimeout,
+    PathTooNarrow,
     RemoteProtocolError,
     SessionClosed,
     SessionError,
@@ -36,11 +36,11 @@ from kcptun_lite.net.event_loop import EventLoop
 from kcptun_lite.net.session.path_probe import PathProbe, Verdict, is_cut_off, send_all
 from kcptun_lite.net.session.peer_watch import PROBE_TIMEOUT, PeerWatch
 from kcptun_lite.net.session.stream import Stream
+from kcptun_lite.net.session.transmitter import Transmitter
 from kcptun_lite.net.session.update_thread import UpdateThread, monotonic_ms
 from kcptun_lite.net.udp.udp_socket import UdpSocket
 
 SLOW_RHYTHM = 1000  # ms between looks at the keep-alive of a session in which nothing is under way
-BRIEFLY = 2  # ms that the network's thread sends: with a slow cipher it would never come back to read what has come
 
 
 class Session:
@@ -84,17 +84,16 @@ class Session:
         "the peer's stream makes none: the session ends as soon as the peer could be told what we speak"
         self._send_error: OSError | None = None
         self._has_said_goodbye = self.has_delivered = False
-        self.cut_streams = self._paced_until = 0
-        self._bucket = TokenBucket(rate, self.opened_at) if rate else None
+        self.cut_streams = 0
         self._owns_socket, self._udp = owns_socket, udp
-        self._crypt, self._pool, self._ticker, self._loop = crypt, pool, ticker, loop
+        self._ticker, self._loop = ticker, loop
+        self._transmitter = Transmitter(self, crypt, pool, ticker, rate, self.opened_at)
         self._on_stream, self._on_trouble = on_stream, on_trouble
         self._on_closed, self._on_verdict = on_closed, on_verdict
         self._streams: dict[int, Stream] = {}
         self._ready: list[Stream] = []
         "streams whose sinks are to be called; whoever takes one out does it"
         self._closed: SessionError | None = None
-        self._tx_lock, self._tx_wanted = Lock(), False
         self._path_probe: PathProbe | None = None
         self._verdict = Verdict()
 
@@ -240,8 +239,7 @@ class Session:
                     known.wake_writer_locked()
                 if not isinstance(event, StreamWritable) and known.wake_reader_locked():
                     self._ready.append(known)
-        if self.writers and self.conversation.kcp.send_room > 0:
-            self.writers[0].wake_writer_locked()
+        self.wake_writers_locked()
         return opened
 
     def settle(self) -> None:
@@ -262,7 +260,7 @@ class Session:
         if has_ready:
             self._ticker.wake(self)
         if is_flush_wanted:
-            self.transmit_briefly()
+            self._transmitter.transmit_briefly()
         elif deadline is not None:
             self._ticker.wake(self, deadline)
 
@@ -301,10 +299,12 @@ class Session:
             self._reset_hopeless_locked(now)
             if watch.is_dead(now, has_streams):
                 failure = DeadLink(f"no answer for {watch.silence(now) // 1000} s")
+            if (kcp := self.conversation.kcp).window.loses_large:
+                failure = PathTooNarrow(f"packets of {kcp.mtu} bytes are lost on the way, smaller ones are not")
             has_no_way = self._owns_socket and is_cut_off(self._udp)  # a socket of many peers tells nothing of ours
             is_question_due = self.is_validated and watch.is_question_due(now, has_streams, has_no_way)
             if is_question_due:
-                self.conversation.kcp.probe()
+                kcp.probe()
             if watch.is_word_due(now, self.counters.bytes_received):
                 self.conversation.ping()
             is_trouble = is_question_due and (has_no_way or watch.is_silent(now)) and not self._verdict.is_pending(now)
@@ -319,7 +319,8 @@ class Session:
         with self.lock:
             deadline = now if self._ready else self.conversation.next_deadline()
         idle = (now // SLOW_RHYTHM + 1) * SLOW_RHYTHM  # the same for all sessions: a hundred idle ones wake us once
-        due = self._paced_until if self._paced_until > now else deadline
+        paced_until = self._transmitter.paced_until
+        due = paced_until if paced_until > now else deadline
         return idle if due is None else min(due, idle)
 
     def _reset_hopeless_locked(self, now: int) -> None:
@@ -375,7 +376,7 @@ class Session:
 
     def begin_again(self, conv: int, dialect: Dialect, udp: UdpSocket, remote: Address) -> None:
         """Say all again in another dialect and from another socket, as the server has understood nothing (clients)."""
-        with self._tx_lock, self.lock:
+        with self._transmitter.lock, self.lock:
             now, old = monotonic_ms(), self._udp
             if not self._closed:
                 self.conversation.begin_again(conv, dialect, now)
@@ -384,63 +385,22 @@ class Session:
         udp.close()
         self.settle()
 
-    # -- the one way out -----------------------------------------------------------------------
+    # -- the one way out (net/session/transmitter) ---------------------------------------------
 
-    def transmit(self, until: int | None = None) -> None:
-        """Send what the conversation wants sent; from `until` (ms) on the rest is left to the update thread."""
-        self._tx_wanted = True  # a note for the one thread that may be at it, which looks before it leaves
-        while self._tx_wanted and self._tx_lock.acquire(blocking=False):
-            try:
-                self._tx_wanted = False
-                is_complete = self._transmit_held(until)
-            finally:
-                self._tx_lock.release()
-            if not is_complete or (until is not None and self._tx_wanted and monotonic_ms() >= until):
-                self._ticker.wake(self)
-                return
+    def transmit(self) -> None:
+        """Send what the conversation wants sent."""
+        self._transmitter.transmit()
 
-    def transmit_briefly(self) -> None:
-        """As `transmit`, for a short time: the network's thread must come back to read what has arrived."""
-        self.transmit(monotonic_ms() + BRIEFLY)
+    def send_packets(self, packets: list[memoryview]) -> int:
+        """Send sealed packets on the path of now, and on the one that is tried; returns how many the kernel took."""
+        sent = send_all(self._udp, packets, self.remote, self.local)
+        if path_probe := self._path_probe:
+            sent = max(sent, send_all(path_probe.udp, packets, path_probe.remote))
+        return sent
 
-    def _transmit_held(self, until: int | None = None, *, is_last: bool = False) -> bool:
-        """Send what there is, or there is time for, at least a batch; whether that was all. `is_last`: no pauses."""
-        conversation = self.conversation
-        with borrow(self._pool, max(self._pool.batch_bytes, conversation.params.batch_bytes)) as arena:
-            batch = PacketBatch(arena)
-            if self._bucket:
-                batch.capacity = min(batch.capacity, max(PACED_BATCH, conversation.params.group_bytes))
-            more = True
-            while more:
-                now = monotonic_ms()
-                if self._bucket and not is_last and (pause := self._bucket.wait(now)):
-                    self._paced_until = now + pause
-                    self._ticker.wake(self, self._paced_until)
-                    return True
-                with self.lock:
-                    if self._closed and not conversation.flush_wanted:
-                        return True
-                    more = conversation.packets_to_send(batch, now)
-                    if self.writers and conversation.kcp.send_room > 0:
-                        self.writers[0].wake_writer_locked()
-                    deadline = conversation.next_deadline()
-                if batch.starts:
-                    self._crypt.seal(batch)
-                    packets = batch.views()
-                    sent = send_all(self._udp, packets, self.remote, self.local)
-                    if path_probe := self._path_probe:
-                        sent = max(sent, send_all(path_probe.udp, packets, path_probe.remote))
-                    self.counters.out_packets += sent
-                    self.counters.send_drops += len(packets) - sent
-                    self.counters.out_bytes += sum(batch.lengths)
-                    if self._bucket:
-                        self._bucket.spend(sum(batch.lengths))
-                    batch.clear()
-                if more and until is not None and monotonic_ms() >= until:
-                    return False
-            if deadline is not None:
-                self._ticker.wake(self, deadline)
-        return True
+    def wake_writers_locked(self) -> None:
+        if self.writers and self.conversation.kcp.send_room > 0:
+            self.writers[0].wake_writer_locked()
 
     # -- the end -------------------------------------------------------------------------------
 
@@ -464,8 +424,8 @@ class Session:
             ready, self._ready = self._ready, []
             self.conversation.share.close()
         self._ticker.detach(self)
-        with log.told("closing a session"), self._tx_lock:  # behind whoever sends now: the last words, then the end
-            self._transmit_held(is_last=True)
+        with log.told("closing a session"):
+            self._transmitter.say_last_words()
         with log.told("closing a session"):
             self._set_path_probe(None)
         if self._owns_socket:

@@ -34,6 +34,7 @@ from kcptun_lite.net.udp.sockopt import (
     SO_SNDBUFFORCE,
     bind,
     is_known,
+    let_be_cut,
     may_come,
     set_buffer_size,
     set_dscp,
@@ -101,6 +102,7 @@ class UdpSocket:
         set_buffer_size(bound, "wmem_max", socket.SO_SNDBUF, SO_SNDBUFFORCE, options.sockbuf)
         if options.dscp:
             set_dscp(bound, options.dscp)
+        let_be_cut(bound)
         self._has_error_queue = False
         self._gso_refusals = 0
         "of runs, since the last one that was taken"

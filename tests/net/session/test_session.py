@@ -332,7 +332,7 @@ def test_a_stream_whose_first_packet_cannot_be_sent_is_closed(wire: Wire, monkey
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(session, "transmit", fail)
+        patch.setattr(session._transmitter, "transmit", fail)
         with pytest.raises(MemoryError):
             session.open_stream()
     assert not session.stream_count
