@@ -190,7 +190,7 @@ class Client(Tunnel):
         raise SessionError("the client stops")
 
     def _note_found(self, session: Session, dialect: Dialect) -> None:
-        if dialect != self._likely[0] and not session.conversation.is_peer_ours:
+        if dialect != self._likely[0]:
             log.info(describe_found(format_address(session.remote), dialect))
 
     def _other_session(self) -> Session | None:
