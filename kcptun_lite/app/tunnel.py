@@ -322,7 +322,7 @@ class Tunnel(ABC):
             session.leave()
         deadline = monotonic_ms() + FLUSH_LIMIT
         pause = Event()
-        while monotonic_ms() < deadline and not all(map(_is_settled, self._sessions())):
+        while monotonic_ms() < deadline and not all(map(_is_done, self._sessions())):
             pause.wait(0.01)
 
     def log_start(self, listening: str) -> None:
@@ -370,7 +370,7 @@ class Tunnel(ABC):
         return ()
 
 
-def _is_settled(session: Session) -> bool:
+def _is_done(session: Session) -> bool:
     """Whether nothing is to be waited for: whoever has not shown where he is may never acknowledge anything."""
     return session.is_flushed() or not session.is_validated
 

@@ -105,9 +105,9 @@ class Conversation:
         self._decoder = FecDecoder(self._counters)
         self._fec_least = max(FEC_LEAST, params.shards_bytes)
         self._has_answered = self._has_said_hello = False
-        self._delivered: dict[int, int] = {}
+        self._taken: dict[int, int] = {}
         "sid -> bytes last taken from the stream, which its reader holds until it comes for more"
-        self._delivered_bytes = 0
+        self._taken_bytes = 0
         self._pulled_bytes = 0
         "of the peer's stream, before they were decompressed"
         self._is_broken = False
@@ -155,10 +155,10 @@ class Conversation:
 
     def take_stream_data(self, sid: int, limit: int) -> list[bytes]:
         """Received bytes of a stream, in order, about `limit`; what this unblocks shows in the events."""
-        self._note_delivered(sid, 0)
+        self._note_taken(sid, 0)
         chunks = self._streams.take(sid, limit)
         if chunks:
-            self._note_delivered(sid, sum(map(len, chunks)))
+            self._note_taken(sid, sum(map(len, chunks)))
             self._push_frames()
             self._pull()
             self._account()
@@ -166,7 +166,7 @@ class Conversation:
 
     def is_read_up(self, sid: int) -> bool:
         """Whether nothing of a stream is there to take nor has ended, now that its reader is done with what it had."""
-        self._note_delivered(sid, 0)
+        self._note_taken(sid, 0)
         return not self._streams.is_readable(sid)
 
     def is_finished(self, sid: int) -> bool:
@@ -194,7 +194,7 @@ class Conversation:
         """Give the stream up in both directions; it was cut, unless `finish_stream` was called before."""
         self._streams.close(sid)
         self._push_frames()
-        self._note_delivered(sid, 0)
+        self._note_taken(sid, 0)
         self._pull()
         self._account()
 
@@ -456,7 +456,7 @@ class Conversation:
             return READ_SEGMENTS
         wanted = min(self.kcp.received.count, READ_SEGMENTS) * EXPANDED_BYTES
         most = self.share.update(self.held_bytes, self._received_bytes(), wanted) // EXPANDED_BYTES
-        has_readers = self._delivered_bytes or (self.smux and self.smux.unread_bytes)
+        has_readers = self._taken_bytes or (self.smux and self.smux.unread_bytes)
         return min(most, READ_SEGMENTS) or (0 if has_readers else 1)
 
     def _sending_bytes(self) -> int:
@@ -465,17 +465,17 @@ class Conversation:
     def _received_bytes(self) -> int:
         received = self.kcp.received
         held = received.unread_bytes + received.unread_count * SEGMENT_COST
-        return held + self._decoder.held_bytes + self._delivered_bytes + self._layer.held_bytes
+        return held + self._decoder.held_bytes + self._taken_bytes + self._layer.held_bytes
 
-    def _note_delivered(self, sid: int, size: int) -> None:
+    def _note_taken(self, sid: int, size: int) -> None:
         """What a reader has in its hands now; when it is done with it, there may be room again."""
         if not self.share.is_limited:
             return
         if size:
-            self._delivered[sid] = size
-            self._delivered_bytes += size
-        elif done := self._delivered.pop(sid, 0):
-            self._delivered_bytes -= done
+            self._taken[sid] = size
+            self._taken_bytes += size
+        elif done := self._taken.pop(sid, 0):
+            self._taken_bytes -= done
             self._pull()
             self._account()
 

@@ -32,10 +32,10 @@ class StreamLayer:
         self._is_client = is_client
         self._encoder: SnappyEncoder | None = None
         self._decoder: SnappyDecoder | None = None
-        self._is_settled = not params.adapts
-        if self._is_settled:
-            self._settle_compression(params.compress)
-            self._settle_smux(params.smux_version, now)
+        self._is_chosen = not params.adapts
+        if self._is_chosen:
+            self._choose_compression(params.compress)
+            self._choose_smux(params.smux_version, now)
 
     @property
     def held_bytes(self) -> int:
@@ -47,23 +47,23 @@ class StreamLayer:
     @property
     def may_expand(self) -> bool:
         """Whether the peer's bytes are compressed, or may be."""
-        return self._decoder is not None or not self._is_settled
+        return self._decoder is not None or not self._is_chosen
 
     def feed(self, data: Buffer, now: int) -> list[Event] | None:
         """Take ordered bytes in and give what they brought about; None if they only began a chunk.
 
         Raises: RemoteProtocolError.
         """
-        if not self._is_settled:
+        if not self._is_chosen:
             # The identifier opens every compressed session, a frame's version byte every other one.
-            self._is_settled = True
-            self._settle_compression(data[0] == SNAPPY_IDENTIFIER[0])
+            self._is_chosen = True
+            self._choose_compression(data[0] == SNAPPY_IDENTIFIER[0])
         if self._decoder:
             data = self._decoder.feed(data)
             if not data:
                 return None
         if self.smux is None:
-            self._settle_smux(data[0] if data[0] in (1, 2) else self._params.smux_version, now)
+            self._choose_smux(data[0] if data[0] in (1, 2) else self._params.smux_version, now)
         assert self.smux is not None
         return self.smux.feed(data)
 
@@ -89,7 +89,7 @@ class StreamLayer:
         """All that was said so far, in another dialect, to a peer that has understood nothing of it."""
         assert self.guess and self.smux
         self.guess = self.guess.again(dialect.smux_version)
-        self._settle_compression(dialect.compress)
+        self._choose_compression(dialect.compress)
         self.smux_version = dialect.smux_version
         self.smux.begin_again(dialect.smux_version)
         return self._encode([self.guess.said])
@@ -97,12 +97,12 @@ class StreamLayer:
     def _encode(self, frames: list[Buffer]) -> bytes:
         return self._encoder.encode(frames) if self._encoder else b"".join(frames)
 
-    def _settle_compression(self, compress: bool) -> None:
+    def _choose_compression(self, compress: bool) -> None:
         self.is_compressed = compress
         self._encoder = SnappyEncoder() if compress else None
         self._decoder = SnappyDecoder() if compress else None
 
-    def _settle_smux(self, version: int, now: int) -> None:
+    def _choose_smux(self, version: int, now: int) -> None:
         params = self._params
         self.smux_version = version
         self.smux = SmuxSession(

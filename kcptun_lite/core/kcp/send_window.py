@@ -258,7 +258,7 @@ class SendWindow:
         again for nothing: behind the head of the window, which asks, such timeouts wait half as long again.
         `skip_delay`: ms since the sending before which skips are no losses: the path changes the order of packets.
         `early`: nothing new is going out, so one skip is enough (RFC 5827 in spirit). The caller calls
-        `resent` for each one it sends, and `settle` if it sends them all; the others are due again.
+        `resent` for each one it sends, and `all_resent` if it sends them all; the others are due again.
         """
         timed_out = self.next_resend is not None and now >= self.next_resend
         if not (timed_out or self.has_fast or (early and self.has_skipped)):
@@ -306,7 +306,7 @@ class SendWindow:
         self.has_fast = bool(due) and self.has_fast
         return due
 
-    def settle(self) -> None:
+    def all_resent(self) -> None:
         """All that `due` has named last has been sent again."""
         self.next_resend = self._next_of_others
         self.has_skipped, self.has_fast = self._others_skipped, False

@@ -91,7 +91,7 @@ class Dialer:
         counters = session.counters
         source: Address | None = None
 
-        def deliver(batch: PacketBatch, now: int) -> None:
+        def on_batch(batch: PacketBatch, now: int) -> None:
             nonlocal source
             for address, packets in batch.by_source():
                 if address not in (remote, source):
@@ -105,7 +105,7 @@ class Dialer:
                     source = address
                 session.receive_through(udp, packets, now)
 
-        receiver = Receiver(udp, self._context, counters, deliver, partial(udp.receive, wait=False))
+        receiver = Receiver(udp, self._context, counters, on_batch, partial(udp.receive, wait=False))
         udp.watch(self._context.loop, receiver.receive_ready)
 
 

@@ -212,7 +212,7 @@ class Session:
             opened = self._dispatch_locked()
             ready, self._ready = self._ready, []
         for stream in ready:
-            stream.deliver()
+            stream.call_sink()
         for stream in opened:
             self._on_stream(self, stream)
         if guess and guess.is_decided:
@@ -282,7 +282,7 @@ class Session:
         with self.lock:
             ready, self._ready = self._ready, []
         for stream in ready:
-            stream.deliver()
+            stream.call_sink()
         if ready:
             self.settle()
         failure: SessionError | None = None
@@ -432,7 +432,7 @@ class Session:
             self._udp.close()
         for stream in ready:
             with log.told("closing a session"):
-                stream.deliver()
+                stream.call_sink()
         self._on_closed(self, reason)
 
     def _cut_locked(self, stream: Stream, cause: SessionError) -> None:

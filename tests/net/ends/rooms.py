@@ -76,7 +76,7 @@ class Room:
             batch.arena[batch.end : batch.end + len(packet)] = packet
             batch.commit(len(packet))
             batch.addresses.append(address)
-        self.listener._deliver(batch, monotonic_ms())
+        self.listener._on_batch(batch, monotonic_ms())
 
     def open(self, address: Address, conv: int) -> Session:
         """What a client sends first."""
