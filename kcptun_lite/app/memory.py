@@ -84,12 +84,12 @@ def describe(config: ClientConfig | ServerConfig, params: ConversationParams) ->
     sessions = config.conn + SESSIONS_ASIDE if isinstance(config, ClientConfig) else config.maxsessions
     worst = sessions * session + config.maxstreams * (factor * RELAY_BYTES + READ_LIMIT)
     options = (
-        f"the options allow {_mib(session)} a session and {_mib(worst)} with {sessions} session{'s' * (sessions > 1)} "
+        f"the options allow {_mib(session)} a session, {_mib(worst)} with {sessions} session{'s' * (sessions > 1)} "
         f"and {config.maxstreams} streams"
     )
     if 0 < config.memlimit < worst:
-        return f"memory: buffers up to {_mib(config.memlimit)} (memlimit), where {options}"
-    return f"memory: no limit to buffers but that {options}"
+        return f"memory: buffers up to {_mib(config.memlimit)} (--memlimit), where {options}"
+    return f"memory: no limit to buffers (--memlimit sets one); at the very worst {options}"
 
 
 def release_heap() -> None:

@@ -58,8 +58,10 @@ def test_a_limit_that_cannot_hold_a_session_is_refused_with_the_least_that_works
 
 
 def test_the_worst_case_is_told() -> None:
-    assert memory.describe(config(), PARAMS).startswith("memory: no limit to buffers but that the options allow ")
-    assert "up to 8.0 MiB (memlimit)" in memory.describe(config("--memlimit", "8M"), PARAMS)
+    assert memory.describe(config(), PARAMS).startswith(
+        "memory: no limit to buffers (--memlimit sets one); at the very worst the options allow "
+    )
+    assert "up to 8.0 MiB (--memlimit)" in memory.describe(config("--memlimit", "8M"), PARAMS)
 
 
 def test_the_program_ends_with_one_line_where_the_limit_is_too_small() -> None:

@@ -50,8 +50,9 @@ def only_at_go(options: Options, kind: str) -> Options:
         {"smuxver": 1, "crypt": "salsa20", "nocomp": True},
         {"smuxver": 2, "crypt": "aes-128-gcm", "datashard": 20, "parityshard": 10},
         {"smuxver": 2, "crypt": "null", "datashard": 0, "parityshard": 0},
+        {"smuxver": 2, "QPP": True, "QPPCount": 7},
     ],
-    ids=["default", "smux 1 nocomp", "gcm 20/10", "null bare"],
+    ids=["default", "smux 1 nocomp", "gcm 20/10", "null bare", "QPP"],
 )
 def test_data_arrives_whole(client: str, server: str, options: Options) -> None:
     with Target(exchange_handler) as target:
