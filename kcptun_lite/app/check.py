@@ -122,7 +122,9 @@ class Check:
             stream = session.open_stream()
             if self._pads:
                 stream.cipher = QppStream(self._pads)
-            return self._watch(session, stream, remote)
+            step = self._watch(session, stream, remote)
+            stream.close_write()  # a target that finds its connection reset may make a noise of it
+            return step
         finally:
             session.close()
 

@@ -42,6 +42,7 @@ def test_all_is_well(server: str, smuxver: int) -> None:
         program, address = start_server(server, {"target": target.address, "smuxver": smuxver})
         try:
             code, lines = check({"remoteaddr": address, "smuxver": smuxver, "crypt": "aes"})
+            program.wait_for_log(r"stream closed in: \S+ out: \S+$")  # by an end of file, and not by a reset
         finally:
             program.stop()
     assert code == 0, lines
