@@ -188,7 +188,7 @@ def require(*names: str) -> None:
     import pytest  # the demo and the benchmarks use this file without it
 
     if missing := missing_programs(*names):
-        text = f"not on the PATH: {', '.join(missing)} (Debian packages kcptun, iperf3, busybox)"
+        text = f"not on the PATH: {', '.join(missing)} (Debian packages kcptun, iperf3, busybox, nftables)"
         if os.environ.get("CI"):
             pytest.fail(text)
         pytest.skip(text)

@@ -277,7 +277,7 @@ OPTIONS: tuple[Option, ...] = (
     ),
     _option("closewait", _count, "300", STREAMS, "seconds without a byte after which a half-closed stream is cut"),
     _option("maxstreams", _bytes, "1024", STREAMS, "streams open at most"),
-    Option("maxsessions", _bytes, None, "1024", STREAMS, "sessions at most; further clients are not answered"),
+    Option("maxsessions", _bytes, None, "1024", STREAMS, "sessions at most; further clients are refused"),
     Option(
         "strict",
         values.switch,
