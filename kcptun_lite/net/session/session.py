@@ -38,9 +38,7 @@ from kcptun_lite.net.session.update_thread import UpdateThread, monotonic_ms
 from kcptun_lite.net.udp.udp_socket import UdpSocket
 
 SLOW_RHYTHM = 1000  # ms between looks at the keep-alive of a session in which nothing is under way
-BRIEFLY = (
-    2  # ms that the network's thread sends: more, and with a slow cipher it never came back to read what has arrived
-)
+BRIEFLY = 2  # ms that a thread sends which serves all sessions: more, and with a slow cipher it never came back
 
 
 class Session:
@@ -322,7 +320,7 @@ class Session:
             self.close(failure)
             return None
         if is_flush_wanted:
-            self.transmit()
+            self.transmit_briefly()
         if is_trouble:
             self._on_trouble(self)
         with self.lock:
@@ -342,7 +340,7 @@ class Session:
         """Ask something that any living peer answers, and one that has forgotten us answers from zero."""
         with self.lock:
             self.conversation.kcp.probe()
-        self.transmit()
+        self.transmit_briefly()
 
     # -- the path ------------------------------------------------------------------------------
 
@@ -357,7 +355,7 @@ class Session:
             self.conversation.ping()
             self.conversation.kcp.probe()
         self._set_path_probe(path_probe)
-        self.transmit()
+        self.transmit_briefly()
 
     def _set_path_probe(self, path_probe: PathProbe | None) -> None:
         with self.lock:
@@ -381,14 +379,15 @@ class Session:
         if is_over:
             udp.close()
         else:
-            self.transmit()
+            self.transmit_briefly()
 
     # -- the one way out -----------------------------------------------------------------------
 
     def transmit(self, until: int | None = None) -> None:
         """Send what the conversation wants sent; from `until` (ms) on the rest is left to the update thread.
 
-        One thread at a time is at it; who comes meanwhile leaves a note, for which that one looks before it leaves.
+        One thread at a time is at it; who comes meanwhile leaves a note, for which that one looks before it leaves. So
+        it may be at it for as long as others write: `until` is for all whose thread is not the stream's own.
         """
         self._tx_wanted = True
         while self._tx_wanted and self._tx_lock.acquire(blocking=False):
@@ -402,7 +401,7 @@ class Session:
                 return
 
     def transmit_briefly(self) -> None:
-        """As `transmit`, for a short time: the network's thread must come back to read what has arrived."""
+        """As `transmit`, for a short time: for threads that others wait for."""
         self.transmit(monotonic_ms() + BRIEFLY)
 
     def _transmit_held(self, until: int | None = None, *, is_last: bool = False) -> bool:
@@ -450,7 +449,7 @@ class Session:
         """Tell the peer that no more comes, and go on until it has heard that and the streams have ended."""
         with self.lock:
             self._say_goodbye_locked()
-        self.transmit()
+        self.transmit_briefly()
 
     def close(self, reason: SessionError | None = None) -> None:
         """End the session: the peer is told that streams still open are cut, and they die here. Idempotent."""

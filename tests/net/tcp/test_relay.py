@@ -1,5 +1,6 @@
 """The relay: both directions, each to its own end; resets and stops."""
 
+import errno
 import socket
 import threading
 from collections.abc import Iterator
@@ -8,14 +9,15 @@ from random import Random
 
 import pytest
 
+from kcptun_lite.core.wire import Buffer
 from kcptun_lite.errors import StreamClosed, StreamReset, TransportError
 from kcptun_lite.net.ends.context import SessionContext
-from kcptun_lite.net.event_loop import EventLoop
-from kcptun_lite.net.session.stream import Stream
+from kcptun_lite.net.event_loop import SCRATCH_BYTES, EventLoop
+from kcptun_lite.net.session.stream import READ_LIMIT, Stream
 from kcptun_lite.net.session.update_thread import monotonic_ms
 from kcptun_lite.net.tcp import relay as relay_module
 from kcptun_lite.net.tcp import sockets
-from kcptun_lite.net.tcp.relay import Relay
+from kcptun_lite.net.tcp.relay import Relay, _Up
 from kcptun_lite.net.tcp.sockets import tune
 from tests.net.fakes import (
     PATIENCE_S,
@@ -329,6 +331,30 @@ def test_a_window_that_comes_at_once_is_left_to_a_thread_behind_a_limit(
     wait_until(lambda: line.has_thread("down"))
 
 
+def test_bytes_that_cost_much_each_are_left_to_a_thread(relays: Relays, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--QPP takes 0.17 us for each: the thread that brings them serves all sessions."""
+    line = relays.start()
+    wait_until_listening(line.stream)
+    deciphered: dict[str, int] = {}
+
+    class Cipher:
+        def encrypt(self, data: Buffer) -> bytes:
+            return bytes(data)
+
+        def decrypt(self, data: Buffer) -> bytes:
+            name = threading.current_thread().name
+            deciphered[name] = deciphered.get(name, 0) + len(data)
+            return bytes(data)
+
+    line.stream.cipher = Cipher()
+    data = noise(1_000_000)
+    writer = in_background(write_and_finish, line.peer, data)
+    assert read_to_end(line.tcp) == data
+    writer.result()
+    assert deciphered.pop(f"down-{line.stream.sid}") > len(data) // 2
+    assert sum(deciphered.values()) <= 2 * READ_LIMIT
+
+
 # -- failures ------------------------------------------------------------------------------------------------
 
 
@@ -391,6 +417,58 @@ def test_a_bug_costs_its_stream_and_nothing_else(relays: Relays, monkeypatch: py
     assert "ZeroDivisionError" in str(line.relay.failure)
     other.tcp.sendall(b"alive")
     assert other.peer.read_chunks() == [b"alive"]
+
+
+@pytest.mark.parametrize("is_under_way", [False, True])
+def test_a_connection_that_cannot_be_watched_is_reset(
+    relays: Relays, monkeypatch: pytest.MonkeyPatch, is_under_way: bool
+) -> None:
+    line = Line(relays.wire, relays.context)
+    relays.lines.append(line)
+
+    def refuse(number: int, callback: object, *, to_write: bool = False) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(relays.context.loop, "watch", refuse)
+    line.relay.dial(line.open_tcp if is_under_way else lambda: None, line.open_tcp)
+    assert is_reset(line.tcp)
+    line.wait_for_end()
+    assert "No space left" in str(line.relay.failure)
+
+
+def test_a_relay_that_is_being_stopped_gets_no_thread_any_more(relays: Relays, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the connection is closed under that thread, which goes on with whoever gets its number."""
+    line = relays.start()
+    wait_until(lambda: line.relay._up is _Up.LOOP)
+    is_stopping, may_go_on = threading.Event(), threading.Event()
+    close = line.stream.close
+
+    def close_slowly() -> None:
+        is_stopping.set()
+        may_go_on.wait(PATIENCE_S)
+        close()
+
+    monkeypatch.setattr(line.stream, "close", close_slowly)
+    stopper = in_background(line.relay.stop)
+    assert is_stopping.wait(PATIENCE_S)
+    started: list[str] = []
+    start = threading.Thread.start
+    monkeypatch.setattr(threading.Thread, "start", lambda thread: (started.append(thread.name), start(thread)))
+    line.tcp.sendall(bytes(3 * SCRATCH_BYTES))
+    wait_until(lambda: line.relay._up is not _Up.LOOP)
+    may_go_on.set()
+    stopper.result()
+    line.wait_for_end()
+    assert f"up-{line.stream.sid}" not in started
+
+
+def test_a_relay_that_ends_both_ways_at_once_is_looked_after_no_more(relays: Relays) -> None:
+    line = relays.start()
+    wait_until_listening(line.stream)
+    line.relay.stop()
+    line.wait_for_end()
+    line.relay._outlive()  # as by a thread that was just about to
+    wait_until(lambda: not relays.context.loop._each_second)
 
 
 # -- after a half-close --------------------------------------------------------------------------------------
