@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from kcptun_lite import log
+from kcptun_lite.net import event_loop
 from kcptun_lite.net.event_loop import EventLoop
 from tests.net.fakes import PATIENCE_S, wait_until
 
@@ -132,6 +133,31 @@ def test_later_comes_in_the_order_of_time(loop: EventLoop) -> None:
 
     loop.call(plan)
     wait_until(lambda: order == [1, 10, 10, 30])
+
+
+def test_what_is_asked_for_afterwards_from_there_comes_in_the_same_round(loop: EventLoop) -> None:
+    done = threading.Event()
+    loop.call(lambda: loop.afterwards(lambda: loop.afterwards(done.set)))
+    assert done.wait(PATIENCE_S)
+
+
+def test_later_is_when_its_time_has_come(loop: EventLoop, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, calls = [100.0], list[str]()
+    monkeypatch.setattr(event_loop, "monotonic", lambda: clock[0])
+
+    def look() -> None:  # one whole round
+        done = threading.Event()
+        loop.call(lambda: loop.afterwards(done.set))
+        assert done.wait(PATIENCE_S)
+
+    loop.call(lambda: loop.call_later(0.25, lambda: calls.append("called")))
+    look()
+    clock[0] = 100.24
+    look()
+    assert not calls
+    clock[0] = 100.25
+    look()
+    assert calls == ["called"]
 
 
 def test_each_second_ends_when_it_is_not_wanted_any_more(loop: EventLoop) -> None:

@@ -468,7 +468,7 @@ class Session:
         with (
             log.told("closing a session"),
             self._tx_lock,
-        ):  # waiting for whoever sends now, so that the last words come before the end
+        ):  # after whoever sends now: the last words come before the end
             self._transmit_held(is_last=True)
         with log.told("closing a session"):
             self._set_path_probe(None)
