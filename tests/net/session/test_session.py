@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from kcptun_lite.core.batch.packets import PacketBatch
 from kcptun_lite.core.kcp.kcp import Flush
 from kcptun_lite.core.wire import FEC_HEADER, KCP_WINS, SMUX_HEADER, SMUX_SYN
 from kcptun_lite.errors import RemoteProtocolError, SessionClosed, StreamClosed, StreamReset
@@ -386,3 +387,34 @@ def test_a_question_goes_out_at_once(wire: Wire) -> None:
     before = session.counters.out_packets
     session.probe()
     assert session.counters.out_packets > before
+
+
+# -- threads that serve all sessions -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("who", ["update", "probe", "leave"])
+def test_a_session_that_always_has_more_to_send_keeps_nobody(
+    wire: Wire, clock: Clock, monkeypatch: pytest.MonkeyPatch, who: str
+) -> None:
+    session = wire.client.session
+    session.start()
+    batches = 0
+
+    def more(batch: PacketBatch, now: int) -> bool:
+        nonlocal batches
+        batches += 1
+        assert batches < 100, "it is still at it"
+        clock.now += 1
+        session._tx_wanted = True  # as by a writer, whenever there is room
+        batch.commit(1000)
+        return True
+
+    monkeypatch.setattr(session.conversation, "packets_to_send", more)
+    if who == "update":
+        session.conversation.kcp.flush_wanted = Flush.EVERYTHING
+        session.update(clock.now)
+    else:
+        getattr(session, who)()
+    assert batches
+    monkeypatch.undo()
+    assert session._ticker._planned[session] == 0  # the rest is for the update thread, in its turn
