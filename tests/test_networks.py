@@ -1,80 +1,16 @@
-"""Devices and addresses that are named in options: they come late, go, and come back with another number."""
+"""Hosts with several devices and addresses: those named in options come late, go, and come back; all are answered."""
 
 import os
 import socket
-import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 
 import pytest
 
-from tests.networks import Host, Internet, plug
-from tests.programs import ROOT, Options, Program, kcptun_arguments, require
+from tests.networks import FAST, PYTHON, SERVER, World, carries
+from tests.programs import Program, kcptun_arguments, require, require_newest
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make networks")
-
-SERVER = "203.0.113.9"
-PYTHON = [sys.executable, "-m"]
-FAST = {"key": "k", "nocomp": True, "mode": "fast3"}
-
-
-class World:
-    """A client's host with the devices wan (the default route) and wanb, and the server's at the other ends."""
-
-    def __init__(self, stack: ExitStack) -> None:
-        self._stack = stack
-        self.near = stack.enter_context(Internet())
-        self.far = stack.enter_context(Internet())
-        self.far.ip(f"addr add {SERVER}/32 dev lo")
-        self.plug("wan", 1)
-        self._start(self.far, "echo", "ready", [*PYTHON, "tests.openwrt.services", "echo", SERVER])
-
-    def plug(self, device: str, number: int) -> None:
-        """A wire; the lower its number, the sooner routes prefer it."""
-        plug(self.near, self.far, device, [f"10.0.{number}.1/24"], [f"10.0.{number}.2/24"])
-        self.near.ip(f"route add default via 10.0.{number}.2 dev {device} metric {number}")
-
-    def unplug(self, device: str) -> None:
-        self.near.ip(f"link del {device}")
-
-    def serve(self, kind: str = "ours", **options: object) -> Program:
-        name = ["kcptun-server"] if kind == "go" else [*PYTHON, "kcptun_lite", "server"]
-        given: Options = {"listen": "0.0.0.0:29900", "target": f"{SERVER}:7", **FAST, **options}
-        return self._start(self.far, kind, "listening on", [*name, *kcptun_arguments(given)])
-
-    def dial(self, **options: object) -> Program:
-        given: Options = {"localaddr": "127.0.0.1:12948", "remoteaddr": f"{SERVER}:29900", **FAST, **options}
-        return self._start(
-            self.near, "client", "listening on", [*PYTHON, "kcptun_lite", "client", *kcptun_arguments(given)]
-        )
-
-    def _start(self, host: Host, name: str, sign: str, words: list[str]) -> Program:
-        program = Program(name, host.command(*words), env={"PYTHONPATH": str(ROOT)})
-        self._stack.callback(program.stop)
-        program.wait_for_log(sign)
-        return program
-
-    def connect(self, host: str = "127.0.0.1") -> socket.socket:
-        connection = self._stack.enter_context(self.near.socket())
-        connection.settimeout(30)
-        connection.connect((host, 12948))
-        return connection
-
-    def works(self) -> bool:
-        """Whether a new connection carries data."""
-        with suppress(OSError):
-            return carries(self.connect())
-        return False
-
-
-def carries(connection: socket.socket) -> bool:
-    """Whether what is sent comes back."""
-    data = os.urandom(50_000)
-    received = b""
-    connection.sendall(data)
-    while len(received) < len(data) and (chunk := connection.recv(65536)):
-        received += chunk
-    return received == data
 
 
 @pytest.fixture
@@ -155,3 +91,57 @@ def test_check_names_a_device_that_is_not_there(world: World) -> None:
     check = Program("check", world.near.command(*PYTHON, "kcptun_lite", "client", *arguments))
     check.wait_for_log(r"FAIL  answer  no UDP socket for .*: --interface wanb: No such device")
     assert check.stop(0) == 12
+
+
+ADDRESSES = {
+    4: ["203.0.113.9", "203.0.113.10", "203.0.113.11"],
+    6: ["2001:db8::9", "2001:db8::10", "2001:db8::11"],
+}
+FIRST = {4: "10.0.1.1/24", 6: "2001:db8::1:1/128"}
+MOVED = {4: "10.0.1.7", 6: "2001:db8::1:7"}
+ROUTE = {4: "default via 10.0.1.2 metric 1", 6: "2001:db8::/112"}
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("kind", ["ours", "go", "newest"])
+def test_a_server_answers_from_the_address_that_was_asked(world: World, kind: str, family: int) -> None:
+    """Behind a stateful firewall any other answer is lost; a client that has moved is answered from there, too."""
+    require("nft", "kcptun-client")
+    if kind == "newest":
+        require_newest()
+    world.far.ip(
+        *(f"addr add {address}/32 dev wan" for address in ADDRESSES[4][1:]),
+        *(f"addr add {address} dev wan nodad" for address in ADDRESSES[6]),
+        "route add 2001:db8::1:0/112 dev wan",
+    )
+    world.near.ip("addr add 2001:db8::1:1 dev wan nodad", "route add 2001:db8::/112 dev wan src 2001:db8::1:1")
+    world.near.shut()
+    world.serve(listen=":29900")
+    connections = []
+    for port, address in enumerate(ADDRESSES[family], 12948):
+        remote = f"[{address}]:29900" if family == 6 else f"{address}:29900"
+        world.dial(kind, localaddr=f"127.0.0.1:{port}", remoteaddr=remote)
+        connections.append(world.connect(port=port))
+    assert [carries(connection) for connection in connections] == [True] * 3
+    nodad = " nodad" if family == 6 else ""
+    world.near.ip(
+        f"addr add {MOVED[family]} dev wan{nodad}",
+        f"route replace {ROUTE[family]} dev wan src {MOVED[family]}",
+        f"addr del {FIRST[family]} dev wan",
+    )
+    assert [carries(connection) for connection in connections] == [True] * 3
+
+
+def test_the_firewall_lets_nothing_in_but_answers(world: World) -> None:
+    """Else the test above would prove nothing."""
+    world.near.shut()
+    asking, asked, other = (host.socket(socket.SOCK_DGRAM) for host in (world.near, world.far, world.far))
+    with asking, asked, other:
+        asked.bind((SERVER, 5000))
+        other.bind(("10.0.1.2", 5000))
+        asking.settimeout(10)
+        asking.sendto(b"question", (SERVER, 5000))
+        _, source = asked.recvfrom(100)
+        other.sendto(b"from elsewhere", source)
+        asked.sendto(b"answer", source)
+        assert asking.recv(100) == b"answer"

@@ -1,12 +1,13 @@
 """New sessions of many clients: how long each waits for its first answer, and whether any connection fails.
 
-In      the kinds of client ("ours", "go", "newest"), how many sessions, or how many clients for how long
+In      the kinds of client ("ours", "go", "newest"), how many sessions or requests, or how many clients for how long
 Out     s until the first answer over a lossy link; connections that failed of sessions that are always new
 Knows   the programs from outside. Not: the wire
-Cost    `first` a tenth of a second for each session; `office` as long as it is told to
+Cost    `first` a tenth of a second for each session, `expire` less for each request; `office` as long as it is told to
 
     python tools/bench_sessions.py first --client go --sessions 200
     python tools/bench_sessions.py office --client newest --seconds 120
+    python tools/bench_sessions.py expire --client go --requests 1000
 """
 
 import argparse
@@ -99,18 +100,39 @@ def office(client: str, clients: int, seconds: float) -> tuple[list[float], list
     return waits, failures, most
 
 
+def expire(client: str, requests: int) -> tuple[list[float], list[str], int]:
+    """Requests one after another through a client `--conn 64 --autoexpire 1`: waits, failures, most sessions."""
+    waits: list[float] = []
+    failures: list[str] = []
+    most = 0
+    with Target(echo_handler) as target:
+        own = {"conn": 64, "autoexpire": 1}
+        with Tunnel(client, "ours", target.address, OPTIONS, client_options=own) as tunnel:
+            for number in range(requests):
+                try:
+                    waits.append(ask(tunnel.address))
+                except OSError as exc:
+                    failures.append(f"request {number}: {exc}")
+                if number % AT_ONCE == 0:
+                    most = max(most, tunnel.server.counters()["CurrEstab"])
+    return waits, failures, most
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["first", "office"])
+    parser.add_argument("what", choices=["first", "office", "expire"])
     parser.add_argument("--client", default="ours", help="ours, go or newest")
     parser.add_argument("--sessions", type=int, default=200)
+    parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--clients", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     if options.what == "first":
         waits, failures, most = first_answers(options.client, options.sessions, options.seed), [], options.sessions
+    elif options.what == "expire":
+        waits, failures, most = expire(options.client, options.requests)
     else:
         waits, failures, most = office(options.client, options.clients, options.seconds)
     waits.sort()

@@ -206,8 +206,10 @@ class Client(Tunnel):
         conversation = session.conversation
         if session.is_ending or not is_fresh or (conversation.is_held_up and self._may_put_aside()):
             return False
-        is_old = conversation.smux is not None and conversation.smux.is_peer_old
-        return not (is_old and self._dialects.prefer(session.remote, 2))
+        smux = conversation.smux
+        if smux is None:
+            return True
+        return not (smux.remains.are_a_flood or (smux.is_peer_old and self._dialects.prefer(session.remote, 2)))
 
     def _may_put_aside(self) -> bool:
         """Whether there may be one session more, for the sake of streams that would wait for a reader that has stopped.
@@ -224,14 +226,22 @@ class Client(Tunnel):
         return [*super()._chores(), self._scavenge, self._look_at_sessions]
 
     def _scavenge(self, now: int) -> None:
-        """Close expired sessions: those with nothing left to do, and all of them when --scavengettl is over too."""
+        """Close expired sessions: those with nothing left to do, and all of them when --scavengettl is over too.
+
+        A session whose server does not stop what it sends for a stream that has ended is as good as expired.
+        """
         expiry = self.config.autoexpire * 1000 or math.inf
         grace = self.config.scavengettl
         limit = expiry + (math.inf if grace is None else grace * 1000)
         for session in self._sessions():
             age = now - session.opened_at
-            is_expired = age >= expiry or session in self._expired
+            smux = session.conversation.smux
+            is_flooded = smux is not None and smux.remains.are_a_flood
+            is_expired = age >= expiry or session in self._expired or is_flooded
             if is_expired and not session.stream_count and not session.is_ending:
+                if is_flooded:
+                    server = format_address(session.remote)
+                    log.info(f"server {server} goes on sending what nobody wants: its session is ended")
                 session.leave()  # so that the server forgets it as well; it is closed when that has arrived
             elif age >= limit or (is_expired and not session.stream_count and session.is_flushed()):
                 session.close()

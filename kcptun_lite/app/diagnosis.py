@@ -37,7 +37,7 @@ class Evidence(NamedTuple):
     received: int = 0
     "datagrams that came back, good or bad"
     decrypted: int = 0
-    "those of them that passed their check"
+    "those of them that passed their check, and are of this conversation"
     fitting: Sequence[str] | None = None
     "methods under which a bad one would have passed; None while none was looked at"
     acknowledged: bool = False
@@ -137,6 +137,12 @@ def describe_unknown_source(client: str, fitting: Sequence[str], crypt: str) -> 
 def describe_adaptation(client: str, differences: Sequence[str]) -> str:
     """What a server says about a client that it serves in another way than it is set to."""
     return f"client {client} uses {', '.join(differences)}, unlike this server, which adapts to it"
+
+
+def describe_strictness(client: str, differences: Sequence[str]) -> str:
+    """What a server says about a client whose error correction is not its own, if it does not adapt."""
+    which = f"client {client} uses {', '.join(differences)}, unlike this server"
+    return f"{which} (--strict): losses may break its connections, and one of before 2021 understands nothing"
 
 
 def describe_refusal(client: str, failure: str, *, strict: bool) -> str:

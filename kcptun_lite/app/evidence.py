@@ -21,7 +21,7 @@ def gather(session: Session, crypt: str, now: int, reason: SessionError | None =
         crypt,
         now - session.opened_at,
         received=counters.in_packets + counters.in_checksum_errors + counters.kcp_in_errors,
-        decrypted=counters.in_packets,
+        decrypted=max(0, counters.in_packets - counters.kcp_in_errors),  # --crypt null has no other check
         acknowledged=kcp.progress()[0] > 0,
         understood=counters.bytes_received > 0,
         silence=0 if kcp.unanswered_since is None else now - kcp.unanswered_since,

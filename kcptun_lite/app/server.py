@@ -10,7 +10,13 @@ from collections.abc import Callable, Iterable
 
 from kcptun_lite import log
 from kcptun_lite.app.config import ServerConfig
-from kcptun_lite.app.diagnosis import UNKNOWN_EVERY, describe_adaptation, describe_refusal, describe_unknown_source
+from kcptun_lite.app.diagnosis import (
+    UNKNOWN_EVERY,
+    describe_adaptation,
+    describe_refusal,
+    describe_strictness,
+    describe_unknown_source,
+)
 from kcptun_lite.app.tunnel import Tunnel, cannot_listen
 from kcptun_lite.core.conversation import Conversation
 from kcptun_lite.core.counters import Counters
@@ -108,9 +114,14 @@ class Server(Tunnel):
         self._adapted.intersection_update(sessions)
         for session in sessions:
             differences = differences_from(self.context.params, session.conversation)
-            if differences and session not in self._adapted and not self.config.strict:
+            if differences and session not in self._adapted:
                 self._adapted.add(session)
-                log.info(describe_adaptation(format_host(session.remote), differences))
+                host = format_host(session.remote)
+                if self.config.strict:
+                    sentence = describe_strictness(host, differences)
+                    self.diagnosed(sentence, sentence)
+                else:
+                    log.info(describe_adaptation(host, differences))
 
     def session_closed(self, session: Session, reason: SessionError) -> None:
         super().session_closed(session, reason)
@@ -171,11 +182,13 @@ def differences_from(own: ConversationParams, conversation: Conversation) -> lis
     if conversation.is_compressed != own.compress:
         found.append("compression" if conversation.is_compressed else "--nocomp")
     shards = conversation.peer_shards
-    if not conversation.params.has_fec:
-        found += ["--datashard 0"] if own.has_fec else []
-    elif shards and shards != (own.data_shards, own.parity_shards):
+    if own.adapts:  # one of ours begins with error correction, and goes on as its server does
+        shards = (0, 0) if not conversation.params.has_fec else None if shards == (0, 0) else shards
+    elif conversation.smux and conversation.smux.is_peer_ours:  # which takes what comes
+        shards = None
+    if shards and shards != ((own.data_shards, own.parity_shards) if own.has_fec else (0, 0)):
         data, parity = shards
-        found.append(f"--datashard {data} --parityshard {parity}")
+        found.append(f"--datashard {data} --parityshard {parity}" if data else "--datashard 0")
     return found
 
 

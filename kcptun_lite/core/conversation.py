@@ -372,8 +372,8 @@ class Conversation:
 
     @property
     def peer_shards(self) -> tuple[int, int] | None:
-        """The data and parity shards that the peer sends, once they are certain."""
-        return self._decoder.shards
+        """The data and parity shards that the peer sends, once they are certain; (0, 0): none."""
+        return (0, 0) if self._decoder.has_bare else self._decoder.shards
 
     # -- inside --------------------------------------------------------------------------------
 

@@ -1,10 +1,14 @@
 """The check mode: one run for each step that can fail, against ours and against the real program."""
 
+import os
 import re
 import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 
@@ -75,6 +79,43 @@ def test_each_step_has_its_exit_code() -> None:
         outcomes = [pool.submit(fail, *case) for case in FAILURES]
     failures = [(case, error) for case, out in zip(FAILURES, outcomes, strict=True) if (error := out.exception())]
     assert not failures
+
+
+@pytest.mark.parametrize("crypt", ["aes", "null"])
+@pytest.mark.parametrize(
+    ("answer", "code", "says"),
+    [
+        (lambda packet: packet, 14, "what answers sends back what it is sent: it is no kcptun"),
+        (
+            lambda packet: os.urandom(len(packet)),
+            13,
+            "cannot be decrypted: --key or --crypt differ, or it is not kcptun",
+        ),
+    ],
+    ids=["a reflector", "noise"],
+)
+def test_what_answers_is_no_kcptun(crypt: str, answer: Callable[[bytes], bytes], code: int, says: str) -> None:
+    """A method without a check takes noise for packets, but not for packets of its conversation."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(("127.0.0.1", 0))
+        server.settimeout(0.1)
+        done = threading.Event()
+
+        def serve() -> None:
+            while not done.is_set():
+                with suppress(TimeoutError):
+                    packet, source = server.recvfrom(65536)
+                    server.sendto(answer(packet), source)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            found, lines = check({"remoteaddr": f"127.0.0.1:{server.getsockname()[1]}", "crypt": crypt})
+        finally:
+            done.set()
+            thread.join()
+    assert found == code, lines
+    assert says in lines[-1]
 
 
 def test_several_servers_are_all_checked() -> None:

@@ -153,6 +153,15 @@ CASES = [
         STRICT,
         server_says=f"client 127.0.0.1 is refused (--strict): {TWO_FOR_ONE}",
     ),
+    Case(
+        "error correction",
+        "go",
+        "ours",
+        {"datashard": 0, "parityshard": 0},
+        STRICT,
+        server_says="client 127.0.0.1 uses --datashard 0, unlike this server (--strict): losses may break its "
+        "connections, and one of before 2021 understands nothing",
+    ),
     Case("target", "go", "ours", {}, {"target": NOWHERE}, server_says=TARGET),
 ]
 

@@ -110,6 +110,29 @@ def test_a_download_that_is_cancelled_stops_at_our_server(client: str, smuxver: 
             wait_until(lambda: bool(ended), "the target notices", STOPS_WITHIN)
 
 
+@pytest.mark.parametrize("smuxver", [1, 2])
+def test_a_download_that_is_cancelled_stops_coming(smuxver: int) -> None:
+    """In version 1 the newest server takes no notice of its end, and would pour for as long as its target does."""
+    with Target(partial(_flood, [])) as target:
+        with Tunnel("ours", "newest", target.address, QUICK, server_options={"smuxver": smuxver}) as tunnel:
+            with connect(tunnel.address) as sock:
+                sock.sendall(b"x")
+                receive_exactly(sock, 3_000_000)
+            if smuxver == 1:
+                tunnel.client.wait_for_log("goes on sending what nobody wants: its session is ended")
+                wait_until(lambda: tunnel.client.counters()["CurrEstab"] == 0, "the session has ended", STOPS_WITHIN)
+            wait_until(partial(_is_quiet, tunnel), "nothing comes any more", STOPS_WITHIN)
+            with connect(tunnel.address) as sock:
+                sock.sendall(b"x")
+                receive_exactly(sock, 3_000_000)
+
+
+def _is_quiet(tunnel: Tunnel) -> bool:
+    before = tunnel.client.counters()["BytesReceived"]
+    time.sleep(0.5)
+    return tunnel.client.counters()["BytesReceived"] - before < 65536
+
+
 def _reply(size: int, sock: socket.socket) -> None:
     received = b"".join(iter(lambda: sock.recv(65536), b""))
     sock.sendall(len(received).to_bytes(8, "little") + bytes(size))

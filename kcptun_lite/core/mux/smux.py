@@ -19,7 +19,7 @@ other end that we are of its kind; one with BYE_SID, the last thing, that the se
 that we heed UPD in version 1, too: there it is sent when a reader has stopped, so that he alone waits.
 """
 
-from kcptun_lite.core.mux.stream_state import OPEN_WINDOW, StreamState
+from kcptun_lite.core.mux.stream_state import OPEN_WINDOW, Remains, StreamState
 from kcptun_lite.core.wire import (
     MASK32,
     SMUX_FIN,
@@ -127,6 +127,7 @@ class SmuxSession:
         "it has said so, with HELLO_SID"
         self.has_peer_left = False
         "it has said so, with BYE_SID"
+        self.remains = Remains()
         self._heeds_windows = version == 2
         "the peer has windows for streams as well; in version 1 it has said so, with WINDOWS_SID"
 
@@ -378,8 +379,8 @@ class SmuxSession:
             self._queue_frame(SMUX_NOP, WINDOWS_SID)
 
     def bye(self) -> None:
-        """Queue a NOP that tells one of ours that nothing comes after it."""
-        self._queue_frame(SMUX_NOP, BYE_SID)
+        """Queue a NOP that tells one of ours that nothing comes after it; one in the other version ends a flood."""
+        self._queue_frame(SMUX_NOP, BYE_SID, version=3 - self._version if self.remains.are_a_flood else None)
 
     def tick(self, now: int) -> None:
         """Queue NOP when it is due, and look whether the peer is alive (docs/protocol.md, "Keep-alive").
@@ -398,8 +399,8 @@ class SmuxSession:
 
     # Inside
 
-    def _queue_frame(self, command: int, sid: int, payload: Buffer = b"") -> None:
-        self._to_send.append(SMUX_HEADER.pack(self._version, command, len(payload), sid))
+    def _queue_frame(self, command: int, sid: int, payload: Buffer = b"", version: int | None = None) -> None:
+        self._to_send.append(SMUX_HEADER.pack(version or self._version, command, len(payload), sid))
         if payload:
             self._to_send.append(payload)
         self._to_send_bytes += SMUX_HEADER_SIZE + len(payload)
@@ -426,6 +427,7 @@ class SmuxSession:
     def _receive_payload(self, sid: int, payload: bytes, events: list[Event]) -> None:
         stream = self._streams.get(sid)
         if stream is None or stream.fin_received:
+            self.remains.add(sid, len(payload))
             return
         self.receive_budget -= len(payload)
         stream.received += len(payload)

@@ -9,6 +9,8 @@ Wire    docs/protocol.md, "Flow control", "Readers that stop"
 from kcptun_lite.core.wire import SMUX_PEER_WINDOW_INITIAL
 
 OPEN_WINDOW = 0x7FFFFFFF  # bytes: no limit; windows are reckoned on the 32-bit circle, half of it is the most
+REMAINS_MAX = 4 * 1024 * 1024  # bytes that come for a stream after its end; more was not under way
+REMAINS_STREAMS = 16  # of which they are counted
 
 
 class StreamState:
@@ -82,3 +84,21 @@ class StreamState:
             self.limit = 0
             return OPEN_WINDOW
         return self.limit if self.consumed - self.announced >= self.limit // 4 else None
+
+
+class Remains:
+    """What comes for streams that are over: what was under way, or a peer that does not notice their end."""
+
+    def __init__(self) -> None:
+        self.are_a_flood = False
+        'more has come for one stream than can have been under way (docs/protocol.md, "Half-close")'
+        self._bytes: dict[int, int] = {}
+        "by sid, the one that has been quiet for longest first"
+
+    def add(self, sid: int, size: int) -> None:
+        """Count bytes of a stream that is over."""
+        total = self._bytes.pop(sid, 0) + size
+        if len(self._bytes) >= REMAINS_STREAMS:
+            del self._bytes[next(iter(self._bytes))]
+        self._bytes[sid] = total
+        self.are_a_flood = self.are_a_flood or total > REMAINS_MAX

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kcptun_lite.core.mux.smux import Event
+from kcptun_lite.core.mux.smux import BYE_SID, Event
+from kcptun_lite.core.mux.stream_state import REMAINS_MAX
 from kcptun_lite.core.wire import SMUX_FIN, SMUX_NOP, SMUX_PSH, SMUX_SYN, SMUX_UPD
 from kcptun_lite.errors import SmuxError
-from tests.core.mux.smux_frames import Frame, frame, make, sent, take_all
+from tests.core.mux.smux_frames import Frame, frame, make, sent, sent_bytes, take_all
 
 
 @pytest.mark.parametrize(
@@ -96,3 +97,27 @@ def test_cuts_make_no_difference(frames: list[bytes], rng: random.Random) -> Non
     assert whole[1:] == cut[1:]
     if not whole[1]:  # the events of a feed that fails are lost with their session
         assert whole[0] == cut[0]
+
+
+def test_a_peer_that_goes_on_after_the_end_is_told_in_the_other_version() -> None:
+    """The last kcptun in version 1: only what it cannot understand makes it drop the session."""
+    session = make()
+    ended, other = session.open_stream(), session.open_stream()
+    session.close(ended)
+    piece = bytes(32 * 1024)
+    for sid in (ended, other):  # what a stream takes in its life is not in vain
+        for _ in range(REMAINS_MAX // len(piece)):
+            session.feed(frame(SMUX_PSH, sid, piece))
+            take_all(session, other)
+    assert not session.remains.are_a_flood
+    for stranger in range(100, 200):  # remains of many streams are no flood
+        session.feed(frame(SMUX_PSH, stranger, piece))
+    assert not session.remains.are_a_flood
+    sent(session)
+    session.bye()
+    assert sent_bytes(session)[0] == 1
+    for _ in range(REMAINS_MAX // len(piece) + 1):
+        session.feed(frame(SMUX_PSH, ended, piece))
+    assert session.remains.are_a_flood
+    session.bye()
+    assert sent_bytes(session) == frame(SMUX_NOP, BYE_SID, version=2)
