@@ -16,6 +16,9 @@ REMEDIES = {
 "what the user can do about an error of the system, where its number says enough"
 
 
+DROPPED = "the other end knows nothing of this session: it was restarted, or has dropped it"
+
+
 class KcptunError(Exception):
     """Something went wrong that this program raises on purpose."""
 
@@ -48,6 +51,10 @@ class SmuxError(RemoteProtocolError):
     """The stream of smux frames is broken."""
 
 
+class SmuxVersionError(SmuxError):
+    """The frames are of another version; what lies around them was understood."""
+
+
 class SessionError(KcptunError):
     """The session is over."""
 
@@ -62,6 +69,10 @@ class SessionRefused(SessionError):
 
 class DeadLink(SessionError):
     """The peer has stopped answering."""
+
+
+class PathTooNarrow(DeadLink):
+    """What is large is lost on the way, and nothing else."""
 
 
 class KeepaliveTimeout(DeadLink):

@@ -41,8 +41,6 @@ class Level(IntEnum):
     "worse than it should be, but working"
     INFO = 2
     "somebody was born or died"
-    DEBUG = 3
-    "per batch of packets, never per packet"
 
 
 class _Syslog:
@@ -52,7 +50,7 @@ class _Syslog:
     """
 
     FACILITY = 3 << 3  # daemon
-    SEVERITIES = {Level.ERROR: 3, Level.WARNING: 4, Level.INFO: 6, Level.DEBUG: 7}
+    SEVERITIES = {Level.ERROR: 3, Level.WARNING: 4, Level.INFO: 6}
     PATIENCE_S = 0.5
 
     def __init__(self, program: str, name: str) -> None:
@@ -209,10 +207,6 @@ def warning(text: str) -> None:
 
 def info(text: str) -> None:
     _write(Level.INFO, text)
-
-
-def debug(text: str) -> None:
-    _write(Level.DEBUG, text)
 
 
 def stream(text: str) -> None:

@@ -69,6 +69,7 @@ class SimulatedLink:
         duplicate: float = 0.0,
         rate: float | None = None,
         queue: int = 100,
+        largest: int = 65_535,
         seed: int = 1,
     ) -> None:
         """A path that is up.
@@ -79,6 +80,7 @@ class SimulatedLink:
             jitter: ms that a packet takes longer at most; later ones may overtake it.
             rate: Mbit/s including UDP and IP headers; None is infinite.
             queue: ms that a packet may wait for its turn on a link with a rate; what would wait longer is lost.
+            largest: bytes of a packet; larger ones are lost without a word.
         """
         self.loss = loss
         self.delay = delay
@@ -87,6 +89,7 @@ class SimulatedLink:
         self.duplicate = duplicate
         self.rate = rate
         self.queue = queue
+        self.largest = largest
         self.sent = 0
         self.lost = 0
         self.overflowed = 0
@@ -109,7 +112,7 @@ class SimulatedLink:
                 return
             self._busy_until = leaves_at
         draw = self._random.random
-        if self.loss and draw() < self.loss:
+        if len(packet) > self.largest or (self.loss and draw() < self.loss):
             self.lost += 1
             return
         self._put(packet, leaves_at)

@@ -66,7 +66,7 @@ def test_big_data_both_ways_at_once(compressible: bool) -> None:
 def test_a_bad_link_loses_nothing() -> None:
     link = Link(loss=0.05, reorder=0.03, duplicate=0.02, delay_ms=10, jitter_ms=3)
     with Target(exchange_handler) as target:
-        with our_tunnel(target, link=link) as tunnel:
+        with our_tunnel(target, {**FAST, "datashard": 10, "parityshard": 3}, link=link) as tunnel:
             exchange(connect(tunnel.address), up=4 * MIB, down=4 * MIB, seed=1)
             assert tunnel.server.counters()["FECRecovered"] > 0
         assert tunnel.link_counters["up"]["lost"] and tunnel.link_counters["down"]["lost"]

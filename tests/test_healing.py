@@ -29,6 +29,7 @@ from tests.programs import (
     start_server,
     wait_until,
 )
+from tools.lossy_proxy import Link
 
 FAST = {"mode": "fast3", "sndwnd": 512, "rcvwnd": 512, "datashard": 0, "parityshard": 0}
 BACK_WITHIN = 3.0  # s after a server is back, until new connections work
@@ -203,3 +204,24 @@ def test_sighup_keeps_a_way_that_answers(client: str, server: str) -> None:
             sock.sendall(b"end")
             assert receive_exactly(sock, 3) == b"end"
             assert tunnel.client.udp_port() == port
+
+
+# -- a path that loses what is large -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("direction", ["up", "down"])
+def test_a_path_that_loses_large_packets_is_found_out_and_used(direction: str) -> None:
+    """Behind a firewall that keeps ICMP back: small requests pass, and all bulk would hang."""
+    up, down = (200_000, 100) if direction == "up" else (100, 200_000)
+    link = Link(delay_ms=10, largest=900)
+    with Target(exchange_handler) as target, Tunnel("ours", "ours", target.address, FAST, link=link) as tunnel:
+        exchange(connect(tunnel.address), up=100, down=100, seed=1)
+        begin = monotonic()
+        while True:
+            try:
+                exchange(connect(tunnel.address), up=up, down=down, seed=2)
+                break
+            except OSError:
+                assert monotonic() - begin < 45, "in vain"
+        end = tunnel.client if direction == "up" else tunnel.server
+        assert [line for line in end.log if "are lost on the way, smaller ones are not" in line]

@@ -15,6 +15,7 @@ FLOORS: tuple[set[str], ...] = (
     {"core.batch"},
     {"core.kcp", "core.fec", "core.crypt", "core.mux"},
     {"core.params", "core.glance"},
+    {"core.streams"},
     {"core.conversation"},
     {"net.event_loop"},
     {"net.udp"},

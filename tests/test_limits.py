@@ -98,13 +98,17 @@ def test_what_sessions_need_is_loaded_before_the_program_listens(shards: list[st
             assert not late - set(sys.builtin_module_names)  # which no file is read for
 
 
+TELLING = 20  # answers of a kcptun, after which its shards are known
+
+
 def test_numpy_is_loaded_when_parity_goes_to_a_kcptun() -> None:
     require("kcptun-server")
     with Target(echo_handler) as target, Tunnel("ours", "go", target.address) as tunnel:
         client = tunnel.client
         assert "numpy" not in Path(f"/proc/{client.pid}/maps").read_text()
         with connect(tunnel.address) as sock:
-            ask(sock)
+            for _ in range(TELLING):
+                ask(sock)
             wait_until(lambda: "numpy" in Path(f"/proc/{client.pid}/maps").read_text(), "numpy is loaded")
             ask(sock)
 
@@ -117,7 +121,7 @@ def test_numpy_that_cannot_be_loaded_costs_only_speed() -> None:
             wait_until(lambda: any("stream opened" in line for line in client.log), "the stream has its descriptors")
             limits = resource.prlimit(client.pid, resource.RLIMIT_NOFILE)
             resource.prlimit(client.pid, resource.RLIMIT_NOFILE, (client.descriptor_count(), limits[1]))
-            for _ in range(3):
+            for _ in range(TELLING):
                 ask(sock)
                 client.counters()  # and each of these is a turn of the main thread, with all its chores
             assert "numpy" not in Path(f"/proc/{client.pid}/maps").read_text()

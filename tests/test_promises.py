@@ -3,8 +3,8 @@
 from kcptun_lite.app.client import REDIAL_PAUSE
 from kcptun_lite.app.path_manager import FIRST_PAUSE, LAST_PAUSE
 from kcptun_lite.app.tunnel import FLUSH_LIMIT, PORT_PATIENCE, STOP_LIMIT
-from kcptun_lite.core.conversation import KEEPALIVE_TIMEOUT
 from kcptun_lite.core.kcp.restart import RESTART_AFTER
+from kcptun_lite.core.streams import KEEPALIVE_TIMEOUT
 from kcptun_lite.net.ends.route import BENCH_TIME
 from kcptun_lite.net.session import peer_watch as watch
 from kcptun_lite.net.session.stream import CUT_WITHIN

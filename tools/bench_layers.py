@@ -29,7 +29,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from kcptun_lite.core.batch.packets import PacketBatch
 from kcptun_lite.core.batch.pool import BATCH_BYTES, BULK_FACTOR, RELAY_BYTES, BufferPool
 from kcptun_lite.core.batch.rows import PacketList
-from kcptun_lite.core.conversation import KEEPALIVE_TIMEOUT
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.crypt.crypt import METHODS, PacketCrypt, derive_key, make_crypt
 from kcptun_lite.core.fec.decoder import FecDecoder
@@ -37,6 +36,7 @@ from kcptun_lite.core.fec.encoder import FecEncoder, speed_up
 from kcptun_lite.core.kcp.kcp import Kcp, KcpParams
 from kcptun_lite.core.mux.smux import SmuxSession
 from kcptun_lite.core.mux.snappy import SnappyDecoder, SnappyEncoder
+from kcptun_lite.core.streams import KEEPALIVE_TIMEOUT
 from kcptun_lite.core.wire import FEC_HEADER_SIZE
 
 WINDOW = 2048  # segments

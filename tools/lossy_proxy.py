@@ -51,12 +51,14 @@ class Link:
     "0: unlimited"
     queue_kb: float = 256.0
     "what waits for the rate before datagrams overflow"
+    largest: float = 65_535
+    "bytes of a datagram; larger ones are lost without a word"
 
     def __post_init__(self) -> None:
         for name in ("loss", "duplicate", "reorder", "spoil"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a probability from 0 to 1")
-        for name in ("reorder_ms", "delay_ms", "jitter_ms", "rate_mbit", "queue_kb"):
+        for name in ("reorder_ms", "delay_ms", "jitter_ms", "rate_mbit", "queue_kb", "largest"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative")
 
@@ -105,7 +107,7 @@ class Lane:
         counters.received_bytes += len(data)
         counters.largest = max(counters.largest, len(data))
         # Each feature in use draws once for each datagram, whatever else becomes of it: the pattern is the seed's.
-        lost = link.loss and draw() < link.loss
+        lost = (link.loss and draw() < link.loss) or len(data) > link.largest
         doubled = link.duplicate and draw() < link.duplicate
         held_back = link.reorder and draw() < link.reorder
         spoilt = link.spoil and draw() < link.spoil

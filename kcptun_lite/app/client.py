@@ -12,12 +12,15 @@ from collections.abc import Callable
 from threading import Thread
 
 from kcptun_lite import files, log
+from kcptun_lite.app import memory
 from kcptun_lite.app.config import ClientConfig
 from kcptun_lite.app.diagnosis import diagnose
+from kcptun_lite.app.dialects import describe_found, likely_dialects
 from kcptun_lite.app.evidence import gather
 from kcptun_lite.app.path_manager import PathManager
 from kcptun_lite.app.tunnel import Tunnel, cannot_listen
 from kcptun_lite.core.crypt.crypt import fitting_methods
+from kcptun_lite.core.mux.dialect import Dialect
 from kcptun_lite.errors import (
     ConfigError,
     KcptunError,
@@ -26,6 +29,7 @@ from kcptun_lite.errors import (
     TransportError,
     describe_exception,
 )
+from kcptun_lite.net.ends.dialects import Dialects
 from kcptun_lite.net.ends.dialer import Dialer
 from kcptun_lite.net.ends.route import Route, Server
 from kcptun_lite.net.session.session import Session
@@ -50,7 +54,9 @@ class Client(Tunnel):
         super().__init__(config)
         servers = [Server(remote.host, remote.port_min, remote.port_max) for remote in config.remoteaddr]
         route = Route(servers, UdpOptions(config.sockbuf, config.dscp, config.interface), self.stop_event)
-        self._dialer = Dialer(self.context, route)
+        self._likely = likely_dialects(config)
+        self._dialects = Dialects(self._likely, self._note_found)
+        self._dialer = Dialer(self.context, route, self._dialects)
         self._path_manager = PathManager(route, self._dialer, self._sessions)
         self._slots: list[Session | None] = [None] * config.conn
         self._expired: list[Session] = []
@@ -179,9 +185,14 @@ class Client(Tunnel):
             self.count_session(session)
             self._slots[slot] = session
             local, remote = format_address(session.local_address), format_address(session.remote)
-            log.info(f"smux version: {self.config.smuxver} on connection: {local} -> {remote}")
+            version = session.conversation.smux_version
+            log.info(f"smux version: {version} on connection: {local} -> {remote}")
             return session
         raise SessionError("the client stops")
+
+    def _note_found(self, session: Session, dialect: Dialect) -> None:
+        if dialect != self._likely[0]:
+            log.info(describe_found(format_address(session.remote), dialect))
 
     def _other_session(self) -> Session | None:
         """One of any slot, or else one that has expired, which is better than none."""
@@ -191,7 +202,21 @@ class Client(Tunnel):
 
     def _is_usable(self, session: Session) -> bool:
         age = monotonic_ms() - session.opened_at
-        return not session.is_ending and (not self.config.autoexpire or age < self.config.autoexpire * 1000)
+        is_fresh = not self.config.autoexpire or age < self.config.autoexpire * 1000
+        conversation = session.conversation
+        if session.is_ending or not is_fresh or (conversation.is_held_up and self._may_put_aside()):
+            return False
+        is_old = conversation.smux is not None and conversation.smux.is_peer_old
+        return not (is_old and self._dialects.prefer(session.remote, 2))
+
+    def _may_put_aside(self) -> bool:
+        """Whether there may be one session more, for the sake of streams that would wait for a reader that has stopped.
+
+        With smux version 1 a kcptun stops all streams for one reader: new ones go round him.
+        """
+        if sum(not session.is_ending for session in self._expired) >= memory.SESSIONS_ASIDE:
+            return False
+        return not self.config.memlimit or self.pool.budget.free >= memory.least_limit(self.context.params, 1)
 
     # -- main thread ---------------------------------------------------------------------------
 

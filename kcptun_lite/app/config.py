@@ -83,13 +83,15 @@ class CommonConfig(Record):
     resend: int
     nc: int
     acknodelay: bool
-    nocomp: bool
+    nocomp: bool | None
+    "None: as the server has it (clients)"
     dscp: int
     sockbuf: int
     "bytes"
     ratelimit: int
     "bytes/s and session; 0: no limit"
-    smuxver: int
+    smuxver: int | None
+    "None: as the server has it (clients)"
     smuxbuf: int
     "bytes"
     streambuf: int
@@ -178,7 +180,7 @@ def describe(config: ClientConfig | ServerConfig, listening: str = "") -> list[s
     """
     client = config if isinstance(config, ClientConfig) else None
     server = config if isinstance(config, ServerConfig) else None
-    lines = [f"version: {__version__}", f"smux version: {config.smuxver}"]
+    lines = [f"version: {__version__}", f"smux version: {_auto(config.smuxver)}"]
     if client:
         lines.append(f"listening on: {listening or client.localaddr}")
     if server:
@@ -193,7 +195,7 @@ def describe(config: ClientConfig | ServerConfig, listening: str = "") -> list[s
             lines.append(f"interface: {client.interface}")
     lines += [
         f"sndwnd: {_auto(config.sndwnd)} rcvwnd: {_auto(config.rcvwnd)}",
-        f"compression: {_go(not config.nocomp)}",
+        f"compression: {'auto' if config.nocomp is None else _go(not config.nocomp)}",
         f"mtu: {config.mtu}",
         f"datashard: {_auto(config.datashard)} parityshard: {_auto(config.parityshard)}",
         f"acknodelay: {_go(config.acknodelay)}",

@@ -14,7 +14,7 @@ from kcptun_lite.net.udp.address import format_address
 def gather(session: Session, crypt: str, now: int, reason: SessionError | None = None) -> Evidence:
     """What is known of a session; `reason` is why it was closed, if it was."""
     counters = session.counters
-    kcp = session.conversation.kcp
+    kcp, guess = session.conversation.kcp, session.conversation.guess
     cause = reason.__cause__ if reason else None
     return Evidence(
         format_address(session.remote),
@@ -26,7 +26,7 @@ def gather(session: Session, crypt: str, now: int, reason: SessionError | None =
         understood=counters.bytes_received > 0,
         silence=0 if kcp.unanswered_since is None else now - kcp.unanswered_since,
         error=_text(session.send_error),
-        restarted=kcp.has_peer_restarted(now),
+        restarted=guess.is_refuted and reason is not None if guess else kcp.has_peer_restarted(now),
         failure=str(cause) if isinstance(cause, RemoteProtocolError) else "",
         cut_streams=session.cut_streams,
         delivered=session.has_delivered,

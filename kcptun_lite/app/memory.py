@@ -17,6 +17,7 @@ from kcptun_lite.core.crypt.crypt import METHODS
 from kcptun_lite.core.fec.decoder import HELD_BYTES_MAX
 from kcptun_lite.core.kcp.kcp import RCV_WND_START, READ_SEGMENTS
 from kcptun_lite.core.kcp.sender import QUEUE_TARGET
+from kcptun_lite.core.mux.smux import UNDER_WAY
 from kcptun_lite.core.params import ConversationParams
 from kcptun_lite.core.wire import SNAPPY_CHUNK_MAX
 from kcptun_lite.errors import ConfigError
@@ -27,6 +28,7 @@ BATCHES = 3  # of one session at once: receiving, sending, key stream
 MIB = 2**20
 SHARE_OF_FREE = 16  # a window that nobody has set may hold this part of what the system has free, each way
 FREE_UNKNOWN = 256 * MIB  # bytes
+SESSIONS_ASIDE = 3  # of a client: those that are held up by a reader that has stopped, while new streams take others
 WINDOW_MOST = 0xFFFF  # segments; the field has 16 bits
 
 
@@ -54,7 +56,7 @@ def most_of_session(params: ConversationParams) -> int:
     kcp = params.kcp
     sending = QUEUE_TARGET + RELAY_BYTES + kcp.snd_wnd * (kcp.mtu + SEGMENT_COST)
     unread = 2 * max(kcp.rcv_wnd, kcp.rcv_wnd_max) * SEGMENT_BYTES  # in order, and as many beyond a gap
-    read = params.smux_buffer + READ_SEGMENTS * (EXPANDED_BYTES if params.compress else SEGMENT_BYTES)
+    read = (1 + UNDER_WAY) * params.smux_buffer + READ_SEGMENTS * (EXPANDED_BYTES if params.compress else SEGMENT_BYTES)
     return BATCHES * params.batch_bytes + sending + unread + read + HELD_BYTES_MAX
 
 
@@ -81,7 +83,7 @@ def describe(config: ClientConfig | ServerConfig, params: ConversationParams) ->
     """The line of the start-up log about memory."""
     factor = bulk_factor(config)
     session = most_of_session(params) + (factor - 1) * (BATCHES * BATCH_BYTES + RELAY_BYTES)
-    sessions = config.conn if isinstance(config, ClientConfig) else config.maxsessions
+    sessions = config.conn + SESSIONS_ASIDE if isinstance(config, ClientConfig) else config.maxsessions
     worst = sessions * session + config.maxstreams * (factor * RELAY_BYTES + READ_LIMIT)
     options = (
         f"the options allow {_mib(session)} a session and {_mib(worst)} with {sessions} session{'s' * (sessions > 1)} "

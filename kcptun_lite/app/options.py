@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from kcptun_lite.app import values
 from kcptun_lite.core.crypt.crypt import METHODS
-from kcptun_lite.core.wire import FEC_DEFAULT_SHARDS, FEC_MAX_SHARDS, MTU_MAX
+from kcptun_lite.core.wire import FEC_MAX_SHARDS, MTU_MAX
 
 DEFAULT_KEY = "it's a secrect"  # kcptun's own, spelt as there; everybody knows it
 MANUAL = "manual"
@@ -37,6 +37,7 @@ GROUPS = (BASIC, TUNING, STREAMS, REPORTS, EXPERT)
 
 _METAVARS: dict[values.Reader, str] = {
     values.switch: "=false",
+    values.switch_or_auto: "=false",
     values.size: "SIZE",
     values.percent: "N",
     values.text: "TEXT",
@@ -86,7 +87,7 @@ class Option:
     @property
     def json_types(self) -> tuple[type, ...]:
         """What its value may be in a -c file."""
-        if self.read is values.switch:
+        if self.is_switch:
             return (bool,)
         if isinstance(self.read, values.Number) or self.read in (values.number_or_off, values.seconds_or_off):
             return (int,)
@@ -96,7 +97,7 @@ class Option:
 
     @property
     def is_switch(self) -> bool:
-        return self.read is values.switch
+        return self.read in (values.switch, values.switch_or_auto)
 
     @property
     def metavar(self) -> str:
@@ -231,7 +232,7 @@ OPTIONS: tuple[Option, ...] = (
         _shards,
         "auto",
         TUNING,
-        f"packets in an error correction group, 0: none; auto: {FEC_DEFAULT_SHARDS[0]} with kcptun, else none",
+        "packets in an error correction group, 0: none; auto: as a kcptun at the other end has it, else none",
         aliases=("ds",),
     ),
     _option(
@@ -239,11 +240,19 @@ OPTIONS: tuple[Option, ...] = (
         _shards,
         "auto",
         TUNING,
-        f"packets added to each group, 0: none; auto: {FEC_DEFAULT_SHARDS[1]} with kcptun, else none",
+        "packets added to each group, 0: none; auto: as a kcptun at the other end has it, else none",
         aliases=("ps",),
     ),
     _option("dscp", values.Number(0, 63), "0", TUNING, "DSCP class of the UDP packets"),
-    _option("nocomp", values.switch, "false", TUNING, "do not compress; the same at both ends"),
+    Option(
+        "nocomp",
+        values.switch_or_auto,
+        "auto",
+        "false",
+        TUNING,
+        "do not compress; a client that is not told finds out what the server does, a server takes its clients as they "
+        "come",
+    ),
     _option("sockbuf", _bytes, "4194304", TUNING, "bytes of the UDP socket's buffers, each way"),
     _option(
         "ratelimit",
@@ -252,8 +261,13 @@ OPTIONS: tuple[Option, ...] = (
         TUNING,
         "bytes per second and session sent at most; 0: no limit",
     ),
-    _option(
-        "smuxver", values.Number(1, 2), "1", STREAMS, "version of the stream protocol; the server adapts to its client"
+    Option(
+        "smuxver",
+        values.NumberOrAuto(values.Number(1, 2)),
+        "auto",
+        "1",
+        STREAMS,
+        "version of the stream protocol; auto: the client finds out, the server takes its clients as they come",
     ),
     _option("smuxbuf", _bytes, "4194304", STREAMS, "bytes received for all streams of a session and not yet passed on"),
     _option("streambuf", _bytes, "2097152", STREAMS, "bytes received for one stream and not yet passed on, smuxver 2"),
@@ -285,9 +299,7 @@ OPTIONS: tuple[Option, ...] = (
     _option(
         "log", values.path, "", REPORTS, "file to append the log to, instead of stderr; /dev/log: the system's log"
     ),
-    _option(
-        "loglevel", values.OneOf(("error", "warning", "info", "debug")), "info", REPORTS, "error, warning, info, debug"
-    ),
+    _option("loglevel", values.OneOf(("error", "warning", "info")), "info", REPORTS, "error, warning, info"),
     _option("status", values.path, "", REPORTS, "JSON file to keep the state of sessions and counters in"),
     _option("name", values.text, "", REPORTS, "what this tunnel is called, by ps and in the system's log"),
     _option("quiet", values.switch, "false", REPORTS, "no lines about streams opened and closed"),

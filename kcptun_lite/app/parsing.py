@@ -242,6 +242,8 @@ class _Parsing:
             raise ConfigError(f"--remoteaddr is missing: write the server's address, --remoteaddr host:29900{hint}")
         self._check_sizes(found)
         self._apply_mode(found)
+        if self.program == "server":  # it takes its clients as they come; --strict has kcptun's defaults
+            found["smuxver"], found["nocomp"] = found["smuxver"] or 1, bool(found["nocomp"])
         found["ratelimit"] = max(0, found["ratelimit"])  # less than 0 is none, as in kcptun
         if found["key"] == DEFAULT_KEY:
             self.warnings.append("the key is kcptun's default, which everybody knows; set KCPTUN_KEY")
@@ -362,4 +364,4 @@ def _json_text(path: str, key: str, value: Any, option: Option) -> str:
         raise ConfigError(f"{path}: {key!r} must be {wanted}{shown}")
     if isinstance(value, str):
         return _HALF_CHARACTER.sub("\ufffd", value)
-    return json.dumps(value) if option.is_switch else str(value)
+    return json.dumps(value) if isinstance(value, bool) else str(value)

@@ -12,8 +12,10 @@ from kcptun_lite import log
 from kcptun_lite.app.config import ServerConfig
 from kcptun_lite.app.diagnosis import UNKNOWN_EVERY, describe_adaptation, describe_refusal, describe_unknown_source
 from kcptun_lite.app.tunnel import Tunnel, cannot_listen
+from kcptun_lite.core.conversation import Conversation
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.crypt.crypt import fitting_methods
+from kcptun_lite.core.params import ConversationParams
 from kcptun_lite.errors import RemoteProtocolError, SessionError, TransportError
 from kcptun_lite.net.ends.listener import Listener, hint
 from kcptun_lite.net.ends.session_table import SessionTable
@@ -105,7 +107,7 @@ class Server(Tunnel):
         sessions = self._sessions()
         self._adapted.intersection_update(sessions)
         for session in sessions:
-            differences = session.conversation.differences(self.context.params)
+            differences = differences_from(self.context.params, session.conversation)
             if differences and session not in self._adapted and not self.config.strict:
                 self._adapted.add(session)
                 log.info(describe_adaptation(format_host(session.remote), differences))
@@ -157,6 +159,24 @@ class Server(Tunnel):
         except TransportError as exc:
             self.last_diagnosis = f"--target: {exc}"
             raise TransportError(self.last_diagnosis) from exc
+
+
+def differences_from(own: ConversationParams, conversation: Conversation) -> list[str]:
+    """The options in which a client differs from what we are set to, as far as its packets have shown them."""
+    if not conversation.smux_version:
+        return []
+    found = []
+    if conversation.smux_version != own.smux_version:
+        found.append(f"--smuxver {conversation.smux_version}")
+    if conversation.is_compressed != own.compress:
+        found.append("compression" if conversation.is_compressed else "--nocomp")
+    shards = conversation.peer_shards
+    if not conversation.params.has_fec:
+        found += ["--datashard 0"] if own.has_fec else []
+    elif shards and shards != (own.data_shards, own.parity_shards):
+        data, parity = shards
+        found.append(f"--datashard {data} --parityshard {parity}")
+    return found
 
 
 def run(config: ServerConfig) -> int:

@@ -29,11 +29,13 @@ from kcptun_lite.core.crypt.crypt import METHODS, derive_key
 from kcptun_lite.core.crypt.qpp import QppPads, QppStream
 from kcptun_lite.core.fec.encoder import speed_up
 from kcptun_lite.core.kcp.kcp import RCV_WND_START, KcpParams
+from kcptun_lite.core.mux.snappy import cramjam_if_any
 from kcptun_lite.core.params import ConversationParams
 from kcptun_lite.core.wire import FEC_DEFAULT_SHARDS
 from kcptun_lite.errors import REMEDIES, SessionClosed, SessionError, TransportError
 from kcptun_lite.net.ends.context import SessionContext
 from kcptun_lite.net.ends.failed_packets import FailedPackets
+from kcptun_lite.net.ends.path_sizes import PathSizes
 from kcptun_lite.net.event_loop import EventLoop
 from kcptun_lite.net.session.session import Session
 from kcptun_lite.net.session.stream import Stream
@@ -41,6 +43,10 @@ from kcptun_lite.net.session.update_thread import UpdateThread, monotonic_ms
 from kcptun_lite.net.tcp.relay import Relay
 from kcptun_lite.net.udp.address import resolve
 
+WITHOUT_CRAMJAM = (
+    "cramjam is not installed: what a compressed session sends is not made smaller, and what it receives takes up to a "
+    "hundred times as long to read; install it (python3-cramjam), or give --nocomp at both ends"
+)
 HOUSEKEEPING = 1.0  # s between looks at expiry, statistics, idle buffers
 FLUSH_LIMIT = 1500  # ms that a stopping program waits for its peers to acknowledge what was queued
 STOP_LIMIT = 2500  # ms after which it ends without those threads that wait for the system: a resolver, a slow reader
@@ -210,6 +216,8 @@ class Tunnel(ABC):
         Numpy is for those alone who send parity: at once if shards are given, else when a peer is known to be none of
         ours. Raises: ConfigError if something is not installed.
         """
+        if not self.config.nocomp and cramjam_if_any() is None:
+            log.warning(WITHOUT_CRAMJAM)
         crypt = self.context.make_crypt()
         params = self.context.params._replace(adapts=False)  # else it waits for its peer's first bytes
         if params.has_fec and params.has_own_shards:
@@ -314,7 +322,7 @@ class Tunnel(ABC):
             session.leave()
         deadline = monotonic_ms() + FLUSH_LIMIT
         pause = Event()
-        while monotonic_ms() < deadline and not all(map(_is_settled, self._sessions())):
+        while monotonic_ms() < deadline and not all(map(_is_done, self._sessions())):
             pause.wait(0.01)
 
     def log_start(self, listening: str) -> None:
@@ -362,7 +370,7 @@ class Tunnel(ABC):
         return ()
 
 
-def _is_settled(session: Session) -> bool:
+def _is_done(session: Session) -> bool:
     """Whether nothing is to be waited for: whoever has not shown where he is may never acknowledge anything."""
     return session.is_flushed() or not session.is_validated
 
@@ -392,6 +400,7 @@ def make_context(
         loop,
         config.ratelimit,
         failed_packets=FailedPackets(),
+        path_sizes=PathSizes(),
     )
 
 
@@ -420,7 +429,7 @@ def _params(config: ClientConfig | ServerConfig) -> ConversationParams:
         parity_shards=parity if config.parityshard is None else config.parityshard,
         has_own_shards=config.datashard is not None,
         compress=not config.nocomp,
-        smux_version=config.smuxver,
+        smux_version=config.smuxver or 1,
         max_frame=config.framesize,
         smux_buffer=config.smuxbuf,
         stream_buffer=config.streambuf,

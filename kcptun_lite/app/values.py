@@ -94,6 +94,14 @@ def switch(value: str) -> bool:
     raise ValueError(f"{value!r} is neither true nor false")
 
 
+def switch_or_auto(value: str) -> bool | None:
+    """As `switch`; auto: None, what suits is found out."""
+    try:
+        return None if value.lower() == AUTO else switch(value)
+    except ValueError as error:
+        raise ValueError(f"{error}, nor {AUTO}") from None
+
+
 @dataclass(frozen=True, slots=True)
 class Number:
     """Decimal, 0x, 0o or 0b, within bounds."""

@@ -20,17 +20,13 @@ from kcptun_lite.core.fec.encoder import FecEncoder, UncodedFec
 from kcptun_lite.core.kcp.kcp import READ_SEGMENTS, Flush, Kcp
 from kcptun_lite.core.kcp.sender import QUEUE_TARGET
 from kcptun_lite.core.kcp.window_tuning import WindowTuning
+from kcptun_lite.core.mux.dialect import Dialect, Guess
 from kcptun_lite.core.mux.smux import Event, SmuxSession
-from kcptun_lite.core.mux.snappy import SnappyDecoder, SnappyEncoder
 from kcptun_lite.core.params import ConversationParams
+from kcptun_lite.core.streams import StreamLayer
 from kcptun_lite.core.validation import AddressValidation
-from kcptun_lite.core.wire import FEC_HEADER_SIZE, SNAPPY_IDENTIFIER, Buffer, is_run_of_segments
-from kcptun_lite.errors import ConfigError, RemoteProtocolError
-
-# The Go program gives a silent peer up after 30 to 60 s (docs/protocol.md, "Keep-alive"). We look for another way to it
-# as soon as data goes unanswered, so we can afford to keep its streams through an outage of a minute.
-KEEPALIVE_TIMEOUT = 75_000  # ms
-
+from kcptun_lite.core.wire import FEC_HEADER_SIZE, Buffer, is_run_of_segments
+from kcptun_lite.errors import RemoteProtocolError
 
 # Bytes that a conversation may hold however little the budget has left, so that it always gets on.
 SEND_LEAST = 32 * 1024
@@ -69,12 +65,22 @@ class Conversation:
             is_validated: the peer is known to be where its packets come from; else little is sent until it is.
             ts_offset: ms that timestamps are ahead of `now`; where `is_validated` is False nobody may know it.
         """
-        self.conv = conv
-        self.params = params
-        self.is_compressed = params.compress
         self.share = share or Share(Budget(nullcontext()))
         self._counters = counters
         self._is_client = is_client
+        self._room_around = headroom, tailroom
+        self._ts_offset = ts_offset
+        self._now = now
+        self._events: list[Event] = []
+        self._layer = StreamLayer(params, is_client=is_client, now=now)
+        self._begin(conv, params, is_validated=is_validated)
+        self._push_frames()
+
+    def _begin(self, conv: int, params: ConversationParams, *, is_validated: bool) -> None:
+        """All that is below the streams, as if nothing had been sent or heard."""
+        self.conv = conv
+        self.params = params
+        headroom, tailroom = self._room_around
         has_fec = params.has_fec
         # Packets that are multiples of 16 leave no gaps: GRO's runs stay where they are, GSO's are one piece.
         kcp_params = params.kcp._replace(mtu=params.kcp.mtu // PACKET_ALIGNMENT * PACKET_ALIGNMENT)
@@ -84,39 +90,35 @@ class Conversation:
         self.kcp = Kcp(
             conv,
             kcp_params,
-            counters,
+            self._counters,
             headroom=headroom + FEC_HEADER_SIZE * has_fec,
             tailroom=tailroom,
-            ts_offset=ts_offset,
+            ts_offset=self._ts_offset,
             validation=self.validation,
         )
         self.kcp.is_terse = not is_validated
         self._window = WindowTuning(kcp_params.rcv_wnd, kcp_params.rcv_wnd_max)
-        self._room_around = headroom, tailroom
         self._encoder: FecEncoder | UncodedFec | None = None
         if has_fec:
-            self._encoder = UncodedFec(headroom) if params.adapts else self._make_encoder()
-        self._decoder = FecDecoder(counters)
+            is_open = params.adapts or (self._is_client and not params.has_own_shards)
+            self._encoder = UncodedFec(headroom) if is_open else self._make_encoder()
+        self._decoder = FecDecoder(self._counters)
         self._fec_least = max(FEC_LEAST, params.shards_bytes)
-        self._snappy_encoder: SnappyEncoder | None = None
-        self._snappy_decoder: SnappyDecoder | None = None
-        self._smux: SmuxSession | None = None
-        self.smux_version = 0
-        "1 or 2; 0 until an adapting end has heard the peer's first bytes"
         self._has_answered = self._has_said_hello = False
-        self._is_settled = not params.adapts
-        self._delivered: dict[int, int] = {}
+        self._taken: dict[int, int] = {}
         "sid -> bytes last taken from the stream, which its reader holds until it comes for more"
-        self._delivered_bytes = 0
+        self._taken_bytes = 0
         self._pulled_bytes = 0
         "of the peer's stream, before they were decompressed"
         self._is_broken = False
         "the peer's bytes made no sense, or a bug has lost some of them"
-        self._events: list[Event] = []
+
+    def begin_again(self, conv: int, dialect: Dialect, now: int) -> None:
+        """Say all again in another dialect, to a peer that has understood nothing of it (`guess`)."""
         self._now = now
-        if self._is_settled:
-            self._settle_compression(params.compress)
-            self._settle_smux(params.smux_version)
+        self._begin(conv, self.params, is_validated=True)
+        self._has_said_hello = True
+        self.kcp.send(self._layer.begin_again(dialect))
 
     # -- streams -------------------------------------------------------------------------------
 
@@ -134,7 +136,7 @@ class Conversation:
 
         Raises: StreamClosed, StreamReset.
         """
-        room = min(self.kcp.send_room * self.kcp.mss, len(data))
+        room = min(self.kcp.send_room * self.kcp.mss, len(data), self.guess.room if self.guess else len(data))
         if not self.validation.is_validated:  # what would be held back may as well wait here
             room = min(room, self.validation.credit - self.kcp.send_bytes - HANDSHAKE_BYTES)
         if room <= 0:
@@ -153,10 +155,10 @@ class Conversation:
 
     def take_stream_data(self, sid: int, limit: int) -> list[bytes]:
         """Received bytes of a stream, in order, about `limit`; what this unblocks shows in the events."""
-        self._note_delivered(sid, 0)
+        self._note_taken(sid, 0)
         chunks = self._streams.take(sid, limit)
         if chunks:
-            self._note_delivered(sid, sum(map(len, chunks)))
+            self._note_taken(sid, sum(map(len, chunks)))
             self._push_frames()
             self._pull()
             self._account()
@@ -164,7 +166,7 @@ class Conversation:
 
     def is_read_up(self, sid: int) -> bool:
         """Whether nothing of a stream is there to take nor has ended, now that its reader is done with what it had."""
-        self._note_delivered(sid, 0)
+        self._note_taken(sid, 0)
         return not self._streams.is_readable(sid)
 
     def is_finished(self, sid: int) -> bool:
@@ -192,14 +194,28 @@ class Conversation:
         """Give the stream up in both directions; it was cut, unless `finish_stream` was called before."""
         self._streams.close(sid)
         self._push_frames()
-        self._note_delivered(sid, 0)
+        self._note_taken(sid, 0)
         self._pull()
         self._account()
 
     @property
+    def smux_version(self) -> int:
+        """1 or 2; 0 until an adapting end has heard the peer's first bytes."""
+        return self._layer.smux_version
+
+    @property
+    def is_compressed(self) -> bool:
+        return self._layer.is_compressed
+
+    @property
+    def guess(self) -> Guess | None:
+        """While nobody knows whether the peer understands what is spoken."""
+        return self._layer.guess
+
+    @property
     def is_peer_ours(self) -> bool:
         """Whether the peer has said that it is of our kind, and no kcptun."""
-        return self._smux is not None and self._smux.is_peer_ours
+        return self.smux is not None and self.smux.is_peer_ours
 
     def take_events(self) -> list[Event]:
         """What has happened since the last call."""
@@ -241,9 +257,16 @@ class Conversation:
                 kcp.flush_wanted = Flush.EVERYTHING
             self._pull()
             self._tune_window(now)
+        except RemoteProtocolError as exc:
+            if not self.guess:
+                raise
+            self.guess.refute(exc)
         finally:  # whatever happens, nothing that is kept may lie in a batch that others will use
             if kcp.received.count:
                 kcp.received.detach()
+        told = kcp.windows_told, kcp.windows_told_from_zero
+        if self.guess and self._layer.weigh_guess(now, kcp.progress()[0] > 0, *told):
+            kcp.probe()
         self._account()
 
     def _take_packets(self, packets: Sequence[memoryview], now: int) -> None:
@@ -252,8 +275,11 @@ class Conversation:
             self.kcp.receive(datagrams, now)
             if recovered := [datagram for datagram in recovered if is_run_of_segments(datagram, self.conv)]:
                 self.kcp.receive(recovered, now, recovered=True)
-        if isinstance(self._encoder, UncodedFec) and self._decoder.shards:
-            self._take_shards(*self._decoder.shards)
+        if isinstance(self._encoder, UncodedFec):
+            if self._decoder.shards:
+                self._take_shards(*self._decoder.shards)
+            elif self._decoder.has_bare and self._is_client:  # a kcptun without takes parity for data
+                self._do_without_fec()
 
     def packets_to_send(self, batch: PacketBatch, now: int) -> bool:
         """Put packets into the batch, still to be sealed; True if the batch was full: send it and call again."""
@@ -295,8 +321,8 @@ class Conversation:
         Raises: KeepaliveTimeout.
         """
         self._now = now
-        if self._smux:
-            self._smux.tick(now)
+        if self.smux:
+            self.smux.tick(now)
             self._push_frames()
         if self.share.is_limited:
             self._account()  # others may have given something back
@@ -304,6 +330,8 @@ class Conversation:
             self.share.update(self.held_bytes)  # for who asks what is held
         if self._encoder:
             self._encoder.rest(now)
+        if self.guess and self.guess.wants_question(now):
+            self.kcp.probe()
         deadline = self.kcp.next_deadline()
         if deadline is not None and now >= deadline:
             self.kcp.flush_wanted = Flush.EVERYTHING
@@ -315,50 +343,49 @@ class Conversation:
 
     def say_goodbye(self) -> None:
         """Tell the peer that the session is over here: one of ours forgets it, those of kcptun take no notice."""
-        if self._smux:
-            self._smux.bye()
+        if self.smux:
+            self.smux.bye()
             self._push_frames()
+
+    @property
+    def is_held_up(self) -> bool:
+        """Whether readers that have stopped, here or there, keep all streams waiting, or soon will."""
+        return not self.kcp.rmt_wnd or (self.smux is not None and self.smux.is_filling)
 
     @property
     def has_peer_left(self) -> bool:
         """Whether it has said goodbye; all it had to say has come."""
-        return self._smux is not None and self._smux.has_peer_left
+        return self.smux is not None and self.smux.has_peer_left
 
     def has_peer_restarted(self, now: int) -> bool:
         """Whether the peer knows nothing of this conversation any more; a client that is restarted has a new one."""
-        return self._is_client and self.kcp.has_peer_restarted(now)
+        return self._is_client and not self.guess and self.kcp.has_peer_restarted(now)
 
     def next_deadline(self) -> int | None:
         """ms of the next `tick` that matters to KCP; keep-alive runs on the caller's slow rhythm."""
-        return self.kcp.next_deadline()
+        deadlines = self.kcp.next_deadline(), self.guess.ask_at if self.guess else None
+        return min((at for at in deadlines if at is not None), default=None)
 
     def progress(self) -> tuple[int, int, int]:
         """Numbers of which one grows when a packet brings anything new: a replayed one changes none."""
         return self.kcp.progress()
 
-    def differences(self, own: ConversationParams) -> list[str]:
-        """The options in which the peer differs from `own`, as far as its packets have shown them."""
-        if not self.smux_version:
-            return []
-        found = []
-        if self.smux_version != own.smux_version:
-            found.append(f"--smuxver {self.smux_version}")
-        if self.is_compressed != own.compress:
-            found.append("compression" if self.is_compressed else "--nocomp")
-        shards = self._decoder.shards
-        if not self.params.has_fec:
-            found += ["--datashard 0"] if own.has_fec else []
-        elif shards and shards != (own.data_shards, own.parity_shards):
-            data, parity = shards
-            found.append(f"--datashard {data} --parityshard {parity}")
-        return found
+    @property
+    def peer_shards(self) -> tuple[int, int] | None:
+        """The data and parity shards that the peer sends, once they are certain."""
+        return self._decoder.shards
 
     # -- inside --------------------------------------------------------------------------------
 
     @property
+    def smux(self) -> SmuxSession | None:
+        return self._layer.smux
+
+    @property
     def _streams(self) -> SmuxSession:
-        assert self._smux is not None, "no stream exists before the peer's first bytes"
-        return self._smux
+        smux = self._layer.smux
+        assert smux is not None, "no stream exists before the peer's first bytes"
+        return smux
 
     def _tune_window(self, now: int) -> None:
         """Announce what the peer needs, where no receive window was set."""
@@ -367,9 +394,9 @@ class Conversation:
         kcp, window = self.kcp, self._window
         before = window.limit
         window.on_rtt(kcp.rtt.latest)
-        if self._smux and self._smux.is_peer_ours:
+        if self.smux and self.smux.is_peer_ours:
             window.open_wide()
-        elif window.on_received(kcp.received.next_sn, kcp.rtt.latest, now) and self._smux:
+        elif window.on_received(kcp.received.next_sn, kcp.rtt.latest, now) and self.smux:
             self.ping()
         if window.limit != before:
             kcp.advertise(window.limit)
@@ -390,36 +417,6 @@ class Conversation:
             self.params = self.params._replace(data_shards=data, parity_shards=parity)
             self._encoder = self._make_encoder(first_group=1)
 
-    def _settle_compression(self, compress: bool) -> None:
-        self.is_compressed = compress
-        if compress:
-            try:
-                self._snappy_encoder = SnappyEncoder()
-                self._snappy_decoder = SnappyDecoder()
-            except ConfigError as exc:
-                if not self.params.adapts:
-                    raise
-                raise RemoteProtocolError(f"it is compressed, and here {exc}") from exc
-
-    def _settle_smux(self, version: int) -> None:
-        params = self.params
-        self.smux_version = version
-        self._smux = SmuxSession(
-            is_client=self._is_client,
-            version=version,
-            max_frame=params.max_frame,
-            receive_buffer=params.smux_buffer,
-            stream_buffer=params.stream_buffer,
-            keepalive_ms=params.keepalive,
-            keepalive_timeout_ms=KEEPALIVE_TIMEOUT,
-            now=self._now,
-            max_streams=params.max_streams,
-        )
-        if not self._is_client:
-            # Its acknowledgement proves that the client is where it says it is; and it shows what we speak.
-            self._smux.hello()
-            self._push_frames()
-
     def _pull(self) -> None:
         """Move what KCP has in order up to the streams, as far as their buffers allow.
 
@@ -431,7 +428,7 @@ class Conversation:
             self._is_broken = False
 
     def _pull_all(self) -> None:
-        while (self._smux is None or self._smux.receive_budget > 0) and self.kcp.queued_bytes < ANSWERS_MAX:
+        while (self.smux is None or self.smux.has_room) and self.kcp.queued_bytes < ANSWERS_MAX:
             parts = self.kcp.received.count and self.kcp.read(self._most_to_read())
             if not parts:
                 return
@@ -439,17 +436,10 @@ class Conversation:
             if not data:
                 continue
             self._pulled_bytes += len(data)
-            if not self._is_settled:
-                # The identifier opens every compressed session, a frame's version byte every other one.
-                self._is_settled = True
-                self._settle_compression(data[0] == SNAPPY_IDENTIFIER[0])
-            if self._snappy_decoder:
-                data = self._snappy_decoder.feed(data)
-                if not data:
-                    continue
-            if self._smux is None:
-                self._settle_smux(data[0] if data[0] in (1, 2) else self.params.smux_version)
-            self._events += self._streams.feed(data)
+            events = self._layer.feed(data, self._now)
+            if events is None:
+                continue
+            self._events += events
             if self._streams.frames_received > FRAMES_FREE + self._pulled_bytes // BYTES_PER_FRAME:
                 raise RemoteProtocolError("more frames than so few bytes can mean")
             if self._streams.is_peer_ours:
@@ -462,11 +452,11 @@ class Conversation:
 
     def _most_to_read(self) -> int:
         """Segments of which nothing would be too much, even decompressed; 0 if a reader must come first."""
-        if not self.share.is_limited or (self._is_settled and not self._snappy_decoder):
+        if not self.share.is_limited or not self._layer.may_expand:
             return READ_SEGMENTS
         wanted = min(self.kcp.received.count, READ_SEGMENTS) * EXPANDED_BYTES
         most = self.share.update(self.held_bytes, self._received_bytes(), wanted) // EXPANDED_BYTES
-        has_readers = self._delivered_bytes or (self._smux and self._smux.unread_bytes)
+        has_readers = self._taken_bytes or (self.smux and self.smux.unread_bytes)
         return min(most, READ_SEGMENTS) or (0 if has_readers else 1)
 
     def _sending_bytes(self) -> int:
@@ -475,20 +465,17 @@ class Conversation:
     def _received_bytes(self) -> int:
         received = self.kcp.received
         held = received.unread_bytes + received.unread_count * SEGMENT_COST
-        held += self._decoder.held_bytes + self._delivered_bytes
-        if self._snappy_decoder:
-            held += self._snappy_decoder.held_bytes
-        return held + (self._smux.held_bytes if self._smux else 0)
+        return held + self._decoder.held_bytes + self._taken_bytes + self._layer.held_bytes
 
-    def _note_delivered(self, sid: int, size: int) -> None:
+    def _note_taken(self, sid: int, size: int) -> None:
         """What a reader has in its hands now; when it is done with it, there may be room again."""
         if not self.share.is_limited:
             return
         if size:
-            self._delivered[sid] = size
-            self._delivered_bytes += size
-        elif done := self._delivered.pop(sid, 0):
-            self._delivered_bytes -= done
+            self._taken[sid] = size
+            self._taken_bytes += size
+        elif done := self._taken.pop(sid, 0):
+            self._taken_bytes -= done
             self._pull()
             self._account()
 
@@ -506,7 +493,6 @@ class Conversation:
         decoder.held_limit = min(HELD_BYTES_MAX, max(self._fec_least, decoder.held_bytes + allowance // 2))
 
     def _push_frames(self) -> None:
-        frames = self._streams.frames_to_send()
-        if frames:
-            encoder = self._snappy_encoder
-            self.kcp.send(encoder.encode(frames) if encoder else b"".join(frames))
+        data = self._layer.bytes_to_send()
+        if data:
+            self.kcp.send(data)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from kcptun_lite.core.batch.pool import BATCH_BYTES
 from kcptun_lite.core.batch.strided import PACKET_ALIGNMENT
 from kcptun_lite.core.kcp.kcp import KcpParams
+from kcptun_lite.core.mux.dialect import Dialect
 from kcptun_lite.core.wire import (
     FEC_DEFAULT_SHARDS,
 )
@@ -33,6 +34,8 @@ class ConversationParams(NamedTuple):
     max_streams: int = 1024
     adapts: bool = False
     "take smux version, compression and shards from what the peer sends (servers)"
+    is_guess: bool = False
+    "smux version and compression may not be the peer's: what is said is kept until it has understood (clients)"
 
     @property
     def has_fec(self) -> bool:
@@ -57,6 +60,14 @@ class ConversationParams(NamedTuple):
     def slot(self) -> int:
         """The most that a packet takes, aligned."""
         return -(-self.kcp.mtu // PACKET_ALIGNMENT) * PACKET_ALIGNMENT
+
+    def in_dialect(self, dialect: Dialect, *, is_guess: bool) -> "ConversationParams":
+        """The same, speaking this."""
+        return self._replace(smux_version=dialect.smux_version, compress=dialect.compress, is_guess=is_guess)
+
+    def within(self, mtu: int) -> "ConversationParams":
+        """The same with packets of at most so many bytes."""
+        return self._replace(kcp=self.kcp._replace(mtu=min(mtu, self.kcp.mtu)))
 
     def answering(self, *, fec: bool) -> "ConversationParams":
         """What to be set to for a peer whose first packet has a FEC header, or has none.

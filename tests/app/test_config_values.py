@@ -54,7 +54,7 @@ from tests.app.configs import client, complaint, read, server
         (["--interface", "wan a"], "--interface: 'wan a' is no name of a network device"),
         (["--interface", "."], "--interface: '.' is no name of a network device"),
         (["--interface", "sixteen-letters."], "--interface: 'sixteen-letters.' is too long for a network device; 15"),
-        (["--loglevel", "trace"], "--loglevel: 'trace' is not known; it can be error, warning, info, debug"),
+        (["--loglevel", "trace"], "--loglevel: 'trace' is not known; it can be error, warning, info"),
     ],
 )
 def test_wrong_values_name_the_option_and_the_remedy(arguments: list[str], sentence: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from kcptun_lite.app.server import differences_from
 from kcptun_lite.core.batch.packets import PacketBatch
 from kcptun_lite.core.batch.pool import BATCH_BYTES, BufferPool
 from kcptun_lite.core.conversation import Conversation
@@ -129,27 +130,36 @@ def test_our_server_understands_the_client_whatever_it_is_set_to_itself(capture:
         "compression" if capture.compress else "--nocomp",
         "--datashard 10 --parityshard 3" if capture.fec else "--datashard 0",
     ]
-    assert server.differences(own) == differences
+    assert differences_from(own, server) == differences
     # Its ping is noise (docs/protocol.md, "NAT ping of 2017").
     assert counters.in_checksum_errors == (capture.name == "cap_2017_default")
 
 
+@pytest.mark.parametrize("is_told", [True, False], ids=["told", "guessing"])
 @pytest.mark.parametrize("capture", CAPTURES, ids=lambda capture: capture.name)
-def test_our_client_understands_the_server(capture: Capture) -> None:
+def test_our_client_understands_the_server(capture: Capture, is_told: bool) -> None:
+    """Also if smux version and compression were a guess, and nothing was known of its error correction."""
     recording = vectors(capture.name)
     counters = Counters()
     bodies = list(opened(capture, recording, "S>C", counters))
     conv = next(segment[0] for _, body in bodies if (segment := first_segment(body)))
-    client = conversation(conv, params(capture), counters, is_client=True)
+    untold = {"is_guess": True, "data_shards": 10, "parity_shards": 3, "has_own_shards": False}
+    client = conversation(conv, params(capture, **({} if is_told else untold)), counters, is_client=True)
     sids = [client.open_stream() for _ in recording["connections"]]
     received = {sid: bytearray() for sid in sids}
-    if capture.smux_version == 2:
-        send_as_recorded(client, sids[0], recording["connections"][0]["client_sent_len"])
+    unsent = recording["connections"][0]["client_sent_len"] if capture.smux_version == 2 else 0
     for now, body in bodies:
+        while unsent and (taken := client.send_stream_data(sids[0], memoryview(bytes(unsent)))):
+            unsent -= taken
         client.receive_packets([memoryview(body)], now)
         for sid, data in received.items():
             while chunks := client.take_stream_data(sid, 1 << 20):
                 data += b"".join(chunks)
     for sid, connection in zip(sids, recording["connections"], strict=True):
         assert_is(bytes(received[sid]), connection, "client_received")
+    assert client.guess is None
+    client.ping()
+    batch = PacketBatch(memoryview(bytearray(BATCH_BYTES)))
+    client.packets_to_send(batch, bodies[-1][0])
+    assert {fec_type(bytes(view)[20:]) > 0 for view in batch.views()} == {capture.fec}, "as the server does it"
     assert counters.in_checksum_errors == 0

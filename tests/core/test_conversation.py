@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 
 from kcptun_lite.core.batch.packets import PacketBatch
-from kcptun_lite.core.conversation import KEEPALIVE_TIMEOUT, Conversation
+from kcptun_lite.core.conversation import Conversation
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.kcp.kcp import KcpParams
-from kcptun_lite.core.mux.smux import StreamFinished, StreamOpened, StreamReadable, StreamWritable
+from kcptun_lite.core.mux.smux import SmuxSession, StreamFinished, StreamOpened, StreamReadable, StreamWritable
 from kcptun_lite.core.params import ConversationParams
+from kcptun_lite.core.streams import KEEPALIVE_TIMEOUT
 from kcptun_lite.core.wire import KCP_SEGMENT
 from kcptun_lite.errors import KeepaliveTimeout, RemoteProtocolError
 from tests.helpers import CONV, ConversationEnd, ConversationPair, kcp_params, noise
@@ -205,7 +206,11 @@ def test_version_2_writer_waits_for_the_peers_window() -> None:
 
 @pytest.mark.parametrize("loss", [0.0, 0.1])
 @pytest.mark.parametrize("compress", [False, True], ids=["nocomp", "snappy"])
-def test_full_buffers_shut_the_window_and_reading_opens_it(compress: bool, loss: float) -> None:
+def test_full_buffers_shut_the_window_and_reading_opens_it(
+    compress: bool, loss: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a kcptun, which sends on whether somebody reads or not."""
+    monkeypatch.setattr(SmuxSession, "hello", lambda self: None)
     windows = kcp_params(rcv_wnd=32, snd_wnd=64)
     settings = params(compress=compress, smux_buffer=100_000, stream_buffer=100_000, kcp=windows)
     pair = ConversationPair(settings, link={"delay": 20, "loss": loss})

@@ -325,7 +325,7 @@ def _use_stream(end: SmuxSession, operation: int, sid: int, payload: bytes) -> N
 
 
 def _check_smux(end: SmuxSession) -> None:
-    unread = sum(stream.unread_bytes() for stream in end._streams.values())
+    unread = sum(stream.unread_bytes for stream in end._streams.values())
     assert end.receive_budget == SMUX_BUFFER - unread
     assert end._streams_from_peer == sum(stream.from_peer for stream in end._streams.values()) <= STREAMS_MAX
     assert end._to_send_bytes == sum(map(len, end._to_send))

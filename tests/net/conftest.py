@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from kcptun_lite.net.session import session as session_room
+from kcptun_lite.net.session import transmitter as transmitter_room
 from kcptun_lite.net.udp.udp_socket import UdpOptions, UdpSocket
 from tests.net.fakes import Clock, Wire, make_context
 from tests.net.locks import locks_in_order
@@ -18,6 +19,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The time of all sessions."""
     clock = Clock()
     monkeypatch.setattr(session_room, "monotonic_ms", clock)
+    monkeypatch.setattr(transmitter_room, "monotonic_ms", clock)
     return clock
 
 

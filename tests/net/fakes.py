@@ -25,6 +25,7 @@ from kcptun_lite.core.wire import KCP_PUSH, KCP_SEGMENT
 from kcptun_lite.errors import SessionError, TransportError
 from kcptun_lite.net.ends.context import SessionContext
 from kcptun_lite.net.ends.failed_packets import FailedPackets
+from kcptun_lite.net.ends.path_sizes import PathSizes
 from kcptun_lite.net.event_loop import EventLoop
 from kcptun_lite.net.session.session import Session
 from kcptun_lite.net.session.stream import Stream
@@ -90,6 +91,7 @@ def make_context(
         loop=loop or cast(Any, FakeLoop()),
         rate=rate,
         failed_packets=FailedPackets(),
+        path_sizes=PathSizes(),
     )
 
 

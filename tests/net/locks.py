@@ -141,7 +141,7 @@ def locks_in_order(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         tunnel._relay_gone = _condition(tunnel._lock)
 
     def in_session(session: Any) -> None:
-        session._tx_lock = OrderedLock(3, "session tx")
+        session._transmitter.lock = OrderedLock(3, "session tx")
         session.lock = OrderedLock(4, "session")
         session.conversation.guard = session.conversation.kcp.guard = session.lock
 

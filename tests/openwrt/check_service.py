@@ -142,7 +142,7 @@ def test_switches_in_all_their_words(router: Router) -> None:
 @pytest.mark.parametrize(
     ("option", "value", "sentence"),
     [
-        ("nocomp", "2", "nocomp '2' is not 0 or 1"),
+        ("nocomp", "2", "nocomp '2' is not 0 or 1, or auto"),
         ("mtu", " 1350", "mtu ' 1350' is not a number from 50 to 1500"),
         ("mtu", "01350", "mtu '01350' is not a number from 50 to 1500"),
         ("mtu", "0x500", "mtu '0x500' is not a number from 50 to 1500"),
@@ -299,7 +299,7 @@ def test_every_option_is_in_what_procd_compares(router: Router) -> None:
     values = {
         "rcvwnd": "513", "parityshard": "4", "dscp": "1", "sockbuf": "4194303", "ratelimit": "1000001",
         "smuxbuf": "4194303", "streambuf": "2097151", "framesize": "32767", "keepalive": "11", "closewait": "301",
-        "maxstreams": "1023", "memlimit": "33M", "gogc": "99", "loglevel": "debug", "snmplog": "/tmp/a",
+        "maxstreams": "1023", "memlimit": "33M", "gogc": "99", "loglevel": "warning", "snmplog": "/tmp/a",
         "snmpperiod": "61", "acknodelay": "1", "nodelay": "1", "interval": "51", "resend": "1", "nc": "1", "qpp": "1",
         "qppcount": "60", "conn": "2", "autoexpire": "1", "scavengettl": "601", "localaddr": ":12949",
         "remoteaddr": "192.0.2.9:29901", "bind_address": "127.0.0.1", "tcp": "1", "pprof": "1",

@@ -33,8 +33,6 @@ class PoolUsage(NamedTuple):
 
     in_use_bytes: int
     idle_bytes: int
-    released_bytes: int
-    "given back to the system since the start"
 
 
 class BufferPool:
@@ -69,7 +67,6 @@ class BufferPool:
         self._peak_bytes = 0
         "most bytes in use at once since the last trim"
         self._idle_bytes = 0
-        self._released_bytes = 0
         self._is_busy = False
         "a buffer was taken since the last trim"
 
@@ -119,8 +116,7 @@ class BufferPool:
                 self._idle.setdefault(size, []).append(buffer)
                 self._idle_bytes += size
                 return
-            self._released_bytes += size  # unmapped with its last reference, when we return
-        self.budget.update(-size)
+        self.budget.update(-size)  # it is unmapped with its last reference, when we return
 
     def trim(self) -> bool:
         """Give idle buffers above the ceiling back to the system; called now and then, as use falls.
@@ -137,13 +133,12 @@ class BufferPool:
                     size = len(kept.pop())
                     self._idle_bytes -= size
                     released += size
-            self._released_bytes += released
         self.budget.update(-released)
         return is_quiet
 
     def usage(self) -> PoolUsage:
         with self._lock:
-            return PoolUsage(self._in_use_bytes, self._idle_bytes, self._released_bytes)
+            return PoolUsage(self._in_use_bytes, self._idle_bytes)
 
     def _may_keep_locked(self, size: int, floor: int) -> bool:
         if self.budget.free < 0:

@@ -10,6 +10,11 @@ from collections.abc import Iterator, Sequence
 from typing import overload
 
 from kcptun_lite.core.batch.strided import MANY, find_grid, gather, some_places
+from kcptun_lite.core.lazy_imports import loaded_numpy
+
+# From so many packets on a row is worth finding, and never without numpy. With error correction, per packet received:
+# 16 packets 6.9 us as a row and 2.4 one by one, 64 2.7 and 2.0, 128 1.2 and 1.9; without numpy 64 3.4 and 2.4.
+ROW = 64
 
 
 class PacketRow(Sequence[memoryview]):
@@ -73,19 +78,27 @@ class PacketList(Sequence[memoryview]):
         start = self._starts[index]
         return self._arena[start : start + self._lengths[index]]
 
+    def views(self) -> list[memoryview]:
+        """All of them, made at once: half the time of one by one."""
+        arena = self._arena
+        return [arena[start : start + size] for start, size in zip(self._starts, self._lengths, strict=True)]
+
     def stretches(self) -> Iterator[Sequence[memoryview]]:
         """The same packets in the same order: rows where enough of them are equally long, and what is between."""
+        if len(self) < ROW or not loaded_numpy():
+            yield self.views()
+            return
         longest = max(self._lengths)  # what bulk is made of
         begin = 0
         others = [index for index, length in enumerate(self._lengths) if length != longest]
         if len(others) * MANY > len(self):
-            yield self
+            yield self.views()
             return
         for index in [*others, len(self)]:
-            if index - begin >= MANY:
+            if index - begin >= ROW:
                 yield PacketRow(self._arena, longest, *find_grid(self._starts[begin:index]))
             elif begin < index:
-                yield self[begin:index]
+                yield self[begin:index].views()
             if index < len(self):
                 yield self[index : index + 1]
             begin = index + 1

@@ -90,6 +90,8 @@ class FecDecoder:
     def __init__(self, counters: Counters) -> None:
         self.shards: tuple[int, int] | None = None
         "the sender's (data, parity), once they are certain"
+        self.has_bare = False
+        "a datagram has come without error correction"
         self.held_bytes = 0
         "bytes of shards kept for recovery"
         self.held_limit = HELD_BYTES_MAX
@@ -125,6 +127,7 @@ class FecDecoder:
                 if fec_type(packet):  # out of band, or too short
                     self._counters.in_errors += 1
                 else:
+                    self.has_bare = True
                     datagrams.append(packet)
                 continue
             if seqid != expected or kind != run_kind:

@@ -152,7 +152,8 @@ class PackedSums:
         self._np = numpy
         self._tables = tables
         self._sums = sums
-        self._words = numpy.zeros((len(tables), width), tables.dtype)
+        self._width = width
+        self._words = numpy.zeros((len(tables), 0), tables.dtype)
         self._prepare(0, 0)
         self.filled = 0
         self.longest = 0
@@ -170,6 +171,8 @@ class PackedSums:
     def add(self, buffer: Buffer, start: int, stride: int, count: int, length: int) -> None:
         np = self._np
         self.longest = max(self.longest, length)
+        if not self._words.shape[1]:
+            self._words = np.zeros((len(self._tables), self._width), self._tables.dtype)
         while count:
             rows = min(count, GATHER_ROWS)
             if rows == 1:  # an odd one among others: not worth a change of scratch
@@ -205,6 +208,8 @@ class PackedSums:
     def rest(self) -> None:
         if len(self._index):
             self._prepare(0, 0)
+        if not self.filled:
+            self._words = self._words[:, :0].copy()
 
 
 def packed_tables(rows: Rows) -> "NDArray[np.unsignedinteger]":

@@ -103,6 +103,7 @@ class Kcp:
         `ts_offset`: ms that timestamps on the wire are ahead of `now`; `validation` is told what goes and comes back.
         """
         self.conv = conv
+        self.mtu = params.mtu
         self.mss = params.mtu - headroom - tailroom - KCP_HEADER_SIZE
         self.received = ReceiveWindow(max(params.rcv_wnd, params.rcv_wnd_max), first_sn)
         self.received.advertised = params.rcv_wnd
@@ -129,8 +130,11 @@ class Kcp:
         self._acks_in_datagram = (self.mss + KCP_HEADER_SIZE) // KCP_HEADER_SIZE
         self._acks = AckList()
         # window probes
-        self._ask = self._tell = False
+        self._ask = 0  # times
+        self._tell = False
         self._probe_wait = self._probe_at = 0
+        self.windows_told = self.windows_told_from_zero = 0
+        "times that the peer has told its window, and acknowledged something with it; or nothing, where it had before"
 
     # -- above ---------------------------------------------------------------------------------
 
@@ -200,7 +204,7 @@ class Kcp:
         `recovered`: they come from parity, late and out of order, so their window field and
         timestamps say nothing.
         """
-        una_before, wnd_before = self.window.snd_una, self.rmt_wnd
+        una_before, wnd_before, had_gap = self.window.snd_una, self.rmt_wnd, self.received.has_gap
         index = 0
         while index < len(datagrams):
             if not recovered:
@@ -213,7 +217,8 @@ class Kcp:
         self.sender.end_batch(now)
         # There is a hole, or what waits has more room. Acknowledgements alone wait for company.
         has_room = self.queued_bytes and (self.window.snd_una != una_before or self.rmt_wnd > wnd_before)
-        if self.window.has_fast or has_room or (self._probe_wait and self.rmt_wnd):
+        is_loss = self.received.has_gap and not had_gap  # its sender is to know at once (RFC 5681, 4.2)
+        if self.window.has_fast or has_room or is_loss or (self._probe_wait and self.rmt_wnd):
             self.flush_wanted = Flush.EVERYTHING
         acks = self._acks
         if acks.count:
@@ -314,6 +319,12 @@ class Kcp:
             elif cmd == KCP_WASK:
                 self._tell = True
                 self.flush_wanted = Flush.EVERYTHING
+            else:  # WINS answers what was small
+                self.window.note_small_passed()
+                if self._is_zero(una_field):
+                    self.windows_told_from_zero += 1
+                else:
+                    self.windows_told += 1
         self._counters.in_segments += segments
         if segments:
             is_news = bool(acks) and self.window.is_news(acks[-1])
@@ -381,9 +392,9 @@ class Kcp:
         """So many bytes fewer are added before a datagram from now on."""
         self._headroom -= size
 
-    def probe(self) -> None:
-        """Ask the peer for its window: any living peer answers."""
-        self._ask = True
+    def probe(self, *, is_large: bool = False) -> None:
+        """Ask the peer for its window: any living peer answers. `is_large`: with a packet of the full size."""
+        self._ask = max(self._ask, self._acks_in_datagram if is_large else 1)
         self.flush_wanted = Flush.EVERYTHING
 
     def resend_all(self, now: int) -> None:
@@ -445,12 +456,13 @@ class Kcp:
         elif now >= self._probe_at:
             self._probe_wait = min(self._probe_wait * 3 // 2, KCP_PROBE_LIMIT)
             self._probe_at = now + self._probe_wait
-            self._ask = True
+            self._ask = max(self._ask, 1)
         if self._restart.wants_question(now):
-            self._ask = True
-        if self._ask and not writer.write(KCP_WASK, 0, 0, b""):
-            return False
-        self._ask = False
+            self._ask = max(self._ask, 1)
+        while self._ask:
+            if not writer.write(KCP_WASK, 0, 0, b""):
+                return False
+            self._ask -= 1
         if self._tell and not writer.write(KCP_WINS, 0, 0, b""):
             return False
         self._tell = False

@@ -17,6 +17,8 @@ from kcptun_lite.core.wire import KCP_RTO_INITIAL, KCP_RTO_MAX, MASK32, diff32
 NEVER = 1 << 62  # ms
 RUN = 6  # segments; losses by chance seldom come so many in a row ...
 DOUBT = 2  # ... so we wait for so many loss delays, while `una` has not come that far
+LARGE = 560  # bytes of payload; every path carries packets for less (RFC 791: 576 with all headers)
+LARGE_LOSSES = 4  # sendings of a large segment, one after the other, that a path loses for its size
 HEAD = 32  # segments at the head of the window whose timeouts are believed at once, whatever else is silent
 
 
@@ -82,6 +84,10 @@ class SendWindow:
         "segments sent again although an earlier sending arrived"
         self.doubts_runs = False
         "whether a long run of missing segments is rather a lost datagram of ACKs"
+        self.has_large_passed = False
+        "a large segment has arrived, since the path was changed"
+        self._resends_since: int | None = None
+        "resends of the segment at `una` when something small arrived, the first since it is there"
         self.acks_come_twice = False
         "the peer tells each ACK of an early segment in two datagrams"
         self._fast_limit = fast_limit
@@ -119,8 +125,9 @@ class SendWindow:
         segments = self.segments
         if not 0 < passed <= len(segments):
             return 0
-        freed = before = 0
-        before = self.unacked
+        freed, before = 0, self.unacked
+        self.has_large_passed = self.has_large_passed or any([len(one.payload) > LARGE for one in segments[:passed]])
+        self._resends_since = None
         for segment in segments[:passed]:
             if not segment.acked:
                 self.unacked -= 1
@@ -180,6 +187,8 @@ class SendWindow:
                     self.unacked -= 1
                     self._progress += 1
                     freed += len(segment.payload)
+                    self.has_large_passed = self.has_large_passed or len(segment.payload) > LARGE
+                    self.note_small_passed()
                     segment.payload = b""
                     self.needless += segment.resends > 0 and sent_at < flight.sent_at
                     live.append((index, sent_at))
@@ -222,6 +231,19 @@ class SendWindow:
         newest, self._newest = self._newest, None
         return progress, newest
 
+    def note_small_passed(self) -> None:
+        """Something small was sent, perhaps while the segment at `una` was under way, and has arrived."""
+        if self.segments and self._resends_since is None:
+            self._resends_since = self.segments[0].resends
+
+    @property
+    def loses_large(self) -> bool:
+        """Whether the path seems to lose all that is large, and nothing else (a black hole: RFC 8899, 4.3)."""
+        if self.has_large_passed or self._resends_since is None or not self.segments:
+            return False
+        head = self.segments[0]
+        return head.resends - self._resends_since >= LARGE_LOSSES and len(head.payload) > LARGE
+
     # -- what to send again --------------------------------------------------------------------
 
     def _is_tail(self, segment: Segment) -> bool:
@@ -236,7 +258,7 @@ class SendWindow:
         again for nothing: behind the head of the window, which asks, such timeouts wait half as long again.
         `skip_delay`: ms since the sending before which skips are no losses: the path changes the order of packets.
         `early`: nothing new is going out, so one skip is enough (RFC 5827 in spirit). The caller calls
-        `resent` for each one it sends, and `settle` if it sends them all; the others are due again.
+        `resent` for each one it sends, and `all_resent` if it sends them all; the others are due again.
         """
         timed_out = self.next_resend is not None and now >= self.next_resend
         if not (timed_out or self.has_fast or (early and self.has_skipped)):
@@ -284,7 +306,7 @@ class SendWindow:
         self.has_fast = bool(due) and self.has_fast
         return due
 
-    def settle(self) -> None:
+    def all_resent(self) -> None:
         """All that `due` has named last has been sent again."""
         self.next_resend = self._next_of_others
         self.has_skipped, self.has_fast = self._others_skipped, False
@@ -313,6 +335,7 @@ class SendWindow:
         if self.segments:
             self.next_resend = min(segment.resend_at for segment in self.segments)
         self._delivered_at = now
+        self.has_large_passed = False
 
     def resent(self, segment: Segment, cause: Cause, flight: Flight, rto: int, nodelay: int) -> None:
         """Start the clock of a segment sent again; after a timeout it runs longer (linear back-off)."""

@@ -247,7 +247,7 @@ class Sender:
                 window.plan_repeats(segment.sn, COPY_DELAYS[:1], 1)
         self._pacer.spend(allowed)
         if allowed == len(due):
-            window.settle()
+            window.all_resent()
         control.on_retransmission(window.snd_nxt - window.snd_una, limit, skipped=skipped, timed_out=timed_out)
         return True
 

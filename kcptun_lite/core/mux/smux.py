@@ -15,16 +15,17 @@ nothing tells which, until a FIN more says the first or an UPD, which only a rea
 mean nothing to it, put before FIN, tell one of ours more: NOP with the stream's id, that only this half has ended and
 the other one goes on; PSH without payload, that the stream was cut, and what came of it is not all there was. A FIN
 after a FIN gives up the other half. And a NOP with the id HELLO_SID, the first thing that each of us says, tells the
-other end that we are of its kind; one with BYE_SID, the last thing, that the session is over.
+other end that we are of its kind; one with BYE_SID, the last thing, that the session is over. One with WINDOWS_SID says
+that we heed UPD in version 1, too: there it is sent when a reader has stopped, so that he alone waits.
 """
 
+from kcptun_lite.core.mux.stream_state import OPEN_WINDOW, StreamState
 from kcptun_lite.core.wire import (
     MASK32,
     SMUX_FIN,
     SMUX_HEADER,
     SMUX_HEADER_SIZE,
     SMUX_NOP,
-    SMUX_PEER_WINDOW_INITIAL,
     SMUX_PSH,
     SMUX_SYN,
     SMUX_UPD,
@@ -33,13 +34,15 @@ from kcptun_lite.core.wire import (
     Buffer,
     diff32,
 )
-from kcptun_lite.errors import KeepaliveTimeout, SessionClosed, SmuxError, StreamClosed
+from kcptun_lite.errors import KeepaliveTimeout, SessionClosed, SmuxError, SmuxVersionError, StreamClosed
 
 SMUX_MAX_STREAMS = 1024  # opened by the peer, at once; smux defaultAcceptBacklog
 HELLO_SID = 0x4B4C0001  # "KL"; no client counts that far by twos in one session
 BYE_SID = 0x4B4C0002
-UNLIMITED_ROOM = 1 << 30  # bytes; a version 1 stream has no window of its own
-_WINDOW_MAX = 0x7FFFFFFF  # bytes; the window is reckoned on the 32-bit circle, half of it is the most
+WINDOWS_SID = 0x4B4C0004
+UNREAD_PART = 4  # of what is left of the buffer: so much of it one stream may hold before its sender is told to wait
+UNREAD_LEAST = 32 * 1024  # bytes; and no less
+UNDER_WAY = 3  # times the buffer; what may still come of streams that were told to wait
 _JOINED_CHUNK_MAX = 1024  # bytes; smaller pieces are joined, else 2 bytes of payload would hold 56 of memory
 
 
@@ -84,53 +87,6 @@ class StreamFinished(Event):
     __slots__ = ()
 
 
-class _Stream:
-    __slots__ = (
-        "announced",
-        "chunks",
-        "consumed",
-        "fin_received",
-        "fin_sent",
-        "from_peer",
-        "is_cut",
-        "mark",
-        "peer_consumed",
-        "peer_is_gone",
-        "peer_may_be_gone",
-        "peer_window",
-        "written",
-    )
-
-    def __init__(self, *, from_peer: bool) -> None:
-        self.from_peer = from_peer
-        self.chunks: list[bytes] = []
-        "received, not taken"
-        self.fin_sent = False
-        self.fin_received = False
-        self.mark: int | None = None
-        "SMUX_NOP or SMUX_PSH, if the peer has put one of our marks before the FIN that follows"
-        self.is_cut = False
-        "the peer's FIN was not the end of its data"
-        self.peer_is_gone = False
-        "the peer listens no more"
-        self.peer_may_be_gone = False
-        "its FIN may have meant both halves"
-
-        # Version 2 (docs/protocol.md, "Flow control"); all in bytes since the start, but for the window.
-        self.written = 0
-        self.peer_consumed = 0
-        self.peer_window = SMUX_PEER_WINDOW_INITIAL
-        self.consumed = 0
-        self.announced = 0
-        "`consumed` as the peer was last told"
-
-    def unread_bytes(self) -> int:
-        return sum(map(len, self.chunks))
-
-    def send_room(self) -> int:
-        return max(0, self.peer_window - (self.written - self.peer_consumed))
-
-
 class SmuxSession:
     """One end of a session. What it wants to send waits in `frames_to_send`, all else is answered at once."""
 
@@ -165,16 +121,16 @@ class SmuxSession:
         self._max_streams = max_streams
 
         self.receive_budget = receive_buffer
-        "bytes that may still come; at 0 and below nothing more should be fed"
+        "bytes that may still come before readers must take some"
         self.frames_received = 0
-        self.refused_streams = 0
-        "streams of the peer that were one too many"
         self.is_peer_ours = False
         "it has said so, with HELLO_SID"
         self.has_peer_left = False
         "it has said so, with BYE_SID"
+        self._heeds_windows = version == 2
+        "the peer has windows for streams as well; in version 1 it has said so, with WINDOWS_SID"
 
-        self._streams: dict[int, _Stream] = {}
+        self._streams: dict[int, StreamState] = {}
         self._streams_from_peer = 0
         self._next_sid = 3 if is_client else 2  # smux counts up by 2 before the first use, too
 
@@ -203,6 +159,25 @@ class SmuxSession:
         return len(self._streams)
 
     @property
+    def has_room(self) -> bool:
+        """Whether more may be fed. What is under way when a reader has stopped must not stop the others."""
+        return self.receive_budget > (-UNDER_WAY * self._receive_buffer if self._tells_of_readers else 0)
+
+    @property
+    def is_filling(self) -> bool:
+        """Whether so much lies unread that soon nothing more may be fed."""
+        return not self.has_room if self._tells_of_readers else 2 * self.unread_bytes > self._receive_buffer
+
+    @property
+    def is_peer_old(self) -> bool:
+        """Whether the peer is ours, and of a time when only version 2 had windows."""
+        return self.is_peer_ours and not self._heeds_windows
+
+    @property
+    def _tells_of_readers(self) -> bool:
+        return self._version == 1 and self._heeds_windows
+
+    @property
     def held_bytes(self) -> int:
         """Bytes kept: received and not taken, queued to be sent, the start of a header."""
         return self.unread_bytes + self._to_send_bytes + len(self._header)
@@ -211,10 +186,6 @@ class SmuxSession:
     def unread_bytes(self) -> int:
         """Bytes received and not taken."""
         return self._receive_buffer - self.receive_budget
-
-    def has_stream(self, sid: int) -> bool:
-        """Whether the stream is there: opened, and not closed by us."""
-        return sid in self._streams
 
     def is_readable(self, sid: int) -> bool:
         """Whether data are there to take, or an end."""
@@ -254,7 +225,7 @@ class SmuxSession:
         if sid > MASK32:
             raise SessionClosed("all stream ids of the session are used up")
         self._next_sid += 2
-        self._streams[sid] = _Stream(from_peer=False)
+        self._streams[sid] = StreamState(from_peer=False, has_window=self._version == 2)
         self._queue_frame(SMUX_SYN, sid)
         return sid
 
@@ -263,8 +234,7 @@ class SmuxSession:
 
         Raises StreamClosed as `send_data` does.
         """
-        stream = self._sending_stream(sid)
-        return UNLIMITED_ROOM if self._version == 1 else stream.send_room()
+        return self._sending_stream(sid).send_room()
 
     def send_data(self, sid: int, data: memoryview) -> int:
         """Queue as much of `data` as there is room for, in frames, and give its length in bytes.
@@ -300,7 +270,7 @@ class SmuxSession:
             self._queue_frame(SMUX_PSH, sid)
         if not (stream.fin_sent and stream.fin_received):
             self._queue_frame(SMUX_FIN, sid)
-        self.receive_budget += stream.unread_bytes()
+        self.receive_budget += stream.unread_bytes
         del self._streams[sid]
         self._streams_from_peer -= stream.from_peer
 
@@ -334,7 +304,7 @@ class SmuxSession:
             self.frames_received += 1
             version, command, length, sid = SMUX_HEADER.unpack_from(data, at)
             if version != self._version:
-                raise SmuxError(self._explain_version(data[at:]))
+                raise self._explain_version(data[at:])
             if command == SMUX_PSH and length:
                 self._payload_sid, self._payload_left = sid, length
             elif command == SMUX_UPD and length == SMUX_UPDATE.size:
@@ -357,6 +327,8 @@ class SmuxSession:
                 self.is_peer_ours = True
             elif command == SMUX_NOP and sid == BYE_SID:
                 self.has_peer_left = True
+            elif command == SMUX_NOP and sid == WINDOWS_SID:
+                self._heeds_windows = True
             at += SMUX_HEADER_SIZE
         self._header = data[at:]
         return events
@@ -384,6 +356,17 @@ class SmuxSession:
 
     # Time
 
+    def begin_again(self, version: int) -> None:
+        """Speak another version; for a peer that has understood nothing so far. What waits to be sent is said anew."""
+        self._version = version
+        self._heeds_windows = version == 2
+        for sid, stream in self._streams.items():
+            fresh = self._streams[sid] = StreamState(from_peer=False, has_window=version == 2)
+            fresh.written, fresh.fin_sent = stream.written, stream.fin_sent
+        self._to_send, self._to_send_bytes = [], 0
+        self._header, self._payload_left = b"", 0
+        self.frames_received = 0
+
     def ping(self) -> None:
         """Queue a NOP: nothing to the peer's streams, but something for its KCP to acknowledge."""
         self._queue_frame(SMUX_NOP, 0)
@@ -391,6 +374,8 @@ class SmuxSession:
     def hello(self) -> None:
         """Queue a NOP that tells one of ours that we are one, too."""
         self._queue_frame(SMUX_NOP, HELLO_SID)
+        if self._version == 1:
+            self._queue_frame(SMUX_NOP, WINDOWS_SID)
 
     def bye(self) -> None:
         """Queue a NOP that tells one of ours that nothing comes after it."""
@@ -407,7 +392,7 @@ class SmuxSession:
             self.ping()
         if now >= self._next_check:
             self._next_check = now + self._keepalive_timeout_ms
-            if not self._heard and self.receive_budget > 0:
+            if not self._heard and self.has_room:
                 raise KeepaliveTimeout(f"nothing heard from the peer for {self._keepalive_timeout_ms // 1000} s")
             self._heard = False
 
@@ -419,7 +404,7 @@ class SmuxSession:
             self._to_send.append(payload)
         self._to_send_bytes += SMUX_HEADER_SIZE + len(payload)
 
-    def _sending_stream(self, sid: int) -> _Stream:
+    def _sending_stream(self, sid: int) -> StreamState:
         stream = self._streams.get(sid)
         if stream is None or stream.fin_sent:
             raise StreamClosed(f"stream {sid} is closed for sending")
@@ -431,11 +416,10 @@ class SmuxSession:
                 raise SmuxError("what answers sends back what it is sent: it is no kcptun")
             return
         if self._streams_from_peer >= self._max_streams:
-            self.refused_streams += 1
             self._queue_frame(SMUX_PSH, sid)
             self._queue_frame(SMUX_FIN, sid)
             return
-        self._streams[sid] = _Stream(from_peer=True)
+        self._streams[sid] = StreamState(from_peer=True, has_window=self._version == 2)
         self._streams_from_peer += 1
         events.append(StreamOpened(sid))
 
@@ -444,6 +428,9 @@ class SmuxSession:
         if stream is None or stream.fin_received:
             return
         self.receive_budget -= len(payload)
+        stream.received += len(payload)
+        if self._version == 1 and not stream.limit:
+            self._look_at_reader(sid, stream)
         chunks = stream.chunks
         if not chunks:
             events.append(StreamReadable(sid))
@@ -467,7 +454,7 @@ class SmuxSession:
     def _receive_update(self, sid: int, consumed: int, window: int, events: list[Event]) -> None:
         """Set the peer's window anew; smux of 2021 lets UPD pass in version 1, where it means nothing."""
         stream = self._streams.get(sid)
-        if stream is None or self._version == 1:
+        if stream is None or not self._heeds_windows:
             return
         in_flight = diff32(stream.written & MASK32, consumed)
         if in_flight < 0:
@@ -475,20 +462,31 @@ class SmuxSession:
         stream.peer_may_be_gone = False
         was_closed = stream.send_room() == 0
         stream.peer_consumed = stream.written - in_flight
-        stream.peer_window = min(window, _WINDOW_MAX)
+        stream.peer_window = min(window, OPEN_WINDOW)
         if was_closed and stream.send_room() and not stream.fin_sent:
             events.append(StreamWritable(sid))
 
-    def _maybe_queue_update(self, sid: int, stream: _Stream) -> None:
-        """Tell the peer on the first read, then whenever half a window has been read (smux stream.go, tryReadv2)."""
-        if self._version == 1 or stream.fin_received:
-            return
-        if stream.announced == 0 or stream.consumed - stream.announced >= self._stream_buffer // 2:
-            stream.announced = stream.consumed
-            update = SMUX_UPDATE.pack(stream.consumed & MASK32, self._stream_buffer)
-            self._queue_frame(SMUX_UPD, sid, update)
+    def _maybe_queue_update(self, sid: int, stream: StreamState) -> None:
+        """Bytes were taken: tell the peer what that opens."""
+        is_two = self._version == 2
+        window = stream.window_for_reader(self._stream_buffer) if is_two else stream.window_for_slow_reader()
+        if window is not None and not stream.fin_received:
+            self._queue_update(sid, stream, window)
 
-    def _explain_version(self, start: bytes) -> str:
+    def _look_at_reader(self, sid: int, stream: StreamState) -> None:
+        """Tell a peer that heeds it in version 1 to wait with a stream whose reader leaves much behind."""
+        limit = max(UNREAD_LEAST, self.receive_budget // UNREAD_PART)
+        if self._tells_of_readers and stream.unread_bytes > limit:
+            stream.limit = limit
+            self._queue_update(sid, stream, limit)
+
+    def _queue_update(self, sid: int, stream: StreamState, window: int) -> None:
+        stream.announced = stream.consumed
+        self._queue_frame(SMUX_UPD, sid, SMUX_UPDATE.pack(stream.consumed & MASK32, window))
+
+    def _explain_version(self, start: bytes) -> SmuxError:
         if SNAPPY_IDENTIFIER.startswith(start[: len(SNAPPY_IDENTIFIER)]):
-            return "a snappy stream in place of smux frames: --nocomp must be the same on both ends"
-        return f"frame of smux version {start[0]}, expected {self._version}: --smuxver must be the same on both ends"
+            return SmuxError("a snappy stream in place of smux frames: --nocomp must be the same on both ends")
+        return SmuxVersionError(
+            f"frame of smux version {start[0]}, expected {self._version}: --smuxver must be the same on both ends"
+        )

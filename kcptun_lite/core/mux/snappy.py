@@ -2,7 +2,7 @@
 
 In      bytes of the session's stream; chunks of the peer, cut anywhere
 Out     whole chunks; the peer's bytes
-Knows   cramjam, and how a chunk looks outside. Not: frames, segments
+Knows   cramjam, and how a chunk looks outside; core/mux/plain_snappy where there is none. Not: frames, segments
 Wire    docs/protocol.md, "snappy"; google/snappy framing_format.txt
 Cost    encode 0.6 us per call and 0.3 us per KiB; feed 2 to 12 us per call (cramjam takes and gives back
         140 KiB in each) and 0.2 us per KiB; 130 to 250 KiB for each encoder that is at work
@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from kcptun_lite.core.wire import SNAPPY_CHUNK_MAX, SNAPPY_IDENTIFIER, Buffer
-from kcptun_lite.errors import ConfigError, SnappyError
+from kcptun_lite.errors import SnappyError
 
 _CHUNK_HEADER = struct.Struct("<I")  # type in the low byte, length of what follows above it
 _CHUNK_HEADER_SIZE = 4  # bytes
@@ -45,8 +45,7 @@ class SnappyEncoder:
     """One direction of a session, towards the peer."""
 
     def __init__(self) -> None:
-        """Raises ConfigError where cramjam is not installed."""
-        self._new_compressor = _import_cramjam().snappy.Compressor
+        self._cramjam = cramjam_if_any()
         self._is_identified = False
 
     def encode(self, parts: Sequence[Buffer]) -> bytes:
@@ -59,19 +58,22 @@ class SnappyEncoder:
             return b""
         chunks = [] if self._is_identified else [SNAPPY_IDENTIFIER]
         self._is_identified = True
-        compressor = self._take_compressor()
-        for start in range(0, len(data), SNAPPY_CHUNK_MAX):  # the compressor never shrinks again: feed it little
-            compressor.compress(data[start : start + SNAPPY_CHUNK_MAX])  # bytes and nothing else
+        pieces = [data[at : at + SNAPPY_CHUNK_MAX] for at in range(0, len(data), SNAPPY_CHUNK_MAX)]
+        if self._cramjam is None:
+            return b"".join(chunks + [_plain().chunk(piece) for piece in pieces])
+        compressor = self._take_compressor(self._cramjam)
+        for piece in pieces:  # the compressor never shrinks again: feed it little
+            compressor.compress(piece)  # bytes and nothing else
             chunks.append(bytes(compressor.flush()))
         _idle_compressors.append(compressor)
         return b"".join(chunks)
 
-    def _take_compressor(self) -> Any:
+    def _take_compressor(self, cramjam: ModuleType) -> Any:
         """One that is past its identifier: then no chunk depends on those before, and any session may use it."""
         try:
             return _idle_compressors.pop()
         except IndexError:
-            compressor = self._new_compressor()
+            compressor = cramjam.snappy.Compressor()
             compressor.compress(b"-")
             compressor.flush()
             return compressor
@@ -81,10 +83,7 @@ class SnappyDecoder:
     """One direction of a session, from the peer."""
 
     def __init__(self) -> None:
-        """Raises ConfigError where cramjam is not installed."""
-        cramjam = _import_cramjam()
-        self._decompress = cramjam.snappy.decompress
-        self._decompression_error = cramjam.DecompressionError
+        self._cramjam = cramjam_if_any()
         self._held = bytearray()  # the start of a chunk
         self._wanted = _CHUNK_HEADER_SIZE  # bytes in _held from which on there is something to do
         self._to_skip = 0  # bytes of a skippable chunk still to come
@@ -110,9 +109,11 @@ class SnappyDecoder:
         chunks = self._complete_chunks(view)
         if not chunks:
             return b""
+        if self._cramjam is None:
+            return bytes(_plain().decompress(b"".join(chunks)))
         try:
-            return bytes(self._decompress(b"".join((SNAPPY_IDENTIFIER, *chunks))))
-        except self._decompression_error as error:
+            return bytes(self._cramjam.snappy.decompress(b"".join((SNAPPY_IDENTIFIER, *chunks))))
+        except self._cramjam.DecompressionError as error:
             raise SnappyError(f"broken snappy chunk: {error}") from error
 
     def _complete_chunks(self, view: memoryview) -> list[memoryview]:
@@ -175,9 +176,16 @@ def _check_block(block: memoryview) -> None:
         raise SnappyError(f"snappy block of {size} bytes, more than {SNAPPY_CHUNK_MAX}")
 
 
-def _import_cramjam() -> ModuleType:
+def cramjam_if_any() -> ModuleType | None:
+    """The library, None where it is not installed."""
     try:
         import cramjam
-    except ImportError as error:
-        raise ConfigError("compression needs the cramjam package: install it, or give --nocomp on both ends") from error
+    except ImportError:
+        return None
     return cramjam
+
+
+def _plain() -> ModuleType:
+    from kcptun_lite.core.mux import plain_snappy  # some ms and 100 KiB, for those who need it
+
+    return plain_snappy

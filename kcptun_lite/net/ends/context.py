@@ -15,9 +15,11 @@ from kcptun_lite.core.budget import SESSION_COST, Share
 from kcptun_lite.core.conversation import Conversation
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.crypt.crypt import PacketCrypt, make_crypt
+from kcptun_lite.core.mux.dialect import Guess
 from kcptun_lite.core.params import ConversationParams
-from kcptun_lite.errors import SessionError
+from kcptun_lite.errors import PathTooNarrow, SessionError
 from kcptun_lite.net.ends.failed_packets import FailedPackets
+from kcptun_lite.net.ends.path_sizes import PathSizes
 from kcptun_lite.net.event_loop import EventLoop
 from kcptun_lite.net.session.session import Session
 from kcptun_lite.net.session.stream import Stream
@@ -38,6 +40,7 @@ class SessionContext(NamedTuple):
     rate: int
     "bytes a second that each session may send; 0: no limit"
     failed_packets: FailedPackets
+    path_sizes: PathSizes
 
     def make_crypt(self) -> PacketCrypt:
         return make_crypt(self.crypt, self.key, os.urandom, self.pool)
@@ -54,8 +57,16 @@ class SessionContext(NamedTuple):
         on_stream: Callable[[Session, Stream], None],
         on_trouble: Callable[[Session], None],
         on_closed: Callable[[Session, SessionError], None],
+        on_verdict: Callable[[Session, Guess], bool] = lambda session, guess: False,
     ) -> Session:
         """One end of a conversation, not started yet; a client's has `udp` for itself."""
+        params = params.within(self.path_sizes.mtu(remote, params.kcp.mtu))
+
+        def note_end(session: Session, reason: SessionError) -> None:
+            if isinstance(reason, PathTooNarrow):
+                self.path_sizes.was_too_large(session.remote, session.conversation.kcp.mtu)
+            on_closed(session, reason)
+
         counters = Counters(active_opens=1) if is_client else Counters(passive_opens=1)
         crypt = self.make_crypt()
         conversation = Conversation(
@@ -83,5 +94,6 @@ class SessionContext(NamedTuple):
             owns_socket=is_client,
             on_stream=on_stream,
             on_trouble=on_trouble,
-            on_closed=on_closed,
+            on_closed=note_end,
+            on_verdict=on_verdict,
         )

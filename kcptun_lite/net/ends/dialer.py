@@ -11,9 +11,11 @@ from collections.abc import Callable
 from functools import partial
 
 from kcptun_lite.core.batch.packets import Address, PacketBatch
+from kcptun_lite.core.mux.dialect import Dialect
 from kcptun_lite.core.wire import first_segment
-from kcptun_lite.errors import SessionError
+from kcptun_lite.errors import SessionError, TransportError
 from kcptun_lite.net.ends.context import SessionContext
+from kcptun_lite.net.ends.dialects import Dialects, Search
 from kcptun_lite.net.ends.receiver import Receiver
 from kcptun_lite.net.ends.route import Route
 from kcptun_lite.net.session.path_probe import PathProbe
@@ -26,18 +28,22 @@ from kcptun_lite.net.udp.udp_socket import UdpSocket
 class Dialer:
     """Makes sessions and gives them new paths."""
 
-    def __init__(self, context: SessionContext, route: Route) -> None:
+    def __init__(self, context: SessionContext, route: Route, dialects: Dialects | None = None) -> None:
+        """`dialects`: what may be spoken, if that is not what `context` says."""
         self._context = context
         self._route = route
+        params = context.params
+        self._dialects = dialects or Dialects([Dialect(params.smux_version, params.compress)])
 
     def dial(
         self, on_trouble: Callable[[Session], None], on_closed: Callable[[Session, SessionError], None]
     ) -> Session:
         """A new session; nothing is sent before its first stream is opened. Raises: TransportError."""
         udp, remote = self._route.open()
+        search = Search(self._dialects, remote, self._begin_again)
         session = self._context.make_session(
-            int.from_bytes(os.urandom(4), "little"),
-            self._context.params,
+            _new_conv(),
+            self._context.params.in_dialect(search.dialect, is_guess=search.is_guess),
             udp,
             remote,
             is_client=True,
@@ -45,10 +51,22 @@ class Dialer:
             on_stream=_refuse_stream,
             on_trouble=on_trouble,
             on_closed=on_closed,
+            on_verdict=search.on_verdict,
         )
-        self._receive(session, udp, remote)
+        self._receive(session, session.conversation.conv, udp, remote)
         session.start()
         return session
+
+    def _begin_again(self, session: Session, dialect: Dialect) -> bool:
+        """From a fresh socket: a server of 2017 keeps to the first `conv` of an address (docs/protocol.md)."""
+        try:
+            udp, remote = self._route.open_again(session.remote)
+        except TransportError:
+            return False
+        conv = _new_conv()
+        self._receive(session, conv, udp, remote)
+        session.begin_again(conv, dialect, udp, remote)
+        return True
 
     def redial(self, session: Session) -> None:
         """Move a session to a fresh socket, and to what the route now holds for the way. Raises: TransportError."""
@@ -65,16 +83,15 @@ class Dialer:
 
     def _path_probe(self, session: Session, *, keeps_port: bool) -> PathProbe:
         path_probe = PathProbe(*self._route.open(session.remote[1] if keeps_port else None))
-        self._receive(session, *path_probe)
+        self._receive(session, session.conversation.conv, *path_probe)
         return path_probe
 
-    def _receive(self, session: Session, udp: UdpSocket, remote: Address) -> None:
+    def _receive(self, session: Session, conv: int, udp: UdpSocket, remote: Address) -> None:
         """Have what comes to a socket given to the session, until the socket is closed."""
         counters = session.counters
-        conv = session.conversation.conv
         source: Address | None = None
 
-        def deliver(batch: PacketBatch, now: int) -> None:
+        def on_batch(batch: PacketBatch, now: int) -> None:
             nonlocal source
             for address, packets in batch.by_source():
                 if address not in (remote, source):
@@ -88,8 +105,12 @@ class Dialer:
                     source = address
                 session.receive_through(udp, packets, now)
 
-        receiver = Receiver(udp, self._context, counters, deliver, partial(udp.receive, wait=False))
+        receiver = Receiver(udp, self._context, counters, on_batch, partial(udp.receive, wait=False))
         udp.watch(self._context.loop, receiver.receive_ready)
+
+
+def _new_conv() -> int:
+    return int.from_bytes(os.urandom(4), "little")
 
 
 def _refuse_stream(session: Session, stream: Stream) -> None:

@@ -81,7 +81,7 @@ class Listener:
         self._answers_left = ANSWERS
         self._is_closing = False
         self._peer_sockets = PeerSockets(udp, context.loop)
-        self._receiver = Receiver(udp, context, self.counters, self._deliver, self._peer_sockets.receive)
+        self._receiver = Receiver(udp, context, self.counters, self._on_batch, self._peer_sockets.receive)
 
     def start(self) -> None:
         self._peer_sockets.watch(self._receiver.receive_ready)
@@ -114,7 +114,7 @@ class Listener:
 
     # -- the network's thread ------------------------------------------------------------------
 
-    def _deliver(self, batch: PacketBatch, now: int) -> None:
+    def _on_batch(self, batch: PacketBatch, now: int) -> None:
         is_any_use = False
         for address, packets in batch.by_source():
             try:

@@ -29,7 +29,7 @@ class Receiver:
         udp: UdpSocket,
         context: SessionContext,
         counters: Counters,
-        deliver: Callable[[PacketBatch, int], None],
+        on_batch: Callable[[PacketBatch, int], None],
         receive: Callable[[PacketBatch], int],
     ) -> None:
         """`receive` puts what has come into a batch, without waiting."""
@@ -37,7 +37,7 @@ class Receiver:
         self._crypt = context.make_crypt()
         self._pool = context.pool
         self._counters = counters
-        self._deliver = deliver
+        self._on_batch = on_batch
         self._sampler = FailedPacketSampler(context.failed_packets, counters, udp)
         self._coalescer = Coalescer()
 
@@ -58,7 +58,7 @@ class Receiver:
                 self._crypt.open(batch, self._counters)
                 if self._counters.in_checksum_errors != failed_before:
                     self._sampler.after(batch, now)
-                self._deliver(batch, now)
+                self._on_batch(batch, now)
             except Exception as exc:  # a bug must not stop the tunnel
                 log.limited("rx", f"receiver: {exc!r}", log.Level.ERROR)
         if self._coalescer.wants_rest(received, size, now):

@@ -79,6 +79,14 @@ class Route:
                 self._given.add(address)
         return udp, address
 
+    def open_again(self, remote: Address) -> tuple[UdpSocket, Address]:
+        """One more socket to where one was opened before. Raises: TransportError."""
+        udp, (address, *_) = UdpSocket.dial(_text(remote), remote[1], self._options)
+        with self._lock:
+            if remote in self._given:
+                self._given.add(address)
+        return udp, address
+
     def failed(self, remote: Address) -> None:
         """There is no answer from `remote`: bench its server, and go on with the one benched longest ago or never.
 

@@ -92,7 +92,7 @@ class SessionTable:
             self._by_conv[session.conversation.conv] = session
             self._unvalidated[session] = None
             self._by_place.setdefault(place, session)
-            self._settle_locked(session, place)
+            self._take_place_locked(session, place)
 
     def validate(self, session: Session) -> Session | None:
         """The session's peer has shown to be where it is, so the place is its own; returns who had it."""
@@ -115,7 +115,7 @@ class SessionTable:
             if session not in self._places:
                 return None  # it has ended meanwhile
             self._leave_locked(session)
-            self._settle_locked(session, place)
+            self._take_place_locked(session, place)
             if session in self._unvalidated:
                 self._by_place.setdefault(place, session)
                 return None
@@ -164,7 +164,7 @@ class SessionTable:
         ]
         return min(idle, key=lambda session: session.idle_since, default=None)
 
-    def _settle_locked(self, session: Session, place: Place) -> None:
+    def _take_place_locked(self, session: Session, place: Place) -> None:
         self._places[session] = place
         self._count_locked(session, place, 1)
 

@@ -2,8 +2,8 @@
 
 In      opened packets, calls of the update thread, streams' bytes
 Out     sealed packets through a UDP socket; opened streams to whoever serves them
-Knows   the two locks (`_tx_lock` before `lock`), when to transmit. Not: TCP, options
-Cost    two locks and one cipher call per batch
+Knows   its lock, what is to be told to whom. Not: TCP, options
+Cost    one lock per batch received
 """
 
 from collections import deque
@@ -12,18 +12,20 @@ from contextlib import suppress
 from threading import Lock
 
 from kcptun_lite import log
-from kcptun_lite.core.batch.packets import Address, Local, PacketBatch
-from kcptun_lite.core.batch.pool import BufferPool, borrow
+from kcptun_lite.core.batch.packets import Address, Local
+from kcptun_lite.core.batch.pool import BufferPool
 from kcptun_lite.core.conversation import Conversation
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.crypt.crypt import PacketCrypt
 from kcptun_lite.core.glance import are_refusal, are_reset
 from kcptun_lite.core.kcp.kcp import Flush
-from kcptun_lite.core.kcp.pacing import PACED_BATCH, TokenBucket
+from kcptun_lite.core.mux.dialect import Dialect, Guess
 from kcptun_lite.core.mux.smux import StreamOpened, StreamReadable, StreamWritable
 from kcptun_lite.errors import (
+    DROPPED,
     DeadLink,
     KeepaliveTimeout,
+    PathTooNarrow,
     RemoteProtocolError,
     SessionClosed,
     SessionError,
@@ -34,11 +36,11 @@ from kcptun_lite.net.event_loop import EventLoop
 from kcptun_lite.net.session.path_probe import PathProbe, Verdict, is_cut_off, send_all
 from kcptun_lite.net.session.peer_watch import PROBE_TIMEOUT, PeerWatch
 from kcptun_lite.net.session.stream import Stream
+from kcptun_lite.net.session.transmitter import Transmitter
 from kcptun_lite.net.session.update_thread import UpdateThread, monotonic_ms
 from kcptun_lite.net.udp.udp_socket import UdpSocket
 
 SLOW_RHYTHM = 1000  # ms between looks at the keep-alive of a session in which nothing is under way
-BRIEFLY = 2  # ms that a thread sends which serves all sessions: more, and with a slow cipher it never came back
 
 
 class Session:
@@ -60,12 +62,14 @@ class Session:
         on_stream: Callable[["Session", Stream], None],
         on_trouble: Callable[["Session"], None],
         on_closed: Callable[["Session", SessionError], None],
+        on_verdict: Callable[["Session", Guess], bool] = lambda session, guess: False,
     ) -> None:
         """`crypt` seals for this session alone; callbacks run without any lock held.
 
         `rate`: bytes a second sent at most, 0 for no limit.
         `owns_socket`: nobody else uses `udp`; it is closed with the session (clients).
-        `on_trouble`: the way to the peer is in doubt; called again every second while it is.
+        `on_trouble`: the way to the peer is in doubt; called every second.
+        `on_verdict`: what is spoken is right, or wrong; True if the session goes on elsewhere (`begin_again`, clients).
         """
         self.lock = Lock()
         self.conversation = conversation
@@ -79,26 +83,17 @@ class Session:
         self._nonsense: SessionError | None = None
         "the peer's stream makes none: the session ends as soon as the peer could be told what we speak"
         self._send_error: OSError | None = None
-        self._has_said_goodbye = False
+        self._has_said_goodbye = self.has_delivered = False
         self.cut_streams = 0
-        self.has_delivered = False
-        self._bucket = TokenBucket(rate, self.opened_at) if rate else None
-        self._paced_until = 0
-        self._owns_socket = owns_socket
-        self._udp = udp
-        self._crypt = crypt
-        self._pool = pool
-        self._ticker = ticker
-        self._loop = loop
-        self._on_stream = on_stream
-        self._on_trouble = on_trouble
-        self._on_closed = on_closed
+        self._owns_socket, self._udp = owns_socket, udp
+        self._ticker, self._loop = ticker, loop
+        self._transmitter = Transmitter(self, crypt, pool, ticker, rate, self.opened_at)
+        self._on_stream, self._on_trouble = on_stream, on_trouble
+        self._on_closed, self._on_verdict = on_closed, on_verdict
         self._streams: dict[int, Stream] = {}
         self._ready: list[Stream] = []
         "streams whose sinks are to be called; whoever takes one out does it"
         self._closed: SessionError | None = None
-        self._tx_lock = Lock()
-        self._tx_wanted = False
         self._path_probe: PathProbe | None = None
         self._verdict = Verdict()
 
@@ -160,18 +155,14 @@ class Session:
             self._receive_from_path_probe(path_probe, packets, now)
 
     def _receive_from_path_probe(self, path_probe: PathProbe, packets: Sequence[memoryview], now: int) -> None:
-        """The peer is reached the other way. If it knows us there, we go that way; a Go server never does.
-
-        kcp-go knows clients by their address. While the old way may still come back (an outage is over for
-        both ways at once), what it says to the unknown source in us counts for nothing.
-        """
+        """The peer is reached the other way. If it knows us there, we go that way; a Go server never does."""
         with self.lock:
             if self._path_probe is not path_probe:
                 return  # dismissed meanwhile
             is_reset = are_reset(self.conversation.kcp, packets)
             if not is_reset:
                 self._path_probe = None  # nobody else dismisses it now
-            is_over = is_reset and self._verdict.add(now)
+            is_over = is_reset and self._verdict.add(now)  # the old way may still come back: one counts for nothing
         if not is_reset:
             self.change_path(*path_probe)
             self.receive(packets, now)
@@ -186,17 +177,17 @@ class Session:
         udp: UdpSocket | None = None,
         local: Local | None = None,
     ) -> bool:
-        """Take opened packets; they are free again when this returns.
+        """Take opened packets; they are free again when this returns. `udp`, `local`: to which they were sent.
 
-        If `source` is given with `udp`, the socket they came through, and `local`, where they were sent to, and it is
-        not where the peer was, packets that bring anything new move the session there; True if they did. Until the peer
-        is validated to be where it was, old ones do so as well.
+        If `source` is not where the peer was, those that bring anything new move the session there; True if they did.
+        Until the peer is validated to be where it was, old ones do so as well.
         """
         failure: SessionError | None = None
         has_moved = False
         with self.lock:
             if self._closed:
                 return False
+            guess = self.conversation.guess
             was_cut_off = self.watch.silence(now) >= self.watch.patience
             self._send_error = None
             is_elsewhere = source is not None and (source != self.remote or udp is not self._udp)
@@ -217,13 +208,17 @@ class Session:
             if self._owns_socket and are_refusal(self.conversation.kcp, packets):
                 failure = SessionRefused("the server has no room for another session")
             if self.conversation.has_peer_restarted(now):
-                failure = DeadLink("the other end knows nothing of this session: it was restarted, or has dropped it")
+                failure = DeadLink(DROPPED)
             opened = self._dispatch_locked()
             ready, self._ready = self._ready, []
         for stream in ready:
-            stream.deliver()
+            stream.call_sink()
         for stream in opened:
             self._on_stream(self, stream)
+        if guess and guess.is_decided:
+            if self._on_verdict(self, guess):
+                return False
+            failure = failure or guess.error
         if self._nonsense:
             self._settle()
         elif not failure:
@@ -244,15 +239,11 @@ class Session:
                     known.wake_writer_locked()
                 if not isinstance(event, StreamWritable) and known.wake_reader_locked():
                     self._ready.append(known)
-        if self.writers and self.conversation.kcp.send_room > 0:
-            self.writers[0].wake_writer_locked()
+        self.wake_writers_locked()
         return opened
 
     def settle(self) -> None:
-        """Tell all what using a stream has brought about, and send; in the network's thread once for all who are ready.
-
-        Sinks are called by the update thread.
-        """
+        """Tell all what using a stream has brought about, and send; in the network's thread once for all streams."""
         if self._loop.is_here:
             self._loop.afterwards(self._settle)
         else:
@@ -269,7 +260,7 @@ class Session:
         if has_ready:
             self._ticker.wake(self)
         if is_flush_wanted:
-            self.transmit_briefly()
+            self._transmitter.transmit_briefly()
         elif deadline is not None:
             self._ticker.wake(self, deadline)
 
@@ -288,30 +279,32 @@ class Session:
             return None
 
     def _update(self, now: int) -> int | None:
-        failure: SessionError | None = None
         with self.lock:
             ready, self._ready = self._ready, []
         for stream in ready:
-            stream.deliver()
+            stream.call_sink()
         if ready:
             self.settle()
+        failure: SessionError | None = None
         with self.lock:
             if self._closed:
                 return None
-            if self.conversation.has_peer_left and not self._streams:
+            watch, has_streams = self.watch, bool(self._streams)
+            if self.conversation.has_peer_left and not has_streams:
                 failure = SessionClosed("the other end has left")
             try:
                 self.conversation.tick(now)
             except KeepaliveTimeout as exc:
                 failure = exc
-            watch = self.watch
             self._reset_hopeless_locked(now)
-            if watch.is_dead(now, has_streams := bool(self._streams)):
+            if watch.is_dead(now, has_streams):
                 failure = DeadLink(f"no answer for {watch.silence(now) // 1000} s")
+            if (kcp := self.conversation.kcp).window.loses_large:
+                failure = PathTooNarrow(f"packets of {kcp.mtu} bytes are lost on the way, smaller ones are not")
             has_no_way = self._owns_socket and is_cut_off(self._udp)  # a socket of many peers tells nothing of ours
             is_question_due = self.is_validated and watch.is_question_due(now, has_streams, has_no_way)
             if is_question_due:
-                self.conversation.kcp.probe()
+                kcp.probe()
             if watch.is_word_due(now, self.counters.bytes_received):
                 self.conversation.ping()
             is_trouble = is_question_due and (has_no_way or watch.is_silent(now)) and not self._verdict.is_pending(now)
@@ -320,15 +313,15 @@ class Session:
             self.close(failure)
             return None
         if is_flush_wanted:
-            self.transmit_briefly()
+            self._transmitter.transmit_briefly()
         if is_trouble:
             self._on_trouble(self)
         with self.lock:
             deadline = now if self._ready else self.conversation.next_deadline()
         idle = (now // SLOW_RHYTHM + 1) * SLOW_RHYTHM  # the same for all sessions: a hundred idle ones wake us once
-        if self._paced_until > now:
-            return min(self._paced_until, idle)
-        return idle if deadline is None else min(deadline, idle)
+        paced_until = self._transmitter.paced_until
+        due = paced_until if paced_until > now else deadline
+        return idle if due is None else min(due, idle)
 
     def _reset_hopeless_locked(self, now: int) -> None:
         is_refused = isinstance(self._udp.last_error, ConnectionRefusedError)
@@ -340,13 +333,13 @@ class Session:
         """Ask something that any living peer answers, and one that has forgotten us answers from zero."""
         with self.lock:
             self.conversation.kcp.probe()
-        self.transmit_briefly()
+        self._transmitter.transmit_briefly()
 
     # -- the path ------------------------------------------------------------------------------
 
     @property
     def send_error(self) -> OSError | None:
-        """Why nothing gets through, as far as the kernel or an ICMP message has said since the peer was last heard."""
+        """Why nothing gets through, if the kernel or an ICMP message has said so since the peer was last heard."""
         return self._udp.last_error or self._send_error
 
     def start_path_probe(self, path_probe: PathProbe) -> None:
@@ -355,7 +348,7 @@ class Session:
             self.conversation.ping()
             self.conversation.kcp.probe()
         self._set_path_probe(path_probe)
-        self.transmit_briefly()
+        self._transmitter.transmit_briefly()
 
     def _set_path_probe(self, path_probe: PathProbe | None) -> None:
         with self.lock:
@@ -379,69 +372,35 @@ class Session:
         if is_over:
             udp.close()
         else:
-            self.transmit_briefly()
+            self._transmitter.transmit_briefly()
 
-    # -- the one way out -----------------------------------------------------------------------
+    def begin_again(self, conv: int, dialect: Dialect, udp: UdpSocket, remote: Address) -> None:
+        """Say all again in another dialect and from another socket, as the server has understood nothing (clients)."""
+        with self._transmitter.lock, self.lock:
+            now, old = monotonic_ms(), self._udp
+            if not self._closed:
+                self.conversation.begin_again(conv, dialect, now)
+                self.watch = PeerWatch(self.conversation.kcp, now, is_client=True)
+                self._udp, self.remote, udp = udp, remote, old
+        udp.close()
+        self.settle()
 
-    def transmit(self, until: int | None = None) -> None:
-        """Send what the conversation wants sent; from `until` (ms) on the rest is left to the update thread.
+    # -- the one way out (net/session/transmitter) ---------------------------------------------
 
-        One thread at a time is at it; who comes meanwhile leaves a note, for which that one looks before it leaves. So
-        it may be at it for as long as others write: `until` is for all whose thread is not the stream's own.
-        """
-        self._tx_wanted = True
-        while self._tx_wanted and self._tx_lock.acquire(blocking=False):
-            try:
-                self._tx_wanted = False
-                is_complete = self._transmit_held(until)
-            finally:
-                self._tx_lock.release()
-            if not is_complete or (until is not None and self._tx_wanted and monotonic_ms() >= until):
-                self._ticker.wake(self)
-                return
+    def transmit(self) -> None:
+        """Send what the conversation wants sent."""
+        self._transmitter.transmit()
 
-    def transmit_briefly(self) -> None:
-        """As `transmit`, for a short time: for threads that others wait for."""
-        self.transmit(monotonic_ms() + BRIEFLY)
+    def send_packets(self, packets: list[memoryview]) -> int:
+        """Send sealed packets on the path of now, and on the one that is tried; returns how many the kernel took."""
+        sent = send_all(self._udp, packets, self.remote, self.local)
+        if path_probe := self._path_probe:
+            sent = max(sent, send_all(path_probe.udp, packets, path_probe.remote))
+        return sent
 
-    def _transmit_held(self, until: int | None = None, *, is_last: bool = False) -> bool:
-        """Send what there is, or there is time for, at least a batch; whether that was all. `is_last`: no pauses."""
-        conversation = self.conversation
-        with borrow(self._pool, max(self._pool.batch_bytes, conversation.params.batch_bytes)) as arena:
-            batch = PacketBatch(arena)
-            if self._bucket:
-                batch.capacity = min(batch.capacity, max(PACED_BATCH, conversation.params.group_bytes))
-            more = True
-            while more:
-                now = monotonic_ms()
-                if self._bucket and not is_last and (pause := self._bucket.wait(now)):
-                    self._paced_until = now + pause
-                    self._ticker.wake(self, self._paced_until)
-                    return True
-                with self.lock:
-                    if self._closed and not conversation.flush_wanted:
-                        return True
-                    more = conversation.packets_to_send(batch, now)
-                    if self.writers and conversation.kcp.send_room > 0:
-                        self.writers[0].wake_writer_locked()
-                    deadline = conversation.next_deadline()
-                if batch.starts:
-                    self._crypt.seal(batch)
-                    packets = batch.views()
-                    sent = send_all(self._udp, packets, self.remote, self.local)
-                    if path_probe := self._path_probe:
-                        sent = max(sent, send_all(path_probe.udp, packets, path_probe.remote))
-                    self.counters.out_packets += sent
-                    self.counters.send_drops += len(packets) - sent
-                    self.counters.out_bytes += sum(batch.lengths)
-                    if self._bucket:
-                        self._bucket.spend(sum(batch.lengths))
-                    batch.clear()
-                if more and until is not None and monotonic_ms() >= until:
-                    return False
-            if deadline is not None:
-                self._ticker.wake(self, deadline)
-        return True
+    def wake_writers_locked(self) -> None:
+        if self.writers and self.conversation.kcp.send_room > 0:
+            self.writers[0].wake_writer_locked()
 
     # -- the end -------------------------------------------------------------------------------
 
@@ -449,7 +408,7 @@ class Session:
         """Tell the peer that no more comes, and go on until it has heard that and the streams have ended."""
         with self.lock:
             self._say_goodbye_locked()
-        self.transmit_briefly()
+        self._transmitter.transmit_briefly()
 
     def close(self, reason: SessionError | None = None) -> None:
         """End the session: the peer is told that streams still open are cut, and they die here. Idempotent."""
@@ -465,18 +424,15 @@ class Session:
             ready, self._ready = self._ready, []
             self.conversation.share.close()
         self._ticker.detach(self)
-        with (
-            log.told("closing a session"),
-            self._tx_lock,
-        ):  # after whoever sends now: the last words come before the end
-            self._transmit_held(is_last=True)
+        with log.told("closing a session"):
+            self._transmitter.say_last_words()
         with log.told("closing a session"):
             self._set_path_probe(None)
         if self._owns_socket:
             self._udp.close()
         for stream in ready:
             with log.told("closing a session"):
-                stream.deliver()
+                stream.call_sink()
         self._on_closed(self, reason)
 
     def _cut_locked(self, stream: Stream, cause: SessionError) -> None:

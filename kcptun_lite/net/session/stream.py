@@ -146,7 +146,7 @@ class Stream:
             self._is_being_read = not self._owner.conversation.is_listening(self.sid)
             return not self._is_being_read
 
-    def deliver(self) -> None:
+    def call_sink(self) -> None:
         """Call the sink; for whom `wake_reader_locked` has told to."""
         assert self._sink is not None
         self._sink()
@@ -351,7 +351,7 @@ class Stream:
     # -- for the session -----------------------------------------------------------------------
 
     def wake_reader_locked(self) -> bool:
-        """There is data, or an end has come; True if who says so is to call `deliver` when the lock is free.
+        """There is data, or an end has come; True if who says so is to call `call_sink` when the lock is free.
 
         An end without a byte, soon and unasked, is a sign of something wrong.
         """

@@ -151,7 +151,7 @@ class Relay:
     def _begin(self) -> None:
         assert self._tcp is not None
         if not self._is_stopped:
-            self.stream.attach(self._deliver)
+            self.stream.attach(self._write_down)
         self._loop.call(self._read_in_loop)
 
     # -- TCP to stream -------------------------------------------------------------------------
@@ -292,7 +292,7 @@ class Relay:
 
     # -- stream to TCP -------------------------------------------------------------------------
 
-    def _deliver(self) -> None:
+    def _write_down(self) -> None:
         """Write what has come, in the thread that has brought it. What would keep it is left to a thread of ours."""
         try:
             if self._has_down_ended:
@@ -329,7 +329,7 @@ class Relay:
             self._fail(exc)
             self._leave()
             return
-        self.stream.attach(self._deliver)
+        self.stream.attach(self._write_down)
 
     def _copy_down(self, unsent: list[Buffer]) -> bool:
         """Write and wait; True at the end of the stream, False when the connection has been calm for a while."""

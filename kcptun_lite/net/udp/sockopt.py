@@ -20,6 +20,8 @@ IS_MIPS = socket.SOL_SOCKET == 0xFFFF  # has socket options of its own; Linux ha
 SO_SNDBUFFORCE = 31 if IS_MIPS else 32
 SO_RCVBUFFORCE = 33
 IP_FREEBIND = 15
+IP_MTU_DISCOVER = 10
+IP_PMTUDISC_DONT = 0
 
 
 def set_timeout(sock: socket.socket, option: int, timeout_ms: int) -> None:
@@ -89,6 +91,12 @@ def device_error(device: str) -> OSError | None:
         except OSError as exc:
             return exc
     return None
+
+
+def let_be_cut(bound: socket.socket) -> None:
+    """Have routers cut what is too large for their next link; what they say of what they lose rarely arrives."""
+    if ON_LINUX:
+        try_option(bound, socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DONT)
 
 
 def is_known(bound: socket.socket, level: int, option: int) -> bool:

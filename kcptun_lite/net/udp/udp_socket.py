@@ -34,6 +34,7 @@ from kcptun_lite.net.udp.sockopt import (
     SO_SNDBUFFORCE,
     bind,
     is_known,
+    let_be_cut,
     may_come,
     set_buffer_size,
     set_dscp,
@@ -92,8 +93,6 @@ class UdpSocket:
         self.last_error: OSError | None = None
         """The latest refusal by the kernel or, after `dial`, by the network; None again once a datagram came in.
         ConnectionRefusedError: an ICMP message said that the peer's port is closed."""
-        self.oversized = 0
-        "datagrams dropped because they were longer than MTU_MAX"
 
         set_timeout(bound, socket.SO_RCVTIMEO, RECEIVE_TIMEOUT_MS)
         set_timeout(bound, socket.SO_SNDTIMEO, SEND_TIMEOUT_MS)
@@ -101,6 +100,7 @@ class UdpSocket:
         set_buffer_size(bound, "wmem_max", socket.SO_SNDBUF, SO_SNDBUFFORCE, options.sockbuf)
         if options.dscp:
             set_dscp(bound, options.dscp)
+        let_be_cut(bound)
         self._has_error_queue = False
         self._gso_refusals = 0
         "of runs, since the last one that was taken"
@@ -302,8 +302,8 @@ class UdpSocket:
 
     def _take(self, batch: PacketBatch, total: int, size: int, address: Address) -> None:
         if size > MTU_MAX:
-            self.oversized += -(-total // size)
-        elif size == total > 0:
+            return
+        if size == total > 0:
             batch.commit(total)
             batch.addresses.append(address)
         elif total:

@@ -308,8 +308,19 @@ def test_a_datagram_full_of_acknowledgements_goes_at_once() -> None:
     flush(kcp)
     receive(kcp, *(segment(sn=QUICK_ACKS + sn, payload=b"x") for sn in range(room - 1)))
     assert kcp.flush_wanted is Flush.NOTHING
-    receive(kcp, segment(sn=QUICK_ACKS + room, payload=b"x"))
+    receive(kcp, segment(sn=QUICK_ACKS + room - 1, payload=b"x"))
     assert kcp.flush_wanted is Flush.ACKS
+
+
+def test_the_first_sign_of_a_loss_is_acknowledged_at_once() -> None:
+    kcp = make_kcp()
+    receive(kcp, segment(sn=0, payload=b"x"))
+    assert kcp.flush_wanted is Flush.NOTHING
+    receive(kcp, segment(sn=2, payload=b"x"))
+    assert kcp.flush_wanted is Flush.EVERYTHING
+    flush(kcp)
+    receive(kcp, segment(sn=3, payload=b"x"))
+    assert kcp.flush_wanted is Flush.NOTHING, "it knows"
 
 
 def test_acknodelay_acknowledges_at_once_and_alone() -> None:

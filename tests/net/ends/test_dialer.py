@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from kcptun_lite.core.mux.smux import HELLO_SID
+from kcptun_lite.core.mux.smux import HELLO_SID, WINDOWS_SID
 from kcptun_lite.core.wire import KCP_PUSH, KCP_SEGMENT, KCP_WASK, SMUX_HEADER, SMUX_NOP, SMUX_PSH, SMUX_SYN
 from kcptun_lite.errors import SessionError
 from kcptun_lite.net.ends.dialer import Dialer
@@ -59,7 +59,7 @@ def test_nothing_is_sent_before_the_first_stream(room: Room, session: Session) -
     assert source[1] == session.local_address[1]
     conv, cmd, _, _, _, sn, _, _ = KCP_SEGMENT.unpack_from(packet)
     assert (conv, cmd, sn) == (session.conversation.conv, KCP_PUSH, 0)
-    hello = SMUX_HEADER.pack(1, SMUX_NOP, 0, HELLO_SID)
+    hello = b"".join(SMUX_HEADER.pack(1, SMUX_NOP, 0, sid) for sid in (HELLO_SID, WINDOWS_SID))
     assert packet[24:] == hello + SMUX_HEADER.pack(1, SMUX_SYN, 0, stream.sid)
     assert session.counters.active_opens == 1
 

@@ -333,7 +333,7 @@ def test_a_stream_whose_first_packet_cannot_be_sent_is_closed(wire: Wire, monkey
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(session, "transmit", fail)
+        patch.setattr(session._transmitter, "transmit", fail)
         with pytest.raises(MemoryError):
             session.open_stream()
     assert not session.stream_count
@@ -405,7 +405,7 @@ def test_a_session_that_always_has_more_to_send_keeps_nobody(
         batches += 1
         assert batches < 100, "it is still at it"
         clock.now += 1
-        session._tx_wanted = True  # as by a writer, whenever there is room
+        session._transmitter._is_wanted = True  # as by a writer, whenever there is room
         batch.commit(1000)
         return True
 

@@ -4,9 +4,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from kcptun_lite.core.mux.smux import UNDER_WAY
 from kcptun_lite.core.wire import SMUX_HEADER, SMUX_UPD, SMUX_UPDATE
 from kcptun_lite.errors import StreamClosed, StreamReset
 from kcptun_lite.net.session import session as session_room
+from kcptun_lite.net.session import transmitter as transmitter_room
 from kcptun_lite.net.session.stream import Stream
 from kcptun_lite.net.session.update_thread import monotonic_ms
 from tests.net.fakes import (
@@ -28,6 +30,7 @@ from tests.net.fakes import (
 def wire(monkeypatch: pytest.MonkeyPatch) -> Iterator[Wire]:
     clock = Clock()
     monkeypatch.setattr(session_room, "monotonic_ms", clock)
+    monkeypatch.setattr(transmitter_room, "monotonic_ms", clock)
     with Wire(make_context(small_params(snd_wnd=8)), clock) as wire:
         yield wire
 
@@ -212,7 +215,7 @@ def test_what_one_reader_unblocks_for_others_is_left_to_the_update_thread() -> N
         by_sid = {stream.sid: stream for stream in wire.server.opened}
         sink = Sink(by_sid[other.sid])
         sink.stream.attach(sink)
-        full.write(memoryview(bytes(1500)))
+        full.write(memoryview(bytes(1000 * (1 + UNDER_WAY) + 500)))  # more than is taken for one who stops
         wire.carry()
         other.write(memoryview(b"behind it"))
         wire.carry()
@@ -303,6 +306,7 @@ def test_a_slow_reader_stops_only_its_own_stream_under_version_2() -> None:
 def test_a_window_that_shrinks_while_its_writer_is_in_line_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     monkeypatch.setattr(session_room, "monotonic_ms", clock)
+    monkeypatch.setattr(transmitter_room, "monotonic_ms", clock)
     with Wire(make_context(small_params(snd_wnd=8, smux_version=2)), clock) as wire:
         session = wire.client.session
         shut, free = session.open_stream(), session.open_stream()

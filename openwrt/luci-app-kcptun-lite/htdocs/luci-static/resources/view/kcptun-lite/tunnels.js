@@ -13,7 +13,7 @@ const CRYPTS = [
 const MODES = [ 'fast3', 'fast2', 'fast', 'normal', 'manual' ];
 
 const PRESETS = {
-	crypt: 'aes', mode: 'fast', mtu: '1350', datashard: '0', parityshard: '0', nocomp: '1',
+	crypt: 'aes', mode: 'fast', mtu: '1350', datashard: '0', parityshard: '0',
 	sockbuf: '1048576', smuxbuf: '1048576', streambuf: '524288', quiet: '1', memlimit: '32M'
 };
 const PRESETS_OF = {
@@ -104,8 +104,11 @@ function add_security(s) {
 	o = add(s, 'basic', form.ListValue, 'mode', _('Mode'),
 		_('From quick to thrifty with traffic; manual: the numbers under Expert.'), { default: 'fast' });
 	MODES.forEach(function(name) { o.value(name); });
-	add(s, 'basic', form.Flag, 'nocomp', _('No compression'),
-		_('The same at both ends. Compression needs the package python3-cramjam.'));
+	o = add(s, 'basic', form.ListValue, 'nocomp', _('Compression'),
+		_('As the other end has it, if not set. Slow without the package python3-cramjam.'), { cfgvalue: read_switch });
+	o.value('', _('not set'));
+	o.value('0', _('on'));
+	o.value('1', _('off'));
 }
 
 function add_tuning(s, type) {
@@ -150,7 +153,8 @@ function add_expert(s, type) {
 	let o;
 
 	o = add(s, 'expert', form.ListValue, 'smuxver', _('smux version'),
-		_('The same at both ends; a kcptun from before 2020 knows version 1 only.'), { default: '1' });
+		_('As the other end has it, if not set.'));
+	o.value('', _('not set'));
 	o.value('1');
 	o.value('2');
 	number_option(s, 'expert', 'smuxbuf', _('Session buffer'),
@@ -188,7 +192,7 @@ function add_service(s) {
 	add(s, 'service', form.Value, 'user', _('Run as user'), null, { placeholder: 'kcptun-lite' });
 	number_option(s, 'service', 'nice', _('Priority'), _('From -20, the first to run, to 19.'), 'range(-20,19)', '0');
 	o = add(s, 'service', form.ListValue, 'loglevel', _('Log level'), null, { default: 'info' });
-	[ 'error', 'warning', 'info', 'debug' ].forEach(function(level) { o.value(level); });
+	[ 'error', 'warning', 'info' ].forEach(function(level) { o.value(level); });
 	add(s, 'service', form.Flag, 'quiet', _('Quiet'), _('No log lines about streams opened and closed.'));
 }
 
