@@ -400,7 +400,7 @@ class Relay:
         self._loop.each_second(self._look, wanted=True)
 
     def _look(self) -> None:
-        if self._is_stopped:  # between the last look and the end of both
+        if self._is_stopped:
             self._loop.each_second(self._look, wanted=False)
             return
         now, is_doubtful = monotonic_ms(), self.stream.is_doubtful
@@ -467,7 +467,6 @@ class Relay:
 
     def _close(self) -> None:
         """Nobody holds the connection any more."""
-        self._loop.each_second(self._look, wanted=False)
         if self._tcp is not None:
             self._tcp.close()
         self._on_closed(self)
