@@ -18,6 +18,7 @@ from tests.net.fakes import (
     is_waiting,
     make_context,
     noise,
+    read_all,
     segment,
     small_params,
     wait_until,
