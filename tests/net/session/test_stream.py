@@ -8,8 +8,9 @@ from kcptun_lite.core.mux.smux import UNDER_WAY
 from kcptun_lite.core.wire import SMUX_HEADER, SMUX_UPD, SMUX_UPDATE
 from kcptun_lite.errors import StreamClosed, StreamReset
 from kcptun_lite.net.session import session as session_room
+from kcptun_lite.net.session import stream as stream_room
 from kcptun_lite.net.session import transmitter as transmitter_room
-from kcptun_lite.net.session.stream import Stream
+from kcptun_lite.net.session.stream import DOUBT_BYTES, DOUBT_TIME, Stream
 from kcptun_lite.net.session.update_thread import monotonic_ms
 from tests.net.fakes import (
     Clock,
@@ -374,3 +375,18 @@ def test_what_has_no_room_now_goes_before_what_comes_later(wire: Wire, monkeypat
     assert stream.write(memoryview(b"four"))
     wire.carry()
     assert read_all(wire.server) == b"ontwothreefour"
+
+
+def test_who_may_have_gone_is_sent_a_reply_that_follows_at_once_and_no_endless_one(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(stream_room, "monotonic_ms", clock)
+    stream = wire.client.session.open_stream()
+    monkeypatch.setattr(wire.client.session.conversation, "is_doubtful", lambda sid: True)
+    for _ in range(3):  # on a slow line
+        assert stream.write(memoryview(b"a reply"))
+        wire.carry()
+        clock.now += DOUBT_TIME
+    stream._doubted_bytes = DOUBT_BYTES + 1
+    assert not stream.write(memoryview(b"more"))
