@@ -13,6 +13,7 @@ from kcptun_lite.core.kcp.kcp import Flush
 from kcptun_lite.core.mux.smux import StreamReadable
 from kcptun_lite.core.wire import FEC_HEADER, KCP_WINS, SMUX_HEADER, SMUX_SYN
 from kcptun_lite.errors import RemoteProtocolError, SessionClosed, StreamClosed, StreamReset
+from kcptun_lite.net.session.session import SLOW_RHYTHM
 from kcptun_lite.net.session.update_thread import NEVER, monotonic_ms
 from tests.net.fakes import (
     CLIENT,
@@ -459,3 +460,14 @@ def test_a_reader_whom_another_ones_doing_concerns_is_called_by_the_update_threa
     assert len(calls) == 1 and session._ticker._planned[session] == 0
     session.update(clock.now)
     assert len(calls) == 2
+
+
+def test_the_next_call_is_when_something_is_due(wire: Wire, clock: Clock) -> None:
+    session = wire.client.session
+    session.open_stream().write(memoryview(b"x"))
+    deadline = session.conversation.next_deadline()
+    assert deadline is not None and clock.now < deadline < clock.now + SLOW_RHYTHM
+    assert session.update(clock.now) == deadline
+    wire.carry()
+    wire.pass_time(500)
+    assert session.update(clock.now) == (clock.now // SLOW_RHYTHM + 1) * SLOW_RHYTHM
