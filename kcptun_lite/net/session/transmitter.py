@@ -18,7 +18,7 @@ from kcptun_lite.core.crypt.crypt import PacketCrypt
 from kcptun_lite.core.kcp.pacing import PACED_BATCH, TokenBucket
 from kcptun_lite.net.session.update_thread import Tickable, UpdateThread, monotonic_ms
 
-BRIEFLY = 2  # ms that a thread sends which serves all sessions: with a slow cipher it would never come back
+BRIEFLY = 2  # ms that a thread sends which serves all sessions: more, and with a slow cipher it never came back
 
 
 class Sending(Tickable, Protocol):
@@ -58,7 +58,7 @@ class Transmitter:
     def transmit(self, until: int | None = None) -> None:
         """Send what there is; from `until` (ms) on the rest is left to the update thread.
 
-        While others write there may be more and more: `until` is for all whose thread is not the stream's own.
+        Who sends goes on for as long as others write: `until` is for all whose thread is not a stream's own.
         """
         self._is_wanted = True  # a note for the one thread that may be at it, which looks before it leaves
         while self._is_wanted and self.lock.acquire(blocking=False):
@@ -72,7 +72,7 @@ class Transmitter:
                 return
 
     def transmit_briefly(self) -> None:
-        """As `transmit`, for as long as a thread may that others wait for."""
+        """As `transmit`, for a short time: for threads that others wait for."""
         self.transmit(monotonic_ms() + BRIEFLY)
 
     def say_last_words(self) -> None:
