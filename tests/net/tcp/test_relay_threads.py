@@ -9,6 +9,7 @@ from random import Random
 
 import pytest
 
+from kcptun_lite import log
 from kcptun_lite.core.wire import Buffer
 from kcptun_lite.errors import StreamClosed, StreamReset
 from kcptun_lite.net.event_loop import SCRATCH_BYTES
@@ -372,3 +373,25 @@ def test_who_stops_while_the_target_takes_its_time_connects_no_more(
     line.wait_for_end()
     assert f"open-{line.stream.sid}" not in started
     line._relays_end.close()
+
+
+def test_many_connections_without_a_thread_are_told_in_few_lines(
+    relays: Relays, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(log, "limited", lambda key, text, level=log.Level.WARNING: told.append(key))
+    monkeypatch.setattr(log, "error", lambda text: told.append(text))
+    lines = [relays.start() for _ in range(3)]
+    for line in lines:
+        wait_until(lambda line=line: line.relay._up is _Up.LOOP)  # type: ignore[misc]
+
+    def fail(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as without_threads:
+        without_threads.setattr(threading.Thread, "start", fail)
+        for line in lines:
+            with suppress(ConnectionError):
+                line.tcp.sendall(bytes(SCRATCH_BYTES))
+            line.wait_for_end()
+    assert told == ["relay"] * 3
