@@ -1,4 +1,4 @@
-"""A fixture for all tests: no thread outlives its test."""
+"""For all tests: no thread outlives its test; hypothesis draws the same examples each time, however long one takes."""
 
 import os
 import signal
@@ -7,6 +7,10 @@ from collections.abc import Iterator
 from time import monotonic
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("suite", deadline=None, derandomize=True)
+settings.load_profile("suite")
 
 # As the worker has it (app/cli). Besides, threads of numpy's would take the signals that tests block and wait for.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

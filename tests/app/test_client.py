@@ -229,6 +229,20 @@ def test_a_unix_socket_goes_with_the_program_but_not_another_programs(tmp_path: 
     assert not path.exists()
 
 
+def test_who_comes_through_a_unix_socket_holds_no_thread_up_for_ever(
+    start: Starter, target: Target, tmp_path: Path
+) -> None:
+    path = str(tmp_path / "local")
+    client = start(localaddr=path)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as application:
+        application.connect(path)
+        application.sendall(b"x")
+        with target.accept():
+            wait_until(lambda: any(relay._tcp for relay in client._relays))
+            (tcp,) = [relay._tcp for relay in client._relays if relay._tcp]
+            assert any(tcp.getsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, 16))
+
+
 def test_a_unix_socket_in_use_is_left_alone_and_an_abandoned_one_is_taken(tmp_path: Path) -> None:
     path = str(tmp_path / "socket")
     first = listening(localaddr=path)

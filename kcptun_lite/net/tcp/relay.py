@@ -19,7 +19,7 @@ from threading import Lock, Thread
 from kcptun_lite import log
 from kcptun_lite.core.batch.pool import BufferPool, borrow_some
 from kcptun_lite.core.wire import Buffer
-from kcptun_lite.errors import KcptunError, StreamReset, TransportError
+from kcptun_lite.errors import KcptunError, StreamReset, TransportError, describe_exception
 from kcptun_lite.net.event_loop import EventLoop
 from kcptun_lite.net.session.stream import READ_LIMIT, Stream
 from kcptun_lite.net.session.update_thread import monotonic_ms
@@ -400,7 +400,7 @@ class Relay:
         self._loop.each_second(self._look, wanted=True)
 
     def _look(self) -> None:
-        if self._is_stopped:  # between the last look and the end of both
+        if self._is_stopped:
             self._loop.each_second(self._look, wanted=False)
             return
         now, is_doubtful = monotonic_ms(), self.stream.is_doubtful
@@ -413,7 +413,7 @@ class Relay:
     def _fail(self, exc: Exception) -> None:
         """End both directions with a reset; a bug concerns this stream and not the tunnel."""
         if not isinstance(exc, KcptunError):
-            log.error(f"relay of stream {self.stream.sid}: {exc!r}")
+            log.limited("relay", f"relay of stream {self.stream.sid}: {describe_exception(exc)}", log.Level.ERROR)
             exc = StreamReset(repr(exc))
         self._end(exc)
 
@@ -467,7 +467,6 @@ class Relay:
 
     def _close(self) -> None:
         """Nobody holds the connection any more."""
-        self._loop.each_second(self._look, wanted=False)
         if self._tcp is not None:
             self._tcp.close()
         self._on_closed(self)

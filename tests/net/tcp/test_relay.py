@@ -7,7 +7,9 @@ from contextlib import suppress
 import pytest
 
 from kcptun_lite.errors import StreamClosed, StreamReset, TransportError
+from kcptun_lite.net.session.stream import Stream
 from kcptun_lite.net.session.update_thread import monotonic_ms
+from kcptun_lite.net.tcp import relay as relay_module
 from kcptun_lite.net.tcp import sockets
 from kcptun_lite.net.tcp.relay import Relay
 from tests.net.fakes import (
@@ -155,6 +157,17 @@ def test_the_other_direction_is_given_up_when_it_does_not_move(relays: Relays) -
     assert "half-closed and idle" in str(line.relay.failure)
 
 
+def test_where_the_other_end_may_have_gone_it_is_given_up_sooner_and_in_peace(
+    relays: Relays, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Stream, "is_doubtful", property(lambda stream: True))
+    monkeypatch.setattr(relay_module, "DOUBT_IDLE", 0.05)
+    line = relays.start()
+    line.tcp.shutdown(socket.SHUT_WR)
+    line.wait_for_end()
+    assert line.relay.failure is None
+
+
 def test_it_may_take_its_time_as_long_as_it_moves(relays: Relays) -> None:
     line = relays.start(closewait_s=0.1)
     line.tcp.shutdown(socket.SHUT_WR)
@@ -183,6 +196,7 @@ def test_without_closewait_the_first_end_is_the_end_of_both(relays: Relays, who:
         assert line.tcp.recv(3) == b"bye"
     assert not is_reset(line.tcp)
     line.wait_for_end()
+    assert line.relay.failure is None
 
 
 # -- stopping ------------------------------------------------------------------------------------------------

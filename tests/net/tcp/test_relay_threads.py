@@ -3,11 +3,13 @@
 import errno
 import socket
 import threading
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from random import Random
 
 import pytest
 
+from kcptun_lite import log
 from kcptun_lite.core.wire import Buffer
 from kcptun_lite.errors import StreamClosed, StreamReset
 from kcptun_lite.net.event_loop import SCRATCH_BYTES
@@ -324,3 +326,72 @@ def test_what_the_event_loop_reads_counts_as_moving(relays: Relays) -> None:
     assert line.received() == b""
     line.wait_for_end()
     assert line.relay.failure is None
+
+
+# -- while the connection is being made ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def deaf() -> Iterator[Callable[[], socket.socket]]:
+    """Begins connections to who does not answer: a full backlog."""
+    with ExitStack() as stack:
+        server = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+
+        def begin() -> socket.socket:
+            sock = socket.socket()
+            sock.setblocking(False)
+            sock.connect_ex(server.getsockname())
+            return sock
+
+        for _ in range(4):
+            stack.enter_context(begin())
+        yield begin
+
+
+def test_a_target_that_takes_its_time_gets_a_thread(
+    relays: Relays, monkeypatch: pytest.MonkeyPatch, deaf: Callable[[], socket.socket]
+) -> None:
+    monkeypatch.setattr(relay_module, "QUICK_CONNECT", 0.05)
+    line = Line(relays.wire, relays.context)
+    relays.lines.append(line)
+    started = note_threads(monkeypatch)
+    line.relay.dial(deaf, line.open_tcp)
+    line.tcp.sendall(b"at last")
+    assert line.peer.read_chunks() == [b"at last"]
+    assert f"open-{line.stream.sid}" in started
+
+
+def test_who_stops_while_the_target_takes_its_time_connects_no_more(
+    relays: Relays, monkeypatch: pytest.MonkeyPatch, deaf: Callable[[], socket.socket]
+) -> None:
+    monkeypatch.setattr(relay_module, "QUICK_CONNECT", 0.05)
+    line = Line(relays.wire, relays.context)
+    relays.lines.append(line)
+    started = note_threads(monkeypatch)
+    line.relay.dial(deaf, line.open_tcp)
+    line.relay.stop()
+    line.wait_for_end()
+    assert f"open-{line.stream.sid}" not in started
+    line._relays_end.close()
+
+
+def test_many_connections_without_a_thread_are_told_in_few_lines(
+    relays: Relays, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(log, "limited", lambda key, text, level=log.Level.WARNING: told.append(key))
+    monkeypatch.setattr(log, "error", lambda text: told.append(text))
+    lines = [relays.start() for _ in range(3)]
+    for line in lines:
+        wait_until(lambda line=line: line.relay._up is _Up.LOOP)  # type: ignore[misc]
+
+    def fail(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as without_threads:
+        without_threads.setattr(threading.Thread, "start", fail)
+        for line in lines:
+            with suppress(ConnectionError):
+                line.tcp.sendall(bytes(SCRATCH_BYTES))
+            line.wait_for_end()
+    assert told == ["relay"] * 3
