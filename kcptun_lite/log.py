@@ -46,44 +46,64 @@ class Level(IntEnum):
 class _Syslog:
     """The system's log, where a line keeps its level.
 
-    Its queue holds ten lines, less than a start writes, so a full one is waited for; but not twice.
+    Its queue holds ten lines, less than a start writes, so the main thread waits for a full one; but not twice. The
+    other threads serve sessions: what is not taken from them at once is left out and counted.
     """
 
     FACILITY = 3 << 3  # daemon
     SEVERITIES = {Level.ERROR: 3, Level.WARNING: 4, Level.INFO: 6}
-    PATIENCE_S = 0.5
+    PATIENCE_MS = 500
 
     def __init__(self, program: str, name: str) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.setblocking(False)
+        self._is_patient = True
+        self._lost = 0
+        "lines since the last one that was taken"
         self._tag = f"{program}[{os.getpid()}]: " + (f"{name}: " if name else "")
-        self._connect()
+        with suppress(OSError):  # no daemon yet
+            self._connect()
 
     def close(self) -> None:
         self._socket.close()
 
     def write(self, level: Level, text: str) -> None:
+        lost = self._lost
+        if lost and self._write(Level.WARNING, _missing(lost)):
+            self._lost -= lost
+        if not self._write(level, text):
+            self._lost += 1
+
+    def _write(self, level: Level, text: str) -> bool:
         line = f"<{self.FACILITY | self.SEVERITIES[level]}>{strftime('%b %e %H:%M:%S')} {self._tag}{escape(text)}"
-        if not self._send(line.encode()) and self._connect():  # the daemon has been started anew
-            self._send(line.encode())
-
-    def _connect(self) -> bool:
-        self._socket.settimeout(self.PATIENCE_S)
         try:
-            self._socket.connect(SYSLOG)
-        except OSError:  # no daemon: the tunnel matters more than its log
+            try:
+                self._send(line.encode())
+            except BlockingIOError:
+                raise
+            except OSError:  # nobody listens, or the daemon has been started anew
+                self._connect()
+                self._send(line.encode())
+        except OSError:  # the tunnel matters more than its log
             return False
         return True
 
-    def _send(self, line: bytes) -> bool:
-        """False if nobody listens. A line that is not taken in time is left out."""
-        try:
-            self._socket.send(line)
-            self._socket.settimeout(self.PATIENCE_S)
-        except (TimeoutError, BlockingIOError):
-            self._socket.settimeout(0)
-        except OSError:
-            return False
-        return True
+    def _connect(self) -> None:
+        self._socket.connect(SYSLOG)
+
+    def _send(self, line: bytes) -> None:
+        """Raises: BlockingIOError if the queue is full, OSError if nobody listens."""
+        if self._is_patient and threading.current_thread() is threading.main_thread():
+            ready = select.poll()
+            ready.register(self._socket, select.POLLOUT)
+            ready.poll(self.PATIENCE_MS)
+        self._is_patient = False
+        self._socket.send(line)
+        self._is_patient = True
+
+
+def _missing(lines: int) -> str:
+    return f"lines missing here, as nobody took them: {lines}"
 
 
 class _Key:
@@ -110,8 +130,7 @@ class _Sink:
 
     def write(self, line: bytes) -> None:
         with self._lock:
-            notice = f"lines missing here, as nobody took them: {self._lost}"
-            data = self._rest + (_line(Level.WARNING, notice) if self._lost else b"") + line
+            data = self._rest + (_line(Level.WARNING, _missing(self._lost)) if self._lost else b"") + line
             try:
                 sent = self._send(data)
             except OSError:  # full, closed, no space: the tunnel matters more than its log

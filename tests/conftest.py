@@ -1,14 +1,23 @@
-"""A fixture for all tests: no thread outlives its test."""
+"""For all tests: no thread outlives its test; hypothesis draws the same examples each time, however long one takes."""
 
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from time import monotonic
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("suite", deadline=None, derandomize=True)
+settings.load_profile("suite")
 
 # As the worker has it (app/cli). Besides, threads of numpy's would take the signals that tests block and wait for.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+# Whoever runs the tests in the background may have SIGINT ignored, and the programs under test would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 THREADS_END_WITHIN_S = 5.0  # a bound for slow machines; tests that clean up do not wait at all
 

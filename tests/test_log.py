@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -79,13 +80,42 @@ def test_a_systems_log_that_is_slow_gets_the_lines_of_a_start(tmp_path: Path, mo
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as daemon:
         daemon.bind(log.SYSLOG)
         log.setup(path=log.SYSLOG)
-        writer = threading.Thread(target=lambda: [log.info("line") for _ in range(100)])
-        writer.start()
+        daemon.settimeout(10)
+        received: list[bytes] = []
+        reader = threading.Thread(target=lambda: received.extend(daemon.recv(100)[-4:] for _ in range(100)))
+        reader.start()
         try:
-            daemon.settimeout(10)
-            assert [daemon.recv(100)[-4:] for _ in range(100)] == [b"line"] * 100
+            for _ in range(100):
+                log.info("line")
+            reader.join()
+            assert received == [b"line"] * 100
         finally:
-            writer.join()
+            log.setup()
+
+
+def test_a_systems_log_that_is_slow_holds_up_no_thread_that_serves_sessions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes a line whenever it is waited for; what it does not take at once is counted."""
+    monkeypatch.setattr(log, "SYSLOG", str(tmp_path / "log"))
+    monkeypatch.setattr(log._Syslog, "PATIENCE_MS", 60_000)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as daemon:
+        daemon.bind(log.SYSLOG)
+        log.setup(path=log.SYSLOG)
+        try:
+            writer = threading.Thread(target=lambda: [log.info("line") for _ in range(2000)], daemon=True)
+            writer.start()
+            writer.join(10)
+            assert not writer.is_alive()
+            daemon.setblocking(False)
+            taken = 0
+            with suppress(BlockingIOError):
+                while daemon.recv(100):
+                    taken += 1
+            log.info("again")
+            assert daemon.recv(200).decode().endswith(f"lines missing here, as nobody took them: {2000 - taken}")
+            assert daemon.recv(200).endswith(b"again")
+        finally:
             log.setup()
 
 

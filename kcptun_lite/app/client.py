@@ -116,8 +116,10 @@ class Client(Tunnel):
         self._accepted += 1
         session = self._slots[slot]
         if session and self._is_usable(session):
-            self._serve(tcp, source, slot)
-            return
+            try:
+                return self._serve(tcp, source, session, session.open_stream())
+            except SessionError:
+                pass  # closed just now, or out of stream ids: it takes another one
         self._acceptor.pause()
         self._dialling = Thread(target=self._serve_slowly, args=(tcp, source, slot), name="dial")
         try:
@@ -128,7 +130,7 @@ class Client(Tunnel):
 
     def _serve_slowly(self, tcp: socket.socket, source: str, slot: int) -> None:
         try:
-            self._serve(tcp, source, slot)
+            self._serve(tcp, source, *self._open_stream(slot))
         except Exception as exc:
             tcp.close()
             if not (is_gone(exc) or self.is_stopping):
@@ -136,8 +138,7 @@ class Client(Tunnel):
         finally:
             self.loop.call(self._acceptor.resume)
 
-    def _serve(self, tcp: socket.socket, source: str, slot: int) -> None:
-        session, stream = self._open_stream(slot)
+    def _serve(self, tcp: socket.socket, source: str, session: Session, stream: Stream) -> None:
         remote = f"{format_address(session.remote)}({stream.sid})"
         if not self.start_relay(lambda relay: relay.serve(tcp), stream, lambda: f"in: {source} out: {remote}"):
             tcp.close()

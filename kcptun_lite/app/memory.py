@@ -13,6 +13,7 @@ from kcptun_lite.app.config import ClientConfig, ServerConfig
 from kcptun_lite.core.batch.pool import BATCH_BYTES, BULK_FACTOR, RELAY_BYTES
 from kcptun_lite.core.budget import HEADROOM, SEGMENT_BYTES, SEGMENT_COST
 from kcptun_lite.core.conversation import EXPANDED_BYTES, FEC_LEAST, RECEIVE_LEAST, SEND_LEAST
+from kcptun_lite.core.crypt.crypt import METHODS
 from kcptun_lite.core.fec.decoder import HELD_BYTES_MAX
 from kcptun_lite.core.kcp.kcp import RCV_WND_START, READ_SEGMENTS
 from kcptun_lite.core.kcp.sender import QUEUE_TARGET
@@ -32,8 +33,9 @@ WINDOW_MOST = 0xFFFF  # segments; the field has 16 bits
 
 
 def bulk_factor(config: ClientConfig | ServerConfig) -> int:
-    """How many times the smallest batches are: large ones are faster, small ones for small devices."""
+    """How many times the smallest batches are: large ones are faster, small ones for small devices and slow ciphers."""
     is_small = config.memlimit > 0 or (config.gogc is not None and config.gogc <= THRIFTY_GOGC)
+    is_small = is_small or METHODS[config.crypt].is_slow
     return 1 if is_small else BULK_FACTOR
 
 

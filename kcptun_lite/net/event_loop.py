@@ -17,7 +17,7 @@ from contextlib import suppress
 from heapq import heappop, heappush
 from itertools import count
 from threading import Thread, get_ident
-from time import monotonic
+from time import monotonic, sleep
 
 from kcptun_lite import log
 from kcptun_lite.errors import describe_exception
@@ -26,6 +26,7 @@ Callback = Callable[[], None]
 
 READY_AT_ONCE = 64  # descriptors; what is more than that comes next, and those before have their turn behind it
 SCRATCH_BYTES = 16 * 1024  # for reads of thin streams; more than that at once is no thin stream
+FAILED_REST = 0.01  # s; whoever has failed for want of memory is still ready, and would fail again at once
 
 
 class EventLoop:
@@ -67,7 +68,8 @@ class EventLoop:
         if self._thread.ident is not None:
             self._thread.join()
         self._epoll.close()
-        os.close(self._alarm)
+        alarm, self._alarm = self._alarm, -1  # which may be another's number soon, and late callers are left alone
+        os.close(alarm)
 
     # -- from any thread -----------------------------------------------------------------------
 
@@ -79,20 +81,26 @@ class EventLoop:
     def watch(self, number: int, callback: Callback, *, to_write: bool = False) -> None:
         """Have `callback` called as long as a descriptor can be read, or written; an error counts as both.
 
-        Now and then it is called for nothing: read without waiting.
+        Now and then it is called for nothing: read without waiting. What was watched under that number before, and
+        closed, is watched no more.
+        Raises: OSError if the system has no room for one more (epoll_ctl(2): ENOSPC, ENOMEM); then it is not watched.
         """
         events = select.EPOLLOUT if to_write else select.EPOLLIN
         is_known = number in self._callbacks
         self._callbacks[number] = callback
-        if is_known:
-            self._epoll.modify(number, events)
-        else:
+        try:
+            if is_known:
+                with suppress(FileNotFoundError):  # closed without `forget`, and the system has forgotten it
+                    return self._epoll.modify(number, events)
             self._epoll.register(number, events)
+        except OSError:
+            del self._callbacks[number]
+            raise
 
     def forget(self, number: int) -> None:
         """Watch a descriptor no more; before it is closed."""
         if self._callbacks.pop(number, None) is not None:
-            with suppress(OSError):  # closed already
+            with suppress(OSError, ValueError):  # closed already, or the loop is
                 self._epoll.unregister(number)
 
     def call(self, function: Callback) -> None:
@@ -126,7 +134,8 @@ class EventLoop:
     # -- inside --------------------------------------------------------------------------------
 
     def _ring(self) -> None:
-        os.eventfd_write(self._alarm, 1)
+        if self._alarm >= 0:  # else the loop is over
+            os.eventfd_write(self._alarm, 1)
 
     def _silence_alarm(self) -> None:
         os.eventfd_read(self._alarm)
@@ -162,3 +171,4 @@ class EventLoop:
             function()
         except Exception as exc:  # a bug must not stop the tunnel
             log.limited("network", f"network: {describe_exception(exc)}", log.Level.ERROR)
+            sleep(FAILED_REST)

@@ -14,9 +14,10 @@ from kcptun_lite.app import client as room
 from kcptun_lite.app.client import Client
 from kcptun_lite.core.batch.packets import Address
 from kcptun_lite.core.wire import MASK32
-from kcptun_lite.errors import ConfigError, TransportError
+from kcptun_lite.errors import ConfigError, SessionClosed, TransportError
 from kcptun_lite.net.session.peer_watch import PeerWatch
 from kcptun_lite.net.session.session import Session
+from kcptun_lite.net.session.stream import Stream
 from kcptun_lite.net.session.update_thread import monotonic_ms
 from kcptun_lite.net.tcp import acceptor
 from kcptun_lite.net.udp.udp_socket import UdpSocket
@@ -113,6 +114,51 @@ def test_an_accident_costs_one_connection(start: Starter, target: Target, monkey
         sock.close()
 
 
+def test_a_session_that_ends_just_now_is_replaced_in_a_thread(
+    start: Starter, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = start()
+    for sock in use(client, target):
+        sock.close()
+    (session,) = live_sessions(client)
+
+    def end_just_now() -> Stream:
+        session.close()
+        raise SessionClosed("just now")
+
+    monkeypatch.setattr(session, "open_stream", end_just_now)
+    dial, threads = client._dialer.dial, []
+
+    def note(*callbacks: object) -> Session:
+        threads.append(threading.current_thread().name)
+        return dial(*callbacks)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(client._dialer, "dial", note)
+    for sock in use(client, target):
+        sock.close()
+    assert threads == ["dial"]
+
+
+def test_where_accepting_cannot_be_waited_for_it_is_tried_again(
+    start: Starter, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = start()
+    watch, failures = client.loop.watch, [OSError(28, "No space left on device")] * 3
+
+    def fail(number: int, callback: Callable[[], None], *, to_write: bool = False) -> None:
+        if failures:
+            raise failures.pop()
+        watch(number, callback, to_write=to_write)
+
+    monkeypatch.setattr(acceptor, "PAUSE", 0.01)
+    client.loop.call(client._acceptor.pause)
+    monkeypatch.setattr(client.loop, "watch", fail)
+    client.loop.call(client._acceptor.resume)
+    for sock in use(client, target):
+        sock.close()
+    assert not failures
+
+
 def test_an_accident_in_accepting_costs_a_moment(
     start: Starter, target: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,6 +227,20 @@ def test_a_unix_socket_goes_with_the_program_but_not_another_programs(tmp_path: 
     assert path.is_socket()
     second._stop_accepting()
     assert not path.exists()
+
+
+def test_who_comes_through_a_unix_socket_holds_no_thread_up_for_ever(
+    start: Starter, target: Target, tmp_path: Path
+) -> None:
+    path = str(tmp_path / "local")
+    client = start(localaddr=path)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as application:
+        application.connect(path)
+        application.sendall(b"x")
+        with target.accept():
+            wait_until(lambda: any(relay._tcp for relay in client._relays))
+            (tcp,) = [relay._tcp for relay in client._relays if relay._tcp]
+            assert any(tcp.getsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, 16))
 
 
 def test_a_unix_socket_in_use_is_left_alone_and_an_abandoned_one_is_taken(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from kcptun_lite.app import memory
 from kcptun_lite.app.parsing import parse
+from kcptun_lite.core.batch.pool import BULK_FACTOR
 from kcptun_lite.core.kcp.kcp import KcpParams
 from kcptun_lite.core.params import ConversationParams
 from kcptun_lite.errors import ConfigError
@@ -55,6 +56,15 @@ def test_a_limit_that_cannot_hold_a_session_is_refused_with_the_least_that_works
         memory.check_limit(config("--memlimit", str(least), "--conn", "20"), PARAMS)
     large = PARAMS._replace(data_shards=70, parity_shards=30)
     assert memory.least_limit(large, 1) >= least + 70 * PARAMS.kcp.mtu, "a group of error correction, and its parity"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "factor"),
+    [([], BULK_FACTOR), (["--gogc", "50"], 1), (["--memlimit", "24M"], 1), (["--crypt", "3des"], 1)],
+)
+def test_batches_are_large_where_neither_memory_nor_time_is_short(arguments: list[str], factor: int) -> None:
+    """A large one takes 3des 0.1 s, twofish 0.6 s, in which the network's thread serves nobody else."""
+    assert memory.bulk_factor(config(*arguments)) == factor
 
 
 def test_the_worst_case_is_told() -> None:

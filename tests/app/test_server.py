@@ -2,11 +2,13 @@
 
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from kcptun_lite.app import server as room
+from kcptun_lite.app.client import Client
 from kcptun_lite.net.ends.listener import UNVALIDATED_TIME
 from kcptun_lite.net.ends.route import Server
 from kcptun_lite.net.session.update_thread import monotonic_ms
@@ -163,3 +165,21 @@ def test_a_hint_goes_to_who_has_shown_that_he_knows_the_key(
         for _ in range(2):  # the first one may come before the sample, or bring it
             server._look_at_unknown_sources(monotonic_ms())
         assert len(given) == hints
+
+
+def test_the_last_quarter_of_maxstreams_is_for_clients_who_have_few(target: Target) -> None:
+    with running(server := make_server(target.address, maxstreams=16)), ExitStack() as stack:
+        many, few = (make_client(udp_address(server), conn=1) for _ in range(2))
+
+        def ask(client: Client) -> socket.socket:
+            application = stack.enter_context(connect(client))
+            application.sendall(b"x")
+            return application
+
+        for client, count in (many, 12), (few, 1):
+            stack.enter_context(running(client))
+            for _ in range(count):
+                ask(client)
+                assert stack.enter_context(target.accept()).recv(1) == b"x"
+            with pytest.raises(ConnectionResetError):
+                ask(many).recv(1)

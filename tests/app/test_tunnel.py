@@ -4,7 +4,8 @@ import errno
 import signal
 import socket
 import threading
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -18,6 +19,7 @@ from kcptun_lite.app.server import Server
 from kcptun_lite.app.tunnel import Tunnel
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.errors import SessionClosed, TransportError, describe_exception
+from kcptun_lite.net.session.session import Session
 from kcptun_lite.net.udp.udp_socket import UdpSocket
 from tests.app.tunnels import Target, connect, make_client, make_server, running, udp_address
 from tests.net.fakes import PATIENCE_S, in_background, wait_until
@@ -408,3 +410,13 @@ def test_a_name_that_is_not_known_is_told_at_the_start(program: str, lines: list
     with running(tunnel):
         wait_until(lambda: any(line.startswith(f"{option} nowhere.invalid:1: cannot resolve") for line in lines))
     assert not any("127.0.0.1:2" in line and "cannot" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("is_flushed", "is_validated", "settled"), [(True, True, True), (False, True, False), (False, False, True)]
+)
+def test_a_stop_waits_for_acknowledgements_of_those_alone_who_are_known_to_be_there(
+    is_flushed: bool, is_validated: bool, settled: bool
+) -> None:
+    session = cast(Session, SimpleNamespace(is_flushed=lambda: is_flushed, is_validated=is_validated))
+    assert tunnel_room._is_done(session) == settled

@@ -446,7 +446,7 @@ def listener(data: bytes) -> None:
             batch.commit(len(packet))
             batch.addresses.append(ADDRESSES[operation & 3])
         if operation & 4:
-            room._deliver(batch, now)
+            room._on_batch(batch, now)
             batch.arena[: batch.end] = bytes([POISON]) * batch.end
             batch.clear()
         for stream in streams:

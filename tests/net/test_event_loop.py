@@ -1,5 +1,6 @@
 """The event loop: who is called when, and what ends without a trace."""
 
+import errno
 import os
 import socket
 import threading
@@ -8,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from kcptun_lite import log
+from kcptun_lite.net import event_loop
 from kcptun_lite.net.event_loop import EventLoop
 from tests.net.fakes import PATIENCE_S, wait_until
 
@@ -62,8 +64,11 @@ def test_who_can_write_is_called_and_may_read_from_then_on(loop: EventLoop, pair
     wait_until(lambda: calls == ["write", "read"])
 
 
-def test_a_descriptor_that_was_forgotten_in_the_same_round_is_not_called(loop: EventLoop) -> None:
-    calls: list[int] = []
+def test_a_descriptor_that_was_forgotten_in_the_same_round_is_not_called(
+    loop: EventLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, told = list[int](), list[str]()
+    monkeypatch.setattr(log, "limited", lambda key, text, level: told.append(text))
     pairs = [socket.socketpair() for _ in range(2)]
 
     def call(number: int) -> None:
@@ -81,7 +86,7 @@ def test_a_descriptor_that_was_forgotten_in_the_same_round_is_not_called(loop: E
     done = threading.Event()
     loop.call(done.set)
     done.wait(PATIENCE_S)
-    assert len(calls) == 1
+    assert len(calls) == 1 and not told
     for one, other in pairs:
         one.close()
         other.close()
@@ -133,6 +138,31 @@ def test_later_comes_in_the_order_of_time(loop: EventLoop) -> None:
     wait_until(lambda: order == [1, 10, 10, 30])
 
 
+def test_what_is_asked_for_afterwards_from_there_comes_in_the_same_round(loop: EventLoop) -> None:
+    done = threading.Event()
+    loop.call(lambda: loop.afterwards(lambda: loop.afterwards(done.set)))
+    assert done.wait(PATIENCE_S)
+
+
+def test_later_is_when_its_time_has_come(loop: EventLoop, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, calls = [100.0], list[str]()
+    monkeypatch.setattr(event_loop, "monotonic", lambda: clock[0])
+
+    def look() -> None:  # one whole round
+        done = threading.Event()
+        loop.call(lambda: loop.afterwards(done.set))
+        assert done.wait(PATIENCE_S)
+
+    loop.call(lambda: loop.call_later(0.25, lambda: calls.append("called")))
+    look()
+    clock[0] = 100.24
+    look()
+    assert not calls
+    clock[0] = 100.25
+    look()
+    assert calls == ["called"]
+
+
 def test_each_second_ends_when_it_is_not_wanted_any_more(loop: EventLoop) -> None:
     calls: list[None] = []
 
@@ -174,3 +204,72 @@ def test_stop_leaves_no_descriptor(pair: Pair) -> None:
             loop.start()
         loop.stop()
     assert set(os.listdir("/proc/self/fd")) == before
+
+
+# -- what descriptors do behind its back ---------------------------------------------------------------------
+
+
+def test_a_number_that_was_closed_without_a_word_can_be_watched_again(loop: EventLoop) -> None:
+    first, other = socket.socketpair()
+    here, there = socket.socketpair()
+    with first, other, here, there:
+        loop.watch(first.fileno(), lambda: None)
+        os.dup2(here.fileno(), first.fileno())
+        called = threading.Event()
+        loop.watch(first.fileno(), lambda: (first.recv(1), called.set()) and None)
+        there.send(b"x")
+        assert called.wait(PATIENCE_S)
+        loop.forget(first.fileno())
+
+
+def test_what_there_was_no_room_for_can_be_watched_later(loop: EventLoop, pair: Pair) -> None:
+    here, there = pair
+    epoll = loop._epoll
+
+    class Full:
+        def register(self, number: int, events: int) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    loop._epoll = Full()  # type: ignore[assignment]
+    with pytest.raises(OSError, match="No space"):
+        loop.watch(here.fileno(), lambda: None)
+    loop._epoll = epoll
+    called = threading.Event()
+    loop.watch(here.fileno(), lambda: (here.recv(1), called.set()) and None)
+    there.send(b"x")
+    assert called.wait(PATIENCE_S)
+
+
+def test_who_fails_again_and_again_does_not_keep_the_processor_busy(
+    loop: EventLoop, monkeypatch: pytest.MonkeyPatch, pair: Pair
+) -> None:
+    monkeypatch.setattr(log, "limited", lambda key, text, level: None)
+    here, there = pair
+    failures: list[None] = []
+
+    def fail() -> None:  # what has come stays there
+        failures.append(None)
+        raise MemoryError
+
+    there.send(b"x")
+    loop.watch(here.fileno(), fail)
+    threading.Event().wait(0.3)
+    assert 1 <= len(failures) <= 31
+    loop.forget(here.fileno())
+
+
+def test_after_its_end_nothing_is_written_to_whoever_has_its_number(pair: Pair) -> None:
+    reader, writer = os.pipe()
+    loop = EventLoop()
+    alarm = loop._alarm
+    loop.watch(pair[0].fileno(), lambda: None)
+    loop.start()
+    loop.stop()
+    os.dup2(writer, alarm)
+    loop.call(lambda: None)
+    loop.forget(pair[0].fileno())
+    os.set_blocking(reader, False)
+    with pytest.raises(BlockingIOError):
+        os.read(reader, 8)
+    for number in (reader, writer, alarm):
+        os.close(number)

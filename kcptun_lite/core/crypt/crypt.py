@@ -104,6 +104,8 @@ class Method(NamedTuple):
     "None for the two that carry no nonce of 16 and no CRC: null, aes-128-gcm"
     remark: str = ""
     "what the log says behind its name when it is chosen, or nothing"
+    is_slow: bool = False
+    "a large batch takes 100 ms or more, in which its thread does nothing else"
 
 
 def derive_key(passphrase: str) -> bytes:
@@ -412,13 +414,15 @@ METHODS: dict[str, Method] = {
     "aes-192": Method(24, _native("AES")),
     "salsa20": Method(32, Salsa20Packets),
     "blowfish": Method(32, _native("Blowfish")),
-    "twofish": Method(32, _lanes("twofish"), _IN_PYTHON.format(35)),
+    "twofish": Method(32, _lanes("twofish"), _IN_PYTHON.format(35), is_slow=True),
     "cast5": Method(16, _native("CAST")),
-    "3des": Method(24, _native("DES3"), "slow, about 80 Mbit/s on a desktop core: aes is faster and safer"),
+    "3des": Method(
+        24, _native("DES3"), "slow, about 80 Mbit/s on a desktop core: aes is faster and safer", is_slow=True
+    ),
     "tea": Method(16, _lanes("tea"), "has a quarter of the rounds it was designed with and protects little: use aes"),
-    "xtea": Method(16, _lanes("xtea"), _IN_PYTHON.format(90)),
+    "xtea": Method(16, _lanes("xtea"), _IN_PYTHON.format(90), is_slow=True),
     "xor": Method(32, XorTable, "hides nothing from anyone who compares two packets: use aes"),
-    "sm4": Method(16, _lanes("sm4"), _IN_PYTHON.format(90)),
+    "sm4": Method(16, _lanes("sm4"), _IN_PYTHON.format(90), is_slow=True),
     "none": Method(0, Clear, _IN_CLEAR),
     "null": Method(0, None, _IN_CLEAR),
 }

@@ -313,7 +313,7 @@ class Session:
             self.close(failure)
             return None
         if is_flush_wanted:
-            self.transmit()
+            self._transmitter.transmit_briefly()
         if is_trouble:
             self._on_trouble(self)
         with self.lock:
@@ -333,7 +333,7 @@ class Session:
         """Ask something that any living peer answers, and one that has forgotten us answers from zero."""
         with self.lock:
             self.conversation.kcp.probe()
-        self.transmit()
+        self._transmitter.transmit_briefly()
 
     # -- the path ------------------------------------------------------------------------------
 
@@ -348,7 +348,7 @@ class Session:
             self.conversation.ping()
             self.conversation.kcp.probe()
         self._set_path_probe(path_probe)
-        self.transmit()
+        self._transmitter.transmit_briefly()
 
     def _set_path_probe(self, path_probe: PathProbe | None) -> None:
         with self.lock:
@@ -372,7 +372,7 @@ class Session:
         if is_over:
             udp.close()
         else:
-            self.transmit()
+            self._transmitter.transmit_briefly()
 
     def begin_again(self, conv: int, dialect: Dialect, udp: UdpSocket, remote: Address) -> None:
         """Say all again in another dialect and from another socket, as the server has understood nothing (clients)."""
@@ -408,7 +408,7 @@ class Session:
         """Tell the peer that no more comes, and go on until it has heard that and the streams have ended."""
         with self.lock:
             self._say_goodbye_locked()
-        self.transmit()
+        self._transmitter.transmit_briefly()
 
     def close(self, reason: SessionError | None = None) -> None:
         """End the session: the peer is told that streams still open are cut, and they die here. Idempotent."""

@@ -18,7 +18,7 @@ from kcptun_lite.core.crypt.crypt import PacketCrypt
 from kcptun_lite.core.kcp.pacing import PACED_BATCH, TokenBucket
 from kcptun_lite.net.session.update_thread import Tickable, UpdateThread, monotonic_ms
 
-BRIEFLY = 2  # ms that the network's thread sends: with a slow cipher it would never come back to read what has arrived
+BRIEFLY = 2  # ms that a thread sends which serves all sessions: more, and with a slow cipher it never came back
 
 
 class Sending(Tickable, Protocol):
@@ -56,7 +56,10 @@ class Transmitter:
         self._is_wanted = False
 
     def transmit(self, until: int | None = None) -> None:
-        """Send what there is; from `until` (ms) on the rest is left to the update thread."""
+        """Send what there is; from `until` (ms) on the rest is left to the update thread.
+
+        Who sends goes on for as long as others write: `until` is for all whose thread is not a stream's own.
+        """
         self._is_wanted = True  # a note for the one thread that may be at it, which looks before it leaves
         while self._is_wanted and self.lock.acquire(blocking=False):
             try:
@@ -69,7 +72,7 @@ class Transmitter:
                 return
 
     def transmit_briefly(self) -> None:
-        """As `transmit`, for as long as the network's thread may."""
+        """As `transmit`, for a short time: for threads that others wait for."""
         self.transmit(monotonic_ms() + BRIEFLY)
 
     def say_last_words(self) -> None:

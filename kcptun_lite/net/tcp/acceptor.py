@@ -58,7 +58,10 @@ class Acceptor:
     def resume(self) -> None:
         self._is_paused = False
         if not self._is_closed:
-            self._loop.watch(self._listening.fileno(), self._accept)
+            try:
+                self._loop.watch(self._listening.fileno(), self._accept)
+            except OSError as exc:
+                self._stumble(exc)
 
     def _accept(self) -> None:
         for _ in range(AT_ONCE):
@@ -72,9 +75,7 @@ class Acceptor:
             except BlockingIOError:
                 return
             except Exception as exc:
-                what = describe_os_error(exc) if isinstance(exc, OSError) else describe_exception(exc)
-                log.limited("accept", f"accept: {what}", log.Level.ERROR)
-                self._rest(PAUSE)
+                self._stumble(exc)
                 return
             try:
                 if tcp.family == socket.AF_UNIX:  # others have their options from the listening socket
@@ -85,6 +86,12 @@ class Acceptor:
                 tcp.close()
                 if not is_gone(exc):
                     log.limited("stream", f"no stream: {describe_exception(exc)}")
+
+    def _stumble(self, exc: Exception) -> None:
+        """The system has no room for one more now."""
+        what = describe_os_error(exc) if isinstance(exc, OSError) else describe_exception(exc)
+        log.limited("accept", f"accept: {what}", log.Level.ERROR)
+        self._rest(PAUSE)
 
     def _rest(self, pause_s: float) -> None:
         self.pause()

@@ -19,14 +19,15 @@ from threading import Lock, Thread
 from kcptun_lite import log
 from kcptun_lite.core.batch.pool import BufferPool, borrow_some
 from kcptun_lite.core.wire import Buffer
-from kcptun_lite.errors import KcptunError, StreamReset, TransportError
+from kcptun_lite.errors import KcptunError, StreamReset, TransportError, describe_exception
 from kcptun_lite.net.event_loop import EventLoop
-from kcptun_lite.net.session.stream import Stream
+from kcptun_lite.net.session.stream import READ_LIMIT, Stream
 from kcptun_lite.net.session.update_thread import monotonic_ms
 from kcptun_lite.net.tcp.sockets import NO_RESET, is_connected
 
 WRITE_BUFFERS = 512  # per gather write; IOV_MAX is 1024 on Linux
-READS_AT_ONCE = 8  # of 256 KiB, a whole window, that go out in the thread which has brought them
+READS_AT_ONCE = 8  # of 256 KiB, a whole window, that go out in the thread which has brought them ...
+SLOW_READ = 16 * 1024  # bytes; ... or one of so many, where each byte costs (--QPP): that thread serves all sessions
 CALM = 1000  # ms without a wait for the connection, or for its bytes: then it needs no thread for that
 QUICK_CONNECT = 0.5  # s that a connection to the target may take without a thread
 DOUBT_IDLE = 30  # s that a half-closed connection may idle if the other end may have closed it (kcptun's --closewait)
@@ -88,7 +89,10 @@ class Relay:
         """Begin with an open connection, which is the relay's from now on."""
         with self._lock:
             self._tcp = tcp
-        self._begin()
+        try:
+            self._begin()
+        except Exception as exc:
+            self._fail_up(exc)
         if self._loop.is_here and self._up is _Up.LOOP:
             self._read_little()  # who connects has mostly something to say, and it goes with the stream's beginning
 
@@ -103,8 +107,7 @@ class Relay:
             else:
                 self._loop.call(lambda: self._wait_for_connection(open_tcp))
         except Exception as exc:
-            self._fail(exc)
-            self._up_is_over()
+            self._fail_up(exc)
 
     def stop(self) -> None:
         """End both directions now; the connection is reset if they had not ended."""
@@ -128,8 +131,11 @@ class Relay:
                 tcp.close()
                 self.dial(lambda: None, open_tcp)  # it takes its time, or fails once more and says why
 
-        self._loop.watch(tcp.fileno(), look, to_write=True)
-        self._loop.call_later(QUICK_CONNECT, look)
+        try:
+            self._loop.watch(tcp.fileno(), look, to_write=True)
+            self._loop.call_later(QUICK_CONNECT, look)
+        except Exception as exc:
+            self._fail_up(exc)
 
     def _run_open(self, open_tcp: Opener) -> None:
         try:
@@ -140,8 +146,7 @@ class Relay:
                 raise
             self.serve(tcp)
         except Exception as exc:
-            self._fail(exc)
-            self._up_is_over()
+            self._fail_up(exc)
 
     def _begin(self) -> None:
         assert self._tcp is not None
@@ -154,13 +159,20 @@ class Relay:
     def _read_in_loop(self) -> None:
         """Have the event loop read the connection from now on."""
         assert self._tcp is not None
+        try:
+            if self._is_read_by(_Up.LOOP):
+                self._loop.watch(self._tcp.fileno(), self._read_little)
+        except Exception as exc:
+            self._fail_up(exc)
+
+    def _is_read_by(self, up: _Up) -> bool:
+        """Note who reads the connection from now on; False, and nobody does, if the relay was stopped meanwhile."""
         with self._lock:
-            is_stopped = self._is_stopped
-            self._up = _Up.LOOP
-        if is_stopped:
-            self._up_is_over()
-        else:
-            self._loop.watch(self._tcp.fileno(), self._read_little)
+            if not self._is_stopped:
+                self._up = up
+                return True
+        self._up_is_over()
+        return False
 
     def _read_little(self) -> None:
         """Take what has come; if it is much, a thread takes it from there."""
@@ -181,8 +193,7 @@ class Relay:
             if not is_taken or size == len(scratch):
                 self._start_up(self._run_up)
         except Exception as exc:
-            self._fail(exc)
-            self._up_is_over()
+            self._fail_up(exc)
 
     def _end_up_in_loop(self) -> None:
         if self._is_cut():
@@ -197,9 +208,8 @@ class Relay:
         """Have a thread of its own read the connection."""
         assert self._tcp is not None
         self._loop.forget(self._tcp.fileno())
-        with self._lock:
-            self._up = _Up.THREAD
-        Thread(target=run, name=f"up-{self.stream.sid}").start()
+        if self._is_read_by(_Up.THREAD):
+            Thread(target=run, name=f"up-{self.stream.sid}").start()
 
     def _run_up(self) -> None:
         try:
@@ -210,17 +220,17 @@ class Relay:
                 raise TransportError("connection: reset")
             self._let_all_arrive()
             self._end_up()
+            self._up_is_over()
         except Exception as exc:
-            self._fail(exc)
-        self._up_is_over()
+            self._fail_up(exc)
 
     def _run_last_word(self) -> None:
         try:
             self._let_all_arrive()
             self._end_up()
+            self._up_is_over()
         except Exception as exc:
-            self._fail(exc)
-        self._up_is_over()
+            self._fail_up(exc)
 
     def _copy_up(self) -> bool:
         """Read and wait; True when nothing has come for a while, False at the end."""
@@ -233,6 +243,8 @@ class Relay:
         while readable.poll(CALM):
             with borrow_some(self._pool, self._pool.relay_bytes) as buffer:
                 if buffer is None:
+                    if self._is_stopped:
+                        return False
                     select.poll().poll(MEMORY_PAUSE)
                     continue
                 try:
@@ -293,8 +305,9 @@ class Relay:
 
     def _write_ready(self) -> list[Buffer]:
         """Write as much as goes at once; what must wait, [b""] if it is only a turn."""
-        for _ in range(READS_AT_ONCE):
-            chunks = self.stream.read_ready()
+        is_slow = self.stream.cipher is not None
+        for _ in range(1 if is_slow else READS_AT_ONCE):
+            chunks = self.stream.read_ready(SLOW_READ if is_slow else READ_LIMIT)
             if chunks is None:
                 return []
             if not chunks:
@@ -387,6 +400,9 @@ class Relay:
         self._loop.each_second(self._look, wanted=True)
 
     def _look(self) -> None:
+        if self._is_stopped:
+            self._loop.each_second(self._look, wanted=False)
+            return
         now, is_doubtful = monotonic_ms(), self.stream.is_doubtful
         if self._moved != self._moved_before:
             self._idle_since, self._moved_before = now, self._moved
@@ -397,9 +413,14 @@ class Relay:
     def _fail(self, exc: Exception) -> None:
         """End both directions with a reset; a bug concerns this stream and not the tunnel."""
         if not isinstance(exc, KcptunError):
-            log.error(f"relay of stream {self.stream.sid}: {exc!r}")
+            log.limited("relay", f"relay of stream {self.stream.sid}: {describe_exception(exc)}", log.Level.ERROR)
             exc = StreamReset(repr(exc))
         self._end(exc)
+
+    def _fail_up(self, exc: Exception) -> None:
+        """As `_fail`, by whoever reads the connection or was about to; nobody does from now on."""
+        self._fail(exc)
+        self._up_is_over()
 
     def _end(self, cause: KcptunError | None) -> None:
         """End both directions, with a reset if there is a cause and they had not ended by themselves."""
@@ -446,7 +467,6 @@ class Relay:
 
     def _close(self) -> None:
         """Nobody holds the connection any more."""
-        self._loop.each_second(self._look, wanted=False)
         if self._tcp is not None:
             self._tcp.close()
         self._on_closed(self)

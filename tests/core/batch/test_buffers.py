@@ -1,5 +1,6 @@
 """The pool gives memory back, and the batch keeps its packets apart."""
 
+from contextlib import nullcontext
 from mmap import PAGESIZE
 from random import Random
 from threading import Lock
@@ -9,6 +10,7 @@ import pytest
 from kcptun_lite.core.batch.packets import PacketBatch
 from kcptun_lite.core.batch.pool import BATCH_BYTES, POISON, BufferPool, borrow, borrow_batch
 from kcptun_lite.core.batch.strided import PACKET_ALIGNMENT
+from kcptun_lite.core.budget import Budget
 
 
 def make_pool(gogc: int | None = 100, floor_pages: int = 0, *, poison: bool = False) -> BufferPool:
@@ -148,3 +150,14 @@ def test_a_cleared_batch_is_as_new() -> None:
     batch.clear()
     assert (len(batch), batch.end, batch.views(), batch.addresses) == (0, 0, [], [])
     assert batch.has_room(4096)
+
+
+def test_where_more_is_held_than_may_be_no_idle_buffer_is_kept() -> None:
+    budget = Budget(nullcontext(), 64 << 20)
+    pool = BufferPool(nullcontext(), gogc=None, budget=budget)
+    pool.give(pool.take(4096))
+    assert pool.usage().idle_bytes == 4096
+    buffer = pool.take(4096)
+    budget.update(64 << 20)
+    pool.give(buffer)
+    assert pool.usage().idle_bytes == 0

@@ -8,12 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kcptun_lite.core import lazy_imports as lazy_imports
-from kcptun_lite.core.batch import strided
+from kcptun_lite.core.batch import rows, strided
 from kcptun_lite.core.batch.packets import PacketBatch
 from kcptun_lite.core.batch.pool import BufferPool
 from kcptun_lite.core.batch.rows import PacketList, PacketRow
 from kcptun_lite.core.batch.strided import find_grid, gather, join_numbers, scatter, split_numbers, stamp
 from kcptun_lite.core.counters import Counters
+from kcptun_lite.core.crypt import crypt as crypt_room
 from kcptun_lite.core.crypt.crypt import CheckedCrypt, make_crypt
 from kcptun_lite.core.fec.decoder import FecDecoder
 from kcptun_lite.core.fec.encoder import FecEncoder
@@ -27,6 +28,8 @@ CONV = 0xCAFE0042
 @pytest.fixture(params=[True, False], ids=["numpy", "plain"], autouse=True)
 def numpy_or_not(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     load_numpy()
+    monkeypatch.setattr(rows, "ROW", strided.MANY)  # as few as may be, so that a property meets many
+    monkeypatch.setattr(crypt_room, "GRID", strided.MANY)
     if not request.param:
         monkeypatch.setattr(lazy_imports, "_has_numpy", False)
 

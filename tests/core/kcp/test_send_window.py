@@ -302,3 +302,21 @@ def test_an_ack_that_comes_twice_is_one_skip_where_it_is_told_twice_on_purpose()
         window.acknowledge([(2, 0)])
         window.acknowledge([(2, 0)])
         assert window.segments[0].fastack == skips
+
+
+def test_all_that_is_sent_at_once_is_under_way() -> None:
+    window = SendWindow(2)
+    window.push([b"x"] * 5, flight(0), 100)
+    assert window.unacked == 5
+    window.acknowledge([(3, 0)])
+    window.acknowledge_until(2)
+    assert window.unacked == 2
+
+
+@pytest.mark.parametrize(("answered", "lost"), [(10, False), (12, True)])
+def test_a_sending_is_lost_if_only_its_copy_has_arrived(answered: int, lost: bool) -> None:
+    window = SendWindow(2)
+    segment = push(window, b"x", 10, 100)
+    window.plan_repeats(segment.sn, (2,), 1)
+    assert list(window.repeats(12)) == [segment]
+    assert window.lost_first_sendings([(segment.sn, answered)]) == ([segment.flight] if lost else [])

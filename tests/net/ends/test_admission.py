@@ -253,3 +253,16 @@ def test_a_bug_at_one_source_s_packets_costs_no_other_one_its_own(room: Room, mo
     monkeypatch.setattr(second.conversation, "receive_packets", fail)
     room.deliver((THERE, segment(conv=8, sn=2, data=data)))
     assert second.is_closed and len(lines) == 2, "what was being done is half done"
+
+
+def test_streams_that_wait_keep_their_order(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one that might go early by now does not go before them."""
+    monkeypatch.setattr(room.table, "may_go_early", lambda session: False)
+    session = room.open(HERE, conv=7)
+    assert not room.streams
+    monkeypatch.setattr(room.table, "may_go_early", lambda session: True)
+    second = SMUX_HEADER.pack(1, SMUX_SYN, 0, 5)
+    room.deliver((HERE, segment(conv=7, sn=1, data=second)))
+    assert not room.streams
+    room.prove(session)
+    assert [stream.sid for stream in room.streams] == [3, 5]

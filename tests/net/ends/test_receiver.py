@@ -7,6 +7,8 @@ import pytest
 
 from kcptun_lite.core.batch.packets import PacketBatch
 from kcptun_lite.core.counters import Counters
+from kcptun_lite.core.kcp.pacing import COALESCING_REST, Coalescer
+from kcptun_lite.net.ends import receiver
 from kcptun_lite.net.ends.receiver import Receiver
 from kcptun_lite.net.event_loop import EventLoop
 from kcptun_lite.net.udp.udp_socket import UdpOptions, UdpSocket
@@ -23,8 +25,8 @@ class Room:
         self.received: list[bytes] = []
         self.on_batch: Callable[[PacketBatch], None] = lambda batch: None
         self.peer = Peer()
-        receiver = Receiver(self.udp, self.context, self.counters, self._deliver, partial(self.udp.receive, wait=False))
-        self.udp.watch(self.context.loop, receiver.receive_ready)
+        found = Receiver(self.udp, self.context, self.counters, self._deliver, partial(self.udp.receive, wait=False))
+        self.udp.watch(self.context.loop, found.receive_ready)
         self.context.loop.start()
 
     def _deliver(self, batch: PacketBatch, now: int) -> None:
@@ -54,6 +56,17 @@ def room() -> Iterator[Room]:
     room.context.loop.stop()
     room.peer.close()
     assert room.context.pool.usage().in_use_bytes == 0
+
+
+def test_packets_that_come_thick_are_let_gather(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    rests: list[float] = []
+    monkeypatch.setattr(receiver, "sleep", rests.append)
+    monkeypatch.setattr(Coalescer, "wants_rest", lambda coalescer, packets, size, now: size >= 1000)
+    room.send(noise(1000, seed=1))
+    wait_until(lambda: len(rests) == 1)
+    room.send(noise(30, seed=2))
+    room.wait_for(noise(1000, seed=1), noise(30, seed=2))
+    assert rests == [COALESCING_REST / 1000]
 
 
 def test_packets_come_out_opened_and_in_order(room: Room) -> None:

@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 
+from kcptun_lite.core.batch.packets import PacketBatch
 from kcptun_lite.core.kcp.kcp import Flush
+from kcptun_lite.core.mux.smux import StreamReadable
 from kcptun_lite.core.wire import FEC_HEADER, KCP_WINS, SMUX_HEADER, SMUX_SYN
 from kcptun_lite.errors import RemoteProtocolError, SessionClosed, StreamClosed, StreamReset
-from kcptun_lite.net.session.update_thread import monotonic_ms
+from kcptun_lite.net.session.session import SLOW_RHYTHM
+from kcptun_lite.net.session.update_thread import NEVER, monotonic_ms
 from tests.net.fakes import (
     CLIENT,
     ELSEWHERE,
@@ -386,3 +389,85 @@ def test_a_question_goes_out_at_once(wire: Wire) -> None:
     before = session.counters.out_packets
     session.probe()
     assert session.counters.out_packets > before
+
+
+# -- threads that serve all sessions -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("who", ["update", "probe", "leave"])
+def test_a_session_that_always_has_more_to_send_keeps_nobody(
+    wire: Wire, clock: Clock, monkeypatch: pytest.MonkeyPatch, who: str
+) -> None:
+    session = wire.client.session
+    session.start()
+    batches = 0
+
+    def more(batch: PacketBatch, now: int) -> bool:
+        nonlocal batches
+        batches += 1
+        assert batches < 100, "it is still at it"
+        clock.now += 1
+        session._transmitter._is_wanted = True  # as by a writer, whenever there is room
+        batch.commit(1000)
+        return True
+
+    monkeypatch.setattr(session.conversation, "packets_to_send", more)
+    if who == "update":
+        session.conversation.kcp.flush_wanted = Flush.EVERYTHING
+        session.update(clock.now)
+    else:
+        getattr(session, who)()
+    assert batches
+    monkeypatch.undo()
+    assert session._ticker._planned[session] == 0  # the rest is for the update thread, in its turn
+
+
+def test_sending_makes_room_for_who_waits(wire: Wire) -> None:
+    session = wire.client.session
+    woken: list[None] = []
+
+    class Waiting:
+        def wake_writer_locked(self) -> None:
+            woken.append(None)
+
+    session.writers.append(Waiting())  # type: ignore[arg-type]
+    with session.lock:
+        session.conversation.open_stream()
+    session.transmit()
+    assert woken
+    session.writers.clear()
+
+
+def test_a_reader_whom_another_ones_doing_concerns_is_called_by_the_update_thread(
+    wire: Wire, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = wire.client.session
+    stream = session.open_stream()
+    wire.carry()
+    session.start()
+    calls: list[None] = []
+
+    def sink() -> None:
+        calls.append(None)
+        stream.read_ready()
+
+    stream.attach(sink)
+    session.update(clock.now)  # forgets what was planned
+    session._ticker._planned[session] = NEVER
+    events = [StreamReadable(stream.sid)]
+    monkeypatch.setattr(session.conversation, "take_events", lambda: [events.pop()] if events else [])
+    session.settle()
+    assert len(calls) == 1 and session._ticker._planned[session] == 0
+    session.update(clock.now)
+    assert len(calls) == 2
+
+
+def test_the_next_call_is_when_something_is_due(wire: Wire, clock: Clock) -> None:
+    session = wire.client.session
+    session.open_stream().write(memoryview(b"x"))
+    deadline = session.conversation.next_deadline()
+    assert deadline is not None and clock.now < deadline < clock.now + SLOW_RHYTHM
+    assert session.update(clock.now) == deadline
+    wire.carry()
+    wire.pass_time(500)
+    assert session.update(clock.now) == (clock.now // SLOW_RHYTHM + 1) * SLOW_RHYTHM

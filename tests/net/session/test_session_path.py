@@ -19,6 +19,7 @@ from kcptun_lite.net.session.peer_watch import (
 )
 from tests.net.fakes import (
     CLIENT,
+    CONV,
     ELSEWHERE,
     SERVER,
     Clock,
@@ -396,3 +397,21 @@ def test_why_the_old_way_failed_is_known_until_the_new_one_is_heard(silent: Wire
     assert session.send_error is error
     session.receive_through(way.udp, [known_answer(silent)], clock.now)  # type: ignore[arg-type]
     assert session.send_error is None
+
+
+def test_what_answers_nothing_on_the_old_way_dismisses_no_path_probe(silent: Wire, clock: Clock) -> None:
+    session = silent.client.session
+    way = Way()
+    session.start_path_probe(way.path_probe)
+    session.receive_through(cast(Any, silent.client.udp), [segment(conv=CONV + 1)], clock.now)
+    assert not way.udp.is_closed
+
+
+def test_what_either_way_has_taken_is_sent(silent: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    session, way = silent.client.session, Way()
+    monkeypatch.setattr(silent.client.udp, "send", lambda packets, address, local=None: 0)  # unreachable
+    counters = session.counters
+    before = counters.out_packets, counters.send_drops
+    session.start_path_probe(way.path_probe)
+    assert way.udp.sent
+    assert (counters.out_packets, counters.send_drops) == (before[0] + len(way.udp.sent), before[1])

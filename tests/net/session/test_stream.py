@@ -8,8 +8,9 @@ from kcptun_lite.core.mux.smux import UNDER_WAY
 from kcptun_lite.core.wire import SMUX_HEADER, SMUX_UPD, SMUX_UPDATE
 from kcptun_lite.errors import StreamClosed, StreamReset
 from kcptun_lite.net.session import session as session_room
+from kcptun_lite.net.session import stream as stream_room
 from kcptun_lite.net.session import transmitter as transmitter_room
-from kcptun_lite.net.session.stream import Stream
+from kcptun_lite.net.session.stream import DOUBT_BYTES, DOUBT_TIME, Stream
 from kcptun_lite.net.session.update_thread import monotonic_ms
 from tests.net.fakes import (
     Clock,
@@ -18,6 +19,7 @@ from tests.net.fakes import (
     is_waiting,
     make_context,
     noise,
+    read_all,
     segment,
     small_params,
     wait_until,
@@ -326,3 +328,65 @@ def test_a_window_that_shrinks_while_its_writer_is_in_line_holds_nobody_up(monke
         session.close()
         with pytest.raises(StreamReset):
             first.result()
+
+
+def test_who_reads_is_the_only_one_however_much_comes_meanwhile(wire: Wire) -> None:
+    stream = wire.client.session.open_stream()
+    wire.carry()
+    calls: list[None] = []
+    stream.attach(lambda: calls.append(None))  # and reads nothing yet
+    for _ in range(3):
+        wire.server.opened[0].write(memoryview(b"more"))
+        wire.carry()
+    assert len(calls) == 1
+
+
+# -- written by the event loop -------------------------------------------------------------------------------
+
+
+def test_what_is_written_now_goes_now(wire: Wire) -> None:
+    stream = wire.client.session.open_stream()
+    wire.carry()
+    sent = len(wire.client.udp.sent)
+    assert stream.write_now(memoryview(b"question"))
+    assert len(wire.client.udp.sent) > sent
+
+
+def test_who_may_have_gone_is_written_to_by_a_thread_that_can_wait(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = wire.client.session.open_stream()
+    monkeypatch.setattr(wire.client.session.conversation, "is_doubtful", lambda sid: True)
+    assert not stream.write_now(memoryview(b"question"))
+    wire.carry()
+    assert read_all(wire.server) == b""
+    assert stream.write(memoryview(b""))
+    wire.carry()
+    assert read_all(wire.server) == b"question"
+
+
+def test_what_has_no_room_now_goes_before_what_comes_later(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = wire.client.session.open_stream()
+    conversation = wire.client.session.conversation
+    send, rooms = conversation.send_stream_data, [3, 0]
+    monkeypatch.setattr(
+        conversation, "send_stream_data", lambda sid, data: send(sid, data[: rooms.pop(0)] if rooms else data)
+    )
+    assert not stream.write_now(memoryview(b"one"[:2] + b"two"))
+    assert not stream.write_now(memoryview(b"three"))
+    assert stream.write(memoryview(b"four"))
+    wire.carry()
+    assert read_all(wire.server) == b"ontwothreefour"
+
+
+def test_who_may_have_gone_is_sent_a_reply_that_follows_at_once_and_no_endless_one(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(stream_room, "monotonic_ms", clock)
+    stream = wire.client.session.open_stream()
+    monkeypatch.setattr(wire.client.session.conversation, "is_doubtful", lambda sid: True)
+    for _ in range(3):  # on a slow line
+        assert stream.write(memoryview(b"a reply"))
+        wire.carry()
+        clock.now += DOUBT_TIME
+    stream._doubted_bytes = DOUBT_BYTES + 1
+    assert not stream.write(memoryview(b"more"))

@@ -77,7 +77,7 @@ def test_a_full_queue_of_unknown_sources_costs_a_peer_nothing(room: Room) -> Non
 def test_both_have_their_turn(room: Room) -> None:
     room.peer_sockets.open(room.friend.address)
     for _ in range(4):
-        room.send(room.unknown, *[b"flood"] * 20)
+        room.send(room.unknown, *[b"flood"] * (2 * UNKNOWN_TURN))  # more than one turn
         room.send(room.friend, b"hello")
         sources = [{source for _, source in room.receive()} for _ in range(2)]
         assert {*sources[0], *sources[1]} == {room.unknown.address, room.friend.address}

@@ -1,6 +1,7 @@
 """The UDP socket's socket: a kernel that refuses, ports nobody listens on, how it is closed, opened and addressed."""
 
 import errno
+import select
 import socket
 import struct
 import threading
@@ -445,3 +446,19 @@ def test_an_address_that_no_interface_has_yet(host: str) -> None:
         assert udp.address[0] == host
         with pytest.raises(TransportError, match="cannot listen on .*in use"):
             UdpSocket.listen(host, udp.address[1], UdpOptions())
+
+
+def test_an_error_that_only_the_queue_tells_of_keeps_nobody_awake(open_udp: Opener) -> None:
+    """Who sends is told of it as well, and then `receive` finds neither a datagram nor an error."""
+    gone = open_udp()
+    gone.close()
+    here, (address,) = UdpSocket.dial("127.0.0.1", gone.address[1], FAST)
+    waiting = select.poll()
+    waiting.register(here.fileno(), select.POLLIN)
+    with closing(here):
+        assert here.send(make_packets([10]), address) == 1
+        assert waiting.poll(PATIENCE_S * 1000)
+        here._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        assert waiting.poll(0)
+        assert here.receive(make_batch(), wait=False) == 0
+        assert not waiting.poll(0)
