@@ -57,9 +57,9 @@ class PathManager:
         A way that answers is kept: a server of kcptun would lose its session, and nothing is wrong.
         """
         sessions = self._sessions()
+        asked_at = monotonic_ms()  # before they are asked: the answer may be here within the millisecond
         for session in sessions:
             session.probe()
-        asked_at = monotonic_ms()
         for session in sessions:
             self._troubled.put((session, asked_at))
 

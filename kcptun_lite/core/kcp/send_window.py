@@ -88,6 +88,8 @@ class SendWindow:
         "a large segment has arrived, since the path was changed"
         self._resends_since: int | None = None
         "resends of the segment at `una` when something small arrived, the first since it is there"
+        self._futile: tuple[int, int] | None = None
+        "sn and ms: an ACK up to there, of what was sent until then, skips nothing that is not at the limit"
         self.acks_come_twice = False
         "the peer tells each ACK of an early segment in two datagrams"
         self._fast_limit = fast_limit
@@ -202,6 +204,11 @@ class SendWindow:
     def _count_skips(self, live: list[tuple[int, int]]) -> None:
         limit = max(self._fast_limit, 1)
         live.sort()
+        # A walk through a large window, which the same ACK again and again must not have.
+        highest = self.snd_una + live[-1][0], live[-1][1]
+        if self._futile and highest[0] <= self._futile[0] and max([at for _, at in live]) <= self._futile[1]:
+            return
+        is_futile = True
         segments = self.segments
         latest: list[int] = []  # when those above were sent: the `limit` latest ones, as no more are counted
         for index in range(live[-1][0], -1, -1):
@@ -210,6 +217,7 @@ class SendWindow:
                 sent = segment.flight.sent_at
                 skips = sum([sent_at >= sent for sent_at in latest])
                 if skips:
+                    is_futile = False
                     segment.fastack = min(segment.fastack + skips, limit)
                     self.has_skipped = True
                     if segment.fastack >= limit:
@@ -218,6 +226,8 @@ class SendWindow:
                 latest.append(live.pop()[1])
                 if len(latest) > limit:
                     latest.remove(min(latest))
+        if is_futile:
+            self._futile = highest
 
     def _note_delivered(self, flight: Flight, sent_at: int) -> None:
         if self._newest is None or flight.sent_at > self._newest.sent_at:
@@ -344,6 +354,7 @@ class SendWindow:
         else:
             segment.rto = rto
         segment.fastack = 0
+        self._futile = None
         segment.resends += 1
         segment.is_given_up = False
         segment.flight = flight

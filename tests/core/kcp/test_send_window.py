@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -320,3 +321,29 @@ def test_a_sending_is_lost_if_only_its_copy_has_arrived(answered: int, lost: boo
     window.plan_repeats(segment.sn, (2,), 1)
     assert list(window.repeats(12)) == [segment]
     assert window.lost_first_sendings([(segment.sn, answered)]) == ([segment.flight] if lost else [])
+
+
+class Walked(list[Segment]):
+    """The segments, and how many were looked at."""
+
+    looks = 0
+
+    def __getitem__(self, index: Any) -> Any:
+        self.looks += 1
+        return super().__getitem__(index)
+
+
+def test_the_same_ack_again_and_again_walks_the_window_no_more_than_it_has_to() -> None:
+    window = SendWindow(fast_limit=2)
+    window.push([b"x"] * 1000, flight(0), 100)
+    window.segments = walked = Walked(window.segments)
+    ack = (999, 0)
+    for _ in range(4):
+        window.acknowledge([ack])
+    before = walked.looks
+    for _ in range(100):
+        window.acknowledge([ack])
+    assert walked.looks - before <= 200
+    window.resent(window.segments[0], Cause.FAST, flight(50), 100, 1)
+    window.acknowledge([(998, 60)])
+    assert window.segments[0].fastack == 1, "what is sent again can be skipped again"
