@@ -46,6 +46,8 @@ class Limits:
             if lasted >= LASTING and rate >= LEAST_RATE:
                 self._tell(session, limit, rate)
         self._seconds, self._bytes = seconds, counts
+        remotes = {format_address(session.remote) for session in seconds} if self._told else ()
+        self._told = {told for told in self._told if told[0] in remotes}
 
     def _tell(self, session: Session, limit: Limit, rate: int) -> None:
         kcp = session.conversation.kcp

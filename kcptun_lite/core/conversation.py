@@ -278,7 +278,7 @@ class Conversation:
         if isinstance(self._encoder, UncodedFec):
             if self._decoder.shards:
                 self._take_shards(*self._decoder.shards)
-            elif self._decoder.has_bare and self._is_client:  # a kcptun without takes parity for data
+            elif self._decoder.has_bare and self._is_client:  # a kcptun without FEC would read parity as data
                 self._do_without_fec()
 
     def packets_to_send(self, batch: PacketBatch, now: int) -> bool:

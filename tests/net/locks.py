@@ -3,8 +3,8 @@
 In      nothing: `locks_in_order` is on in every test of net/ and app/
 Out     a failed test when some thread has waited for a lock it should have taken before another one, or has changed
         what a lock guards, or called what must be called under it, without the lock
-Knows   the table of locks in the design: tunnel 1, listener 2, a session's tx lock 3, its state 4, leaves 5, those
-        below leaves 6; what each guards
+Knows   the table of locks in docs/architecture.md: tunnel 1, listener 2, a session's transmitter 3, its state 4,
+        leaves 5, those below leaves 6; what each guards
 """
 
 from collections.abc import Callable, Iterable, Iterator

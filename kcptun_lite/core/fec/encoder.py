@@ -12,7 +12,7 @@ from contextlib import suppress
 from kcptun_lite.core.batch.packets import PacketBatch
 from kcptun_lite.core.batch.strided import stamp
 from kcptun_lite.core.fec.batched_parity import LARGEST_CODE, LEAST_GROUPS, BatchedParity
-from kcptun_lite.core.fec.reed_solomon import parity_sums
+from kcptun_lite.core.fec.reed_solomon import PlainSums, ShardSums, parity_rows, parity_sums
 from kcptun_lite.core.fec.shards import seqid_end
 from kcptun_lite.core.lazy_imports import load_numpy, loaded_numpy
 from kcptun_lite.core.wire import (
@@ -24,6 +24,7 @@ from kcptun_lite.core.wire import (
 )
 from kcptun_lite.errors import LocalProtocolError
 
+FEW = 2  # packets that come alone: small ones are summed up without numpy in a third of the time, see reed_solomon
 REST_AFTER = 1000  # ms without a packet after which the encoder keeps no scratch memory
 MAX_GAP = 500  # ms between a group's last two packets; above it parity is skipped (sess.go maxFECEncodeLatency)
 
@@ -96,7 +97,8 @@ class FecEncoder:
         """The fastest there is now: numpy may be loaded later, or never."""
         data, parity = self.data_shards, self.parity_shards
         self._has_numpy = loaded_numpy() is not None
-        self._sums = parity_sums(data, parity)
+        self._many_sums, self._few_sums = parity_sums(data, parity), PlainSums(parity_rows(data, parity))
+        self._sums: ShardSums = self._few_sums
         if self._has_numpy and not self._is_thrifty and data > 1 and data * parity <= LARGEST_CODE:
             self._groups = BatchedParity(data, parity)
 
@@ -114,7 +116,6 @@ class FecEncoder:
         del batch.starts[first:], batch.lengths[first:]
         if not self._has_numpy and not self._sums.filled and loaded_numpy():
             self._choose_arithmetic()
-        sums = self._sums
         begin = 0
         while begin < len(starts):
             if count := self._count_equal_groups(batch, starts, lengths, begin):
@@ -123,6 +124,9 @@ class FecEncoder:
                 self._last_packet = now
                 begin = end
                 continue
+            if not self._sums.filled:
+                self._sums = self._few_sums if len(starts) - begin <= FEW else self._many_sums
+            sums = self._sums
             end = min(begin + self.data_shards - sums.filled, len(starts))
             piece_starts, piece_lengths = starts[begin:end], lengths[begin:end]
             self._add_piece(batch.arena, piece_starts, piece_lengths)
@@ -140,7 +144,7 @@ class FecEncoder:
     def rest(self, now: int) -> None:
         """Give scratch memory back if nothing has come for a while; many idle sessions must not add up."""
         if self._last_packet is not None and now - self._last_packet >= REST_AFTER:
-            self._sums.rest()
+            self._many_sums.rest()
             if self._groups:
                 self._groups.rest()
 

@@ -325,7 +325,8 @@ class SendWindow:
         """Doubt that a long run is lost, with others acknowledged before and behind it; whether any segment is held.
 
         It is rather their ACKs that were lost, all in one datagram, and are not sent again: `una` will tell of them
-        when the holes before are closed, which takes a round trip more. If they are lost, it stops at the first.
+        when the holes before are closed, which takes a round trip more. If they are lost, `una`
+        stops at the first of them.
         """
         is_any_held = False
         for segment, _ in run:

@@ -153,8 +153,8 @@ class Sender:
         """Write what is due; False if the batch is full."""
         window, control = self.window, self.control
         limit = min(control.window, rmt_wnd)
-        # Our own window counts what may be on the path, so what is acknowledged behind a hole takes no place in it;
-        # the peer's counts from the hole on.
+        # Our window counts only what is not acknowledged. The peer's begins at snd_una, so there what is acknowledged
+        # behind a hole counts as well.
         last = min(window.snd_nxt + control.window - window.unacked, window.snd_una + rmt_wnd)
         if not control.is_loss_tolerant:
             last = min(last, window.snd_una + control.window)
@@ -228,9 +228,11 @@ class Sender:
             self._resend_at = self._pacer.resume_at
         rto, flight = self._rtt.rto, self._flight(now)
         skipped = timed_out = False
+        sent = 0
         for segment, cause in due[:allowed]:
             if not writer.write(KCP_PUSH, flight.ts, segment.sn, segment.payload):
-                return False
+                break
+            sent += 1
             control.on_lost(segment.flight)
             control.on_sent(1, flight)
             window.resent(segment, cause, flight, rto, self._nodelay)
@@ -245,11 +247,11 @@ class Sender:
             if self._model and segment.resends > 1 and self._model.min_rtt >= SHORT_RTT:
                 # Everything behind it waits: what was lost twice goes twice.
                 window.plan_repeats(segment.sn, COPY_DELAYS[:1], 1)
-        self._pacer.spend(allowed)
-        if allowed == len(due):
+        self._pacer.spend(sent)
+        if sent == len(due):
             window.all_resent()
         control.on_retransmission(window.snd_nxt - window.snd_una, limit, skipped=skipped, timed_out=timed_out)
-        return True
+        return sent == allowed
 
     def _skip_delay(self, now: int) -> int:
         """ms after its sending before which no segment is lost because later ones have arrived (RFC 8985, 3.3.2).

@@ -10,8 +10,9 @@ A stream is two halves, and each ends with the FIN of its sender. It is there un
 both have ended: so its number is never another stream's while somebody still holds it. What comes for a stream we do
 not know is dropped, as every generation of smux does.
 
-In kcptun a FIN means that its sender has closed both halves, and since 26 January 2026 that it has ended its own:
-nothing tells which, until a FIN more says the first or an UPD, which only a reader sends, the second. Two frames that
+In kcptun a FIN means that its sender has closed both halves, and since 26 January 2026 that it has ended its own. The
+first FIN does not say which. A second FIN means both halves; an UPD means only one, because only a reader sends it.
+Two frames that
 mean nothing to it, put before FIN, tell one of ours more: NOP with the stream's id, that only this half has ended and
 the other one goes on; PSH without payload, that the stream was cut, and what came of it is not all there was. A FIN
 after a FIN gives up the other half. And a NOP with the id HELLO_SID, the first thing that each of us says, tells the

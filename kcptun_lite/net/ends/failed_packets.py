@@ -32,7 +32,7 @@ class Sample(NamedTuple):
 
 
 class FailedPackets:
-    """Where the receiver threads leave a sample for the main thread."""
+    """Where the receivers leave a sample for the main thread."""
 
     def __init__(self) -> None:
         self._sample: Sample | None = None
@@ -42,7 +42,6 @@ class FailedPackets:
         return self._sample is None and now >= self._next_at
 
     def put(self, sample: Sample, now: int) -> None:
-        # Two threads may both find that one is wanted: then the later one stays.
         self._next_at = now + SAMPLE_EVERY
         self._sample = sample
 
@@ -53,7 +52,7 @@ class FailedPackets:
 
 
 class FailedPacketSampler:
-    """The eyes of one receiver thread: `before` each batch is opened, `after` one in which packets failed."""
+    """The eyes of one receiver: `before` each batch is opened, `after` one in which packets failed."""
 
     def __init__(self, failed_packets: FailedPackets, counters: Counters, udp: UdpSocket) -> None:
         """`counters` are those the packets are counted in."""
@@ -83,8 +82,6 @@ class FailedPacketSampler:
         """Hand in the copy if that packet has failed, else look for a suspect."""
         if self._copy and not batch.lengths[self._copy[0]]:
             self._failed_packets.put(self._copy[1], now)
-        elif 0 not in batch.lengths:
-            return  # another receiver thread of this session has counted a failure meanwhile
         elif (self._suspect is None or now >= self._suspect_until) and self._failed_packets.wants_sample(now):
             self._suspect = batch.addresses[batch.lengths.index(0)]
             self._suspect_until = now + SUSPECT_FOR

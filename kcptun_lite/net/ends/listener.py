@@ -138,7 +138,7 @@ class Listener:
                 break  # the usual case; a stray packet behind it bounces in KCP
             if known := self._table.find(conv):
                 if self._table.place_of(known) == (self, address):
-                    session = known  # which is not validated: then the place is another one's still
+                    session = known  # which is not validated: then the address still belongs to another one
                     break
                 return self._receive_from_elsewhere(known, address, local, packets[index:], now)
             is_first = cmd == KCP_PUSH and sn == 0

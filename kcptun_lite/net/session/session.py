@@ -393,8 +393,10 @@ class Session:
 
     def send_packets(self, packets: list[memoryview]) -> int:
         """Send sealed packets on the path of now, and on the one that is tried; returns how many the kernel took."""
-        sent = send_all(self._udp, packets, self.remote, self.local)
-        if path_probe := self._path_probe:
+        with self.lock:  # so that a path which is changed just now is the old one or the new one
+            udp, remote, local, path_probe = self._udp, self.remote, self.local, self._path_probe
+        sent = send_all(udp, packets, remote, local)
+        if path_probe:
             sent = max(sent, send_all(path_probe.udp, packets, path_probe.remote))
         return sent
 

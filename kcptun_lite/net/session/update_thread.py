@@ -72,7 +72,7 @@ class UpdateThread:
     def wake(self, target: Tickable, at: int = 0) -> None:
         """Call the target at `at` (ms; past: at once) if nothing earlier is planned; detached targets are left alone.
 
-        Change what the update will look at first, then wake. Any thread may, under any lock.
+        First change the state that `update` reads, then call this. Any thread may, whatever lock it holds.
         """
         # Peeking without the lock is safe: an update begins by forgetting the planned time, so
         # whoever still sees that time here changed his state before that update reads it.

@@ -52,9 +52,9 @@ class Relay:
     """Moves bytes between a connection and a stream until both directions have ended, or one has failed.
 
     A direction that ends is passed on as such (`shutdown`, FIN). Then the other one may go on as long as it moves:
-    `closewait_s` without a byte ends it, and so does a peer that listens no more. Those of kcptun do not say which they
-    mean: they are written to for a second more, as long as the data follow at once. A failure ends both at once, with a
-    TCP reset.
+    `closewait_s` without a byte ends it, and so does a peer that listens no more. A kcptun's FIN does not say whether
+    it still listens: so it is written to for a second more, as long as the data follow at once. A failure ends both at
+    once, with a TCP reset.
     """
 
     def __init__(

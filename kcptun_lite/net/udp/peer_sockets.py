@@ -129,7 +129,7 @@ class PeerSockets:
         return len(batch)
 
     def rest_unknown(self) -> None:
-        """What came last was good for nothing: see to the peers, or let other threads do so, before any more of it."""
+        """What came last was good for nothing: see to the peers, and all else, before any more of it."""
         if self._epoll and not self._is_resting:
             self._is_resting = True
             self._hear_unknown(False)

@@ -4,7 +4,7 @@
 'require view';
 
 // The settings of /etc/config/kcptun-lite. An option that is empty here is not in the file, and then the program's
-// own default counts, which is kcptun's; so what a tunnel needs to suit a small device is put into new ones.
+// own default counts; so what a tunnel needs to suit a small device is put into new ones.
 
 const CRYPTS = [
 	'aes', 'aes-128', 'aes-128-gcm', 'aes-192', 'salsa20', 'blowfish', 'twofish', 'cast5', '3des', 'tea', 'xtea',
@@ -21,12 +21,12 @@ const PRESETS_OF = {
 	server: { maxsessions: '32', listen: '29900', target: '127.0.0.1', target_port: '12948' }
 };
 
-// What counts if an option is neither in the form nor in the file; the programs' defaults.
+// What may count at most if an option is neither in the form nor in the file.
 const DEFAULTS = { datashard: 10, parityshard: 3, smuxbuf: 4194304, streambuf: 2097152 };
 
 function number(section, section_id, name) {
 	const value = section.formvalue(section_id, name);
-	return value == null || value === '' ? DEFAULTS[name] : +value;
+	return value == null || value === '' || value === 'auto' ? DEFAULTS[name] : +value;
 }
 
 function preset(section_id, type) {
@@ -43,7 +43,7 @@ function preset(section_id, type) {
 // A switch may be written as 1, on, true, yes or enabled; the box knows only the first.
 function read_switch(section_id) {
 	const word = uci.get('kcptun-lite', section_id, this.option);
-	return word == null ? null : /^(1|on|true|yes|enabled)$/i.test(word) ? '1' : '0';
+	return word == null || word === 'auto' ? null : /^(1|on|true|yes|enabled)$/i.test(word) ? '1' : '0';
 }
 
 // One option in the dialog: kind, name, title, description, further properties.
@@ -133,16 +133,16 @@ function add_tuning(s, type) {
 				_('Expecting a size such as 32M');
 		};
 	number_option(s, 'tuning', 'sndwnd', _('Send window'),
-		_('Packets under way at most: bandwidth times round trip divided by MTU.'), 'range(1,65535)', 'auto');
+		_('Packets under way at most: bandwidth times round trip divided by MTU.'), 'or("auto",range(1,65535))', 'auto');
 	number_option(s, 'tuning', 'rcvwnd', _('Receive window'),
-		_('Packets the other end may have under way at most.'), 'range(1,65535)', 'auto');
+		_('Packets the other end may have under way at most.'), 'or("auto",range(1,65535))', 'auto');
 	number_option(s, 'tuning', 'mtu', _('MTU'), _('Bytes of UDP payload in the largest packet.'), 'range(50,1500)', '1350');
 	number_option(s, 'tuning', 'ratelimit', _('Rate limit'),
 		_('Bytes per second and session sent at most; 0: no limit.'), 'uinteger', '0');
 	number_option(s, 'tuning', 'datashard', _('Data packets'),
-		_('Packets in a group of error correction; 0: no error correction.'), 'range(0,256)', 'auto');
+		_('Packets in a group of error correction; 0: no error correction.'), 'or("auto",range(0,256))', 'auto');
 	number_option(s, 'tuning', 'parityshard', _('Parity packets'),
-		_('Packets added to each group: how many of it may be lost.'), 'range(0,256)', 'auto')
+		_('Packets added to each group: how many of it may be lost.'), 'or("auto",range(0,256))', 'auto')
 		.validate = function(section_id) {
 			return number(this.section, section_id, 'datashard') + number(this.section, section_id, 'parityshard') <= 256 ||
 				_('Data and parity packets together must not be more than 256');
