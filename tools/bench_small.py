@@ -10,7 +10,7 @@ Cost    all is done by two processes beside the tunnel, a target and a load, of 
     short N     connections that send 500 bytes, get 10 kB and are closed, N at a time
 
     python tools/bench_small.py                                   # ours, Debian's ("go"), the newest, all cases
-    python tools/bench_small.py --cases echo:1 --tunnels ours ours@../before --rounds 5
+    python tools/bench_small.py --cases echo:1 --tunnels ours ours@../before floor --rounds 5
     python tools/bench_small.py --cases short:16 --tunnels ours --profile
 """
 
@@ -30,7 +30,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests.programs import Tunnel, missing_programs  # noqa: E402
+from tests.programs import Program, Tunnel, missing_programs  # noqa: E402
 from tools.bench_tunnel import Profile  # noqa: E402
 
 OPTIONS: dict[str, object] = {"crypt": "aes", "mode": "fast2", "datashard": 10, "parityshard": 3}
@@ -88,6 +88,28 @@ def serve_target(listening: socket.socket, kind: str) -> None:
                 asked.pop(number, None)
                 poller.unregister(number)
                 known.pop(number).close()
+
+
+class FloorTunnel:
+    """As `Tunnel`, of `tools/floor.py`: the least that can be done; echoes only."""
+
+    def __init__(self, target: str) -> None:
+        self._target = target
+
+    def _start(self, role: str, listen: str, other: str) -> tuple[Program, str]:
+        script = str(Path(__file__).with_name("floor.py"))
+        program = Program(f"floor {role}", [sys.executable, script, role, listen, other])
+        host, port = program.wait_for_log(r"listening on: (\S+) (\d+)").groups()
+        return program, f"{host}:{port}"
+
+    def __enter__(self) -> "FloorTunnel":
+        self.server, remote = self._start("server", "127.0.0.1:0", self._target)
+        self.client, self.address = self._start("client", "127.0.0.1:0", remote)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.client.stop()
+        self.server.stop()
 
 
 class Load:
@@ -170,20 +192,22 @@ def measure(tunnel_name: str, case: str, seconds: float, options: dict[str, obje
         target.start()
         host, port = listening.getsockname()
     try:
-        with Tunnel(client, server or client, f"{host}:{port}", options) as tunnel:
+        where = f"{host}:{port}"
+        is_floor = tunnel_name == "floor"
+        with FloorTunnel(where) if is_floor else Tunnel(client, server or client, where, options) as tunnel:
             host, _, number = tunnel.address.rpartition(":")
             load = Load((host, int(number)), kind, int(count))
             load.run(WARM_UP)
             load.times.clear()
             programs = tunnel.client, tunnel.server
-            before = [(program.usage(), program.counters()) for program in programs]
+            before = [(program.usage(), {} if is_floor else program.counters()) for program in programs]
             if profile:
                 profile.start(tunnel_name, programs, int(seconds))
             begin = monotonic()
             load.run(seconds)
             took = monotonic() - begin
             usages = [program.usage() for program in programs]
-            counted = [program.counters() for program in programs]
+            counted = [{} if is_floor else program.counters() for program in programs]
             times = sorted(load.times)
             done = len(times)
             load.close()
@@ -196,7 +220,7 @@ def measure(tunnel_name: str, case: str, seconds: float, options: dict[str, obje
         (after.user + after.system - old.user - old.system) / done * 1e6
         for after, (old, _) in zip(usages, before, strict=True)
     ]
-    sent = sum(after["OutPkts"] - old["OutPkts"] for after, (_, old) in zip(counted, before, strict=True))
+    sent = sum(after.get("OutPkts", 0) - old.get("OutPkts", 0) for after, (_, old) in zip(counted, before, strict=True))
     return Result(done / took, times[done // 2] * 1e3, times[done * 99 // 100] * 1e3, *spent, sent / done)
 
 
