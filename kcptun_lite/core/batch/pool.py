@@ -23,7 +23,7 @@ RELAY_BYTES = 64 * 1024  # the smallest relay buffer: two smux frames of 32 KiB,
 # Bulk over loopback, medians of three: twice the size 512 Mbit/s and 23 ms of CPU per MB beside 426 and 28 with the
 # smallest; four times 661 and 19 beside 646 and 19 with twice, and 570 and 21 beside 483 and 25 downwards.
 BULK_FACTOR = 4
-POOL_FLOOR_BYTES = 256 * 1024  # idle bytes kept while there is traffic: a batch and relay buffers of one session
+POOL_FLOOR_BYTES = 320 * 1024  # idle bytes kept while there is traffic, of the smallest: two batches, a relay buffer
 SOME_OF_ALLOWANCE = 32  # `take_some` gives one reader this part of what all may have, if that is less than it wants
 POISON = 0xDD  # what a given-back buffer is filled with in tests
 
@@ -60,7 +60,7 @@ class BufferPool:
         self.budget = budget or Budget(nullcontext())
         self._lock = lock
         self._gogc = gogc
-        self._floor = floor_bytes
+        self._floor = factor * floor_bytes
         self._poison = poison
         self._idle: dict[int, list[memoryview]] = {}
         self._in_use_bytes = 0
