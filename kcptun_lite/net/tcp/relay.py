@@ -191,7 +191,7 @@ class Relay:
             self._moved += size
             is_taken = self.stream.write_now(scratch[:size])
             if not is_taken or size == len(scratch):
-                self._start_up(self._run_up)
+                self._start_up()
         except Exception as exc:
             self._fail_up(exc)
 
@@ -199,17 +199,17 @@ class Relay:
         if self._is_cut():
             raise TransportError("connection: reset")
         if self.stream.is_last_word:
-            self._start_up(self._run_last_word)
+            self._start_up()  # to wait until all has arrived
             return
         self._end_up()
         self._up_is_over()
 
-    def _start_up(self, run: Callable[[], None]) -> None:
-        """Have a thread of its own read the connection."""
+    def _start_up(self) -> None:
+        """Have a thread of its own read the connection; an end of file is there for it once more."""
         assert self._tcp is not None
         self._loop.forget(self._tcp.fileno())
         if self._is_read_by(_Up.THREAD):
-            Thread(target=run, name=f"up-{self.stream.sid}").start()
+            Thread(target=self._run_up, name=f"up-{self.stream.sid}").start()
 
     def _run_up(self) -> None:
         try:
@@ -218,14 +218,6 @@ class Relay:
                 return
             if self._is_cut():
                 raise TransportError("connection: reset")
-            self._let_all_arrive()
-            self._end_up()
-            self._up_is_over()
-        except Exception as exc:
-            self._fail_up(exc)
-
-    def _run_last_word(self) -> None:
-        try:
             self._let_all_arrive()
             self._end_up()
             self._up_is_over()
