@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "kcptun_lite"
 
 # The floors, lowest first. A module imports from its own package and from floors below, not from its neighbours.
 FLOORS: tuple[set[str], ...] = (
-    {"", "errors", "files", "core.wire", "core.counters", "core.lazy_imports", "core.validation"},
+    {"", "errors", "files", "core.wire", "core.counters", "core.lazy_imports", "core.question", "core.validation"},
     {"log", "core.budget"},
     {"core.batch"},
     {"core.kcp", "core.fec", "core.crypt", "core.mux"},

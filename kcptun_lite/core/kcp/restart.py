@@ -6,12 +6,14 @@ Knows   times. Not: datagrams, who asks
 Wire    docs/protocol.md, "Server sessions"
 """
 
+from kcptun_lite.core.question import Questioner
+
 RESTART_DATAGRAMS = 2  # that acknowledge nothing after others had acknowledged something ...
 RESTART_AFTER = 300  # ms, or two RTO ... and for so long
 RESTART_ASK_AFTER = 100  # ms from the first question to the second; each further pause is twice the one before
 
 
-class RestartDetector:
+class RestartDetector(Questioner):
     """Tells whether the peer has lost all memory of the conversation: it acknowledges from zero, and goes on to.
 
     A packet that is late or was replayed acknowledges from zero as well. So the peer is asked again and again
@@ -19,9 +21,7 @@ class RestartDetector:
     """
 
     def __init__(self) -> None:
-        self.ask_at: int | None = None
-        "ms of the next question; None without suspicion"
-        self._pause = 0
+        super().__init__(RESTART_ASK_AFTER)
         self._since = 0
         self._count = 0
 
@@ -35,14 +35,6 @@ class RestartDetector:
             self._since = self.ask_at = now
             self._pause = RESTART_ASK_AFTER
         self._count += 1
-
-    def wants_question(self, now: int) -> bool:
-        """Whether it is time to ask the peer; it is not again for a while after this was true."""
-        if self.ask_at is None or now < self.ask_at:
-            return False
-        self.ask_at = now + self._pause
-        self._pause *= 2
-        return True
 
     def is_certain(self, now: int, rto: int) -> bool:
         return self._count >= RESTART_DATAGRAMS and now - self._since >= max(RESTART_AFTER, 2 * rto)

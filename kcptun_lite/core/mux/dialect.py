@@ -13,6 +13,7 @@ it drops the session: all that was said to it may be said again in another way, 
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from kcptun_lite.core.question import Questioner
 from kcptun_lite.core.wire import SMUX_HEADER, SMUX_HEADER_SIZE, Buffer
 from kcptun_lite.errors import DROPPED, DeadLink, RemoteProtocolError, SessionError, SmuxVersionError, nonsense
 
@@ -30,7 +31,7 @@ class Dialect(NamedTuple):
         return f"--smuxver {self.smux_version} --nocomp" if not self.compress else f"--smuxver {self.smux_version}"
 
 
-class Guess:
+class Guess(Questioner):
     """A dialect that was chosen without knowing the peer's, until it is known to be right or wrong.
 
     A kcptun acknowledges what it does not understand, then forgets the session. Asked for its window it answers
@@ -38,17 +39,15 @@ class Guess:
     """
 
     def __init__(self) -> None:
+        super().__init__(READ_AFTER)
         self.is_refuted = False
         self.is_confirmed = False
         self.failure: RemoteProtocolError | None = None
         "in what the peer has sent, if that has refuted it"
-        self.ask_at: int | None = None
-        "ms; when to ask next, None before anything is acknowledged"
         self._kept = bytearray()
         self._told = 0
         self._told_at: int | None = None
         "ms; when it was first told"
-        self._pause = READ_AFTER
 
     @property
     def is_decided(self) -> bool:
@@ -122,11 +121,3 @@ class Guess:
         self._told = told
         self.is_refuted = told_from_zero > 0 and not is_understood
         self.is_confirmed = is_understood or (has_read and not self.is_refuted)
-
-    def wants_question(self, now: int) -> bool:
-        """Whether it is time to ask; it is not again for a while after this was true. Questions may be lost."""
-        if self.ask_at is None or now < self.ask_at:
-            return False
-        self.ask_at = now + self._pause
-        self._pause *= 2
-        return True
