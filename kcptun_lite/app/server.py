@@ -27,7 +27,7 @@ from kcptun_lite.net.ends.listener import Listener, hint
 from kcptun_lite.net.ends.session_table import SessionTable
 from kcptun_lite.net.session.session import Session
 from kcptun_lite.net.session.stream import Stream
-from kcptun_lite.net.tcp.sockets import begin_connect, connect
+from kcptun_lite.net.tcp.target import Target
 from kcptun_lite.net.udp.address import format_address, format_host
 from kcptun_lite.net.udp.udp_socket import UdpOptions, UdpSocket
 
@@ -45,6 +45,7 @@ class Server(Tunnel):
     def __init__(self, config: ServerConfig) -> None:
         super().__init__(config)
         self._table = SessionTable(config.maxsessions)
+        self._target = Target(config.target.host, config.target.port_min, config.target.path)
         self._small_share = config.maxstreams // SMALL_SHARE
         self._listeners: list[Listener] = []
         self._adapted: set[Session] = set()
@@ -157,16 +158,11 @@ class Server(Tunnel):
             stream.close()
             return
         name = f"in: {format_address(session.remote)}({stream.sid}) out: {self.config.target}"
-        self.start_relay(lambda relay: relay.dial(self._begin_connect, self._connect), stream, lambda: name)
-
-    def _begin_connect(self) -> socket.socket | None:
-        target = self.config.target
-        return begin_connect(target.host, target.port_min, target.path)
+        self.start_relay(lambda relay: relay.dial(self._target.begin, self._connect), stream, lambda: name)
 
     def _connect(self) -> socket.socket:
-        target = self.config.target
         try:
-            return connect(target.host, target.port_min, target.path, lambda: self.is_stopping)
+            return self._target.connect(lambda: self.is_stopping)
         except TransportError as exc:
             self.last_diagnosis = f"--target: {exc}"
             raise TransportError(self.last_diagnosis) from exc

@@ -4,10 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from kcptun_lite.net.session import session as session_room
-from kcptun_lite.net.session import transmitter as transmitter_room
 from kcptun_lite.net.udp.udp_socket import UdpOptions, UdpSocket
-from tests.net.fakes import Clock, Wire, make_context
+from tests.net.fakes import Clock, Wire, make_context, set_clock
 from tests.net.locks import locks_in_order
 from tests.net.udp.datagrams import FAST, Opener
 
@@ -18,8 +16,7 @@ __all__ = ["clock", "locks_in_order", "open_udp", "wire"]
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The time of all sessions."""
     clock = Clock()
-    monkeypatch.setattr(session_room, "monotonic_ms", clock)
-    monkeypatch.setattr(transmitter_room, "monotonic_ms", clock)
+    set_clock(monkeypatch, clock)
     return clock
 
 

@@ -17,6 +17,8 @@ from random import Random
 from threading import Condition, Lock, Thread
 from typing import Any, Self, cast
 
+import pytest
+
 from kcptun_lite.core.batch.packets import Address
 from kcptun_lite.core.batch.pool import BufferPool
 from kcptun_lite.core.kcp.kcp import Flush, KcpParams
@@ -27,6 +29,9 @@ from kcptun_lite.net.ends.context import SessionContext
 from kcptun_lite.net.ends.failed_packets import FailedPackets
 from kcptun_lite.net.ends.path_sizes import PathSizes
 from kcptun_lite.net.event_loop import EventLoop
+from kcptun_lite.net.session import session as session_room
+from kcptun_lite.net.session import stream as stream_room
+from kcptun_lite.net.session import transmitter as transmitter_room
 from kcptun_lite.net.session.session import Session
 from kcptun_lite.net.session.stream import Stream
 from kcptun_lite.net.session.update_thread import UpdateThread
@@ -198,6 +203,12 @@ class Clock:
 
     def __call__(self) -> int:
         return self.now
+
+
+def set_clock(monkeypatch: pytest.MonkeyPatch, clock: Callable[[], int]) -> None:
+    """Make it the clock of all that belongs to sessions: the machine's is its uptime, which might fit by chance."""
+    for room in (session_room, stream_room, transmitter_room):
+        monkeypatch.setattr(room, "monotonic_ms", clock)
 
 
 class Wire:

@@ -166,7 +166,7 @@ class Kcp:
             return []
         was_shut = not received.free
         payloads = received.take(most)
-        if was_shut:  # say that it is open again
+        if was_shut and payloads:  # say that it is open again
             self._tell_window()
         self._counters.bytes_received += sum(map(len, payloads))
         return payloads

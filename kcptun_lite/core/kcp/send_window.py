@@ -183,7 +183,8 @@ class SendWindow:
             if index < size:
                 segment = segments[index]
                 flight = segment.flight
-                sent_at = flight.sent_at - diff32(flight.ts, ts)
+                # A ts that was never sent, which an honest peer has not to tell, is no proof of anything later.
+                sent_at = flight.sent_at - max(diff32(flight.ts, ts), 0)
                 if not segment.acked:
                     segment.acked = True
                     self.unacked -= 1

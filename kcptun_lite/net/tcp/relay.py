@@ -23,7 +23,8 @@ from kcptun_lite.errors import KcptunError, StreamReset, TransportError, describ
 from kcptun_lite.net.event_loop import EventLoop
 from kcptun_lite.net.session.stream import READ_LIMIT, Stream
 from kcptun_lite.net.session.update_thread import monotonic_ms
-from kcptun_lite.net.tcp.sockets import NO_RESET, is_connected
+from kcptun_lite.net.tcp.sockets import NO_RESET
+from kcptun_lite.net.tcp.target import is_connected
 
 WRITE_BUFFERS = 512  # per gather write; IOV_MAX is 1024 on Linux
 READS_AT_ONCE = 8  # of 256 KiB, a whole window, that go out in the thread which has brought them ...

@@ -1,4 +1,4 @@
-"""TCP and unix sockets: connecting to a target, listening, and what is set on each.
+"""TCP and unix sockets: listening, and what is set on each.
 
 In      host and port, or the path of a unix socket
 Out     sockets
@@ -7,111 +7,20 @@ Knows   addresses, socket options. Not: streams
 
 import errno
 import os
-import select
 import socket
 import stat
 import struct
-from collections.abc import Callable
 
 from kcptun_lite.core.batch.packets import Address
 from kcptun_lite.errors import TransportError, describe_os_error
 from kcptun_lite.net.udp.address import format_address, resolve
 from kcptun_lite.net.udp.sockopt import expect_address, may_come, set_timeout
 
-CONNECT_TIMEOUT = 10_000  # ms for the server to reach its target
-BACKLOG_PAUSE = 50  # ms between attempts to connect to a unix socket that has more to accept than it can
 TCP_KEEPALIVE = 15  # s; a peer that vanished without a word must not hold a stream for ever
 STOP_LATENCY = 1000  # ms; how soon a thread blocked in a connect or a send looks whether to stop
 BACKLOG = 1024  # connections that wait for `accept`, while --maxstreams are open
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: close sends RST, also when it is the kernel that closes
 NO_RESET = struct.pack("ii", 0, 0)
-
-
-def connect(host: str, port: int, path: str, is_stopping: Callable[[], bool] = lambda: False) -> socket.socket:
-    """A connection to a target, the first of its addresses that answers.
-
-    Raises: TransportError, also when `is_stopping` becomes true meanwhile.
-    """
-    failure: OSError | None = None
-    targets: list[tuple[socket.AddressFamily, Address | str]] = (
-        [(socket.AF_UNIX, _unix_address(path))] if path else [*resolve(host, port, socket.SOCK_STREAM)]
-    )
-    for family, address in targets:
-        try:
-            sock = socket.socket(family, socket.SOCK_STREAM)
-        except OSError as exc:  # no descriptor left, or no such family
-            failure = exc
-            continue
-        try:
-            tune(sock)
-            _connect(sock, address, is_stopping)
-            return sock
-        except OSError as exc:
-            sock.close()
-            failure = exc
-            if is_stopping():
-                break
-    assert failure is not None
-    where = path or format_address((host, port))
-    raise TransportError(f"cannot connect to {where}: {describe_os_error(failure)}") from failure
-
-
-def begin_connect(host: str, port: int, path: str) -> socket.socket | None:
-    """A connection under way to a target that is an address already; None if it takes more than that: `connect`."""
-    address: Address | str = _unix_address(path)
-    family = socket.AF_UNIX
-    if not path:
-        try:
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            socket.inet_pton(family, host)
-        except OSError:  # a name
-            return None
-        address = (host, port)
-    try:
-        sock = socket.socket(family, socket.SOCK_STREAM)
-    except OSError:
-        return None
-    try:
-        tune(sock)
-        sock.setblocking(False)
-        if sock.connect_ex(address) in (0, errno.EINPROGRESS):
-            return sock
-    except OSError:
-        pass
-    sock.close()
-    return None
-
-
-def is_connected(sock: socket.socket) -> bool:
-    """Whether a connection that was begun is there now; it blocks from now on."""
-    try:
-        sock.getpeername()
-        sock.setblocking(True)
-    except OSError:
-        return False
-    return True
-
-
-def _connect(sock: socket.socket, address: Address | str, is_stopping: Callable[[], bool]) -> None:
-    sock.setblocking(False)
-    error = sock.connect_ex(address)
-    answered = select.poll()
-    answered.register(sock, select.POLLOUT)
-    patience = CONNECT_TIMEOUT
-    while error == errno.EAGAIN and sock.family == socket.AF_UNIX and patience > 0 and not is_stopping():
-        select.poll().poll(BACKLOG_PAUSE)  # its backlog is full; a TCP connection would just wait
-        patience -= BACKLOG_PAUSE
-        error = sock.connect_ex(address)
-    while error == errno.EINPROGRESS:
-        if answered.poll(STOP_LATENCY):
-            error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            break
-        patience -= STOP_LATENCY
-        if patience <= 0 or is_stopping():
-            error = errno.ETIMEDOUT
-    if error:
-        raise OSError(error, os.strerror(error))
-    sock.setblocking(True)
 
 
 def listen(host: str, port: int, path: str) -> socket.socket:
@@ -166,7 +75,7 @@ def _listen_unix(path: str) -> socket.socket:
         os.unlink(path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        sock.bind(_unix_address(path))
+        sock.bind(unix_address(path))
         sock.listen(BACKLOG)
     except OSError:
         sock.close()
@@ -192,7 +101,7 @@ def _is_abandoned(path: str) -> bool:
         return probe.connect_ex(path) == errno.ECONNREFUSED
 
 
-def _unix_address(path: str) -> str:
+def unix_address(path: str) -> str:
     return "\0" + path[1:] if path.startswith("@") else path
 
 

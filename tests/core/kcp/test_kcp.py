@@ -301,6 +301,14 @@ def test_an_open_window_after_a_shut_one_is_used_at_once() -> None:
     assert [seen.payload for seen in flush(kcp, 10)[0]] == [b"hello"]
 
 
+def test_a_shut_window_is_told_as_open_only_when_something_was_read() -> None:
+    kcp = make_kcp(rcv_wnd=2)
+    receive(kcp, segment(sn=0, payload=b"x"), segment(sn=1, payload=b"y"))
+    flush(kcp)
+    assert kcp.read(0) == [] and kcp.flush_wanted is Flush.NOTHING
+    assert kcp.read(1) and kcp.flush_wanted is Flush.EVERYTHING
+
+
 def test_a_datagram_full_of_acknowledgements_goes_at_once() -> None:
     kcp = make_kcp()
     room = (kcp.mss + KCP_HEADER_SIZE) // KCP_HEADER_SIZE

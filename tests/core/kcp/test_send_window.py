@@ -95,7 +95,10 @@ def test_an_ack_of_an_earlier_transmission_is_no_skip() -> None:
     window.resent(window.segments[0], Cause.TIMEOUT, flight(100), 100, 0)
     window.acknowledge([(1, 0)])  # sent at 0, before the repetition of 0
     assert window.segments[0].fastack == 0
-    window.acknowledge([(1, 100)])
+    window.acknowledge([(1, 100)])  # nor does a ts that was never sent with it make one
+    assert window.segments[0].fastack == 0
+    push(window, b"c", 100, 100)
+    window.acknowledge([(2, 100)])
     assert window.segments[0].fastack == 1
 
 
@@ -138,8 +141,8 @@ def test_backoff_has_a_ceiling() -> None:
 def test_fast_retransmission_starts_from_the_plain_rto() -> None:
     window = SendWindow(1)
     segment = push(window, b"x", 0, 100)
-    push(window, b"y", 0, 100)
     window.resent(segment, Cause.TIMEOUT, flight(100), 100, 0)
+    push(window, b"y", 200, 100)
     window.acknowledge([(1, 200)])
     assert window.due(210, 0, early=False) == [(segment, Cause.FAST)]
     window.resent(segment, Cause.FAST, flight(210), 90, 0)
@@ -345,5 +348,6 @@ def test_the_same_ack_again_and_again_walks_the_window_no_more_than_it_has_to() 
         window.acknowledge([ack])
     assert walked.looks - before <= 200
     window.resent(window.segments[0], Cause.FAST, flight(50), 100, 1)
-    window.acknowledge([(998, 60)])
+    push(window, b"later", 60, 100)
+    window.acknowledge([(1000, 60)])
     assert window.segments[0].fastack == 1, "what is sent again can be skipped again"

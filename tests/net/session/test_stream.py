@@ -7,9 +7,6 @@ import pytest
 from kcptun_lite.core.mux.smux import UNDER_WAY
 from kcptun_lite.core.wire import SMUX_HEADER, SMUX_UPD, SMUX_UPDATE
 from kcptun_lite.errors import StreamClosed, StreamReset
-from kcptun_lite.net.session import session as session_room
-from kcptun_lite.net.session import stream as stream_room
-from kcptun_lite.net.session import transmitter as transmitter_room
 from kcptun_lite.net.session.stream import DOUBT_BYTES, DOUBT_TIME, Stream
 from kcptun_lite.net.session.update_thread import monotonic_ms
 from tests.net.fakes import (
@@ -21,6 +18,7 @@ from tests.net.fakes import (
     noise,
     read_all,
     segment,
+    set_clock,
     small_params,
     wait_until,
     wait_until_waiting,
@@ -31,8 +29,7 @@ from tests.net.fakes import (
 @pytest.fixture
 def wire(monkeypatch: pytest.MonkeyPatch) -> Iterator[Wire]:
     clock = Clock()
-    monkeypatch.setattr(session_room, "monotonic_ms", clock)
-    monkeypatch.setattr(transmitter_room, "monotonic_ms", clock)
+    set_clock(monkeypatch, clock)
     with Wire(make_context(small_params(snd_wnd=8)), clock) as wire:
         yield wire
 
@@ -307,8 +304,7 @@ def test_a_slow_reader_stops_only_its_own_stream_under_version_2() -> None:
 
 def test_a_window_that_shrinks_while_its_writer_is_in_line_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
-    monkeypatch.setattr(session_room, "monotonic_ms", clock)
-    monkeypatch.setattr(transmitter_room, "monotonic_ms", clock)
+    set_clock(monkeypatch, clock)
     with Wire(make_context(small_params(snd_wnd=8, smux_version=2)), clock) as wire:
         session = wire.client.session
         shut, free = session.open_stream(), session.open_stream()
@@ -381,7 +377,7 @@ def test_who_may_have_gone_is_sent_a_reply_that_follows_at_once_and_no_endless_o
     wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock()
-    monkeypatch.setattr(stream_room, "monotonic_ms", clock)
+    set_clock(monkeypatch, clock)
     stream = wire.client.session.open_stream()
     monkeypatch.setattr(wire.client.session.conversation, "is_doubtful", lambda sid: True)
     for _ in range(3):  # on a slow line

@@ -2,15 +2,17 @@
 
 import os
 import socket
-import threading
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from kcptun_lite.errors import TransportError
-from kcptun_lite.net.tcp.sockets import connect, listen
-from tests.net.fakes import in_background
+from kcptun_lite.net.tcp.sockets import listen
+from kcptun_lite.net.tcp.target import Target
+
+
+def connect(host: str, port: int, path: str) -> socket.socket:
+    return Target(host, port, path).connect()
 
 
 def test_listening_and_connecting_over_tcp() -> None:
@@ -21,18 +23,6 @@ def test_listening_and_connecting_over_tcp() -> None:
             assert ours.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
             assert ours.getblocking()
             theirs.close()
-
-
-def test_connecting_to_who_does_not_answer_ends_with_the_program() -> None:
-    with socket.create_server(("127.0.0.1", 0), backlog=0) as server, ExitStack() as stack:
-        for _ in range(2):  # then its queue is full, and the kernel answers nobody
-            stack.enter_context(sock := socket.socket()).setblocking(False)
-            sock.connect_ex(server.getsockname())
-        is_stopping = threading.Event()
-        connecting = in_background(connect, "127.0.0.1", server.getsockname()[1], "", is_stopping.is_set)
-        is_stopping.set()
-        with pytest.raises(TransportError, match="timed out"):
-            connecting.result()
 
 
 def test_all_addresses_means_both_families() -> None:
