@@ -49,7 +49,8 @@ PROBE_RTT_TIME = 200  # ms, or a round trip: how long little is sent to see it
 ACK_DELAY = 20  # ms that a receiver may take to acknowledge; the window must not end before
 LOSS_EXPECTED = (100.0, 1.0)  # sent and lost, before anything is known
 LOSS_MOST = 0.2  # share of losses that are made up for
-LOSS_MEMORY = 7 / 8  # of the counts of losses, per round
+LOSS_MEMORY = 7 / 8  # of the counts of losses, per round ...
+LOSS_SAMPLE = 512  # ... and never less than of so many: a loss in a hundred is not to be forgotten between two
 LOSS_DOUBT = 7 / 8  # where a queue stands, some of them were ours
 TRUST_IN_RATE = 0.98  # a little below what was measured: the rest drains what chance has queued
 
@@ -259,7 +260,7 @@ class LineModel(CongestionControl):
     def _learn_loss(self) -> None:
         if self._steady_sent >= 1:
             self.loss = min(self._steady_lost / self._steady_sent, 1.0)
-        if self._steady_sent > 2 * INITIAL_WINDOW:
+        if self._steady_sent > LOSS_SAMPLE:
             self._steady_sent *= LOSS_MEMORY
             self._steady_lost *= LOSS_MEMORY
 
