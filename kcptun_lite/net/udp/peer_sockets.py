@@ -97,7 +97,7 @@ class PeerSockets:
             self.shut(peer)
         if self._epoll and not self._epoll.closed:
             self._loop.forget(self._epoll.fileno())
-            self._epoll.close()
+            self._loop.call(self._epoll.close)  # the loop's thread may be about to ask it
 
     def receive(self, batch: PacketBatch) -> int:
         """Take what has come from peers, or from unknown sources, in turn; see `UdpSocket.receive`.

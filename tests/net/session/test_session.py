@@ -10,6 +10,7 @@ import pytest
 
 from kcptun_lite.core.batch.packets import PacketBatch
 from kcptun_lite.core.kcp.kcp import Flush
+from kcptun_lite.core.kcp.pacing import LIMIT_BURST, PACED_BATCH
 from kcptun_lite.core.mux.smux import StreamReadable
 from kcptun_lite.core.wire import FEC_HEADER, KCP_WINS, SMUX_HEADER, SMUX_SYN
 from kcptun_lite.errors import RemoteProtocolError, SessionClosed, StreamClosed, StreamReset
@@ -157,15 +158,16 @@ def test_a_session_with_a_rate_sends_a_burst_and_then_waits(clock: Clock) -> Non
     context = make_context(small_params(snd_wnd=1024, rcv_wnd=1024), rate=100_000)
     with Wire(context, clock) as wire:
         stream = wire.client.session.open_stream()
-        stream.write(memoryview(bytes(120_000)))
+        stream.write(memoryview(bytes(400_000)))
         wire.carry()
         burst = wire.client.sent_bytes
-        assert 96_000 <= burst < 96_000 + 33_000
+        assert LIMIT_BURST <= burst < LIMIT_BURST + PACED_BATCH
         wire.carry()
         assert wire.client.sent_bytes < burst + 2000, "no time has passed"
         wire.pass_time(1000)
-        assert wire.client.sent_bytes <= burst + 100_000 + 33_000
-        assert wire.server.session.conversation.kcp.progress()[1] * 1376 >= 120_000
+        assert 100_000 - PACED_BATCH <= wire.client.sent_bytes - burst <= 100_000 + PACED_BATCH
+        wire.pass_time(3000)
+        assert wire.server.session.conversation.kcp.progress()[1] * 1376 >= 400_000
         wire.client.session.close()
 
 
@@ -342,13 +344,17 @@ def test_a_stream_whose_first_packet_cannot_be_sent_is_closed(wire: Wire, monkey
 
 
 def test_the_last_words_are_said_whatever_the_rate_limit_is_in_debt(clock: Clock) -> None:
-    with Wire(make_context(rate=20_000), clock) as wire:
+    with Wire(make_context(small_params(snd_wnd=1024, rcv_wnd=1024), rate=20_000), clock) as wire:
         stream = wire.client.session.open_stream()
         wire.carry()
-        stream.write(memoryview(bytes(20_000)))
+        stream.write(memoryview(bytes(LIMIT_BURST + 1)))
+        wire.carry()
+        assert wire.client.session._transmitter.paced_until > clock.now
         wire.client.session.close()
         wire.carry()
-        assert wire.server.session.conversation.is_cut(stream.sid) or read_all(wire.server)
+        with pytest.raises(StreamReset, match="cut by the other end"):
+            while wire.server.opened[0].read_chunks(timeout_s=0):
+                pass
         assert wire.server.session.conversation.has_peer_left
 
 

@@ -205,6 +205,18 @@ def test_there_are_only_so_many_peer_sockets(room: Room, monkeypatch: pytest.Mon
     assert room.friend.address in room.peer_sockets and room.unknown.address not in room.peer_sockets
 
 
+def test_a_port_that_is_closed_while_it_is_read_ends_without_a_failure(room: Room) -> None:
+    """What the loop's thread may be about to ask is closed by that thread."""
+    room.loop.call = room.loop.later.append  # type: ignore[method-assign]
+    room.listening.close()
+    room.peer_sockets.close()
+    assert room.receive() == []
+    assert room.peer_sockets._epoll is not None and not room.peer_sockets._epoll.closed
+    for function in room.loop.later:
+        function()
+    assert room.peer_sockets._epoll.closed
+
+
 def test_a_port_that_is_closed_brings_nothing_more(room: Room) -> None:
     room.peer_sockets.open(room.friend.address)
     room.peer_sockets.watch(lambda: None)
