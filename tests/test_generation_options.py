@@ -151,10 +151,11 @@ def test_frames_of_any_size(kind: str) -> None:
 # -- the end of streams and sessions -----------------------------------------------------------------------
 
 
-def test_closewait_0_ends_both_directions_with_the_first_one_and_cleanly() -> None:
+@pytest.mark.parametrize("options", [{"client_options": {"closewait": 0}}, {"server_options": {"closewait": 0}}])
+def test_closewait_0_ends_both_directions_with_the_first_one_and_cleanly(options: dict[str, Options]) -> None:
     """As kcptun does: who says that it has sent all hears no answer, and the connection is not reset."""
     with Target(digest_handler) as target:
-        tunnel = Tunnel("ours", "ours", target.address, QUICK, client_options={"closewait": 0})
+        tunnel = Tunnel("ours", "ours", target.address, QUICK, **options)
         with tunnel, connect(tunnel.address) as sock:
             sock.sendall(b"question")
             sock.shutdown(socket.SHUT_WR)
