@@ -334,7 +334,6 @@ class RunningCfb:
                 after = arena[start + block : end + block]
                 self._strxor(after, part, output=after)
 
-
     def _xor(self, one: bytes, other: bytes) -> bytes:
         if len(one) > NUMBER_BYTES:
             return self._strxor(one, other)  # type: ignore[no-any-return]
