@@ -19,7 +19,7 @@ from kcptun_lite.core.kcp.kcp import RCV_WND_START, READ_SEGMENTS
 from kcptun_lite.core.kcp.sender import QUEUE_TARGET
 from kcptun_lite.core.mux.smux import UNDER_WAY
 from kcptun_lite.core.params import ConversationParams
-from kcptun_lite.core.wire import SNAPPY_CHUNK_MAX
+from kcptun_lite.core.wire import KCP_WND_MAX, SNAPPY_CHUNK_MAX
 from kcptun_lite.errors import ConfigError
 from kcptun_lite.net.session.stream import READ_LIMIT
 
@@ -29,7 +29,6 @@ MIB = 2**20
 SHARE_OF_FREE = 16  # a window that nobody has set may hold this part of what the system has free, each way
 FREE_UNKNOWN = 256 * MIB  # bytes
 SESSIONS_ASIDE = 3  # of a client: those that are held up by a reader that has stopped, while new streams take others
-WINDOW_MOST = 0xFFFF  # segments; the field has 16 bits
 
 
 def bulk_factor(config: ClientConfig | ServerConfig) -> int:
@@ -42,13 +41,13 @@ def bulk_factor(config: ClientConfig | ServerConfig) -> int:
 def auto_window(config: ClientConfig | ServerConfig) -> int:
     """Segments that a window may grow to where none is set: a limit is kept to anyway, else some of what is free."""
     if config.memlimit:
-        return WINDOW_MOST
+        return KCP_WND_MAX
     try:
         with open("/proc/meminfo", "rb") as file:
             free = next(int(line.split()[1]) * 1024 for line in file if line.startswith(b"MemAvailable"))
     except (OSError, StopIteration):
         free = FREE_UNKNOWN
-    return max(RCV_WND_START, min(WINDOW_MOST, free // SHARE_OF_FREE // SEGMENT_BYTES))
+    return max(RCV_WND_START, min(KCP_WND_MAX, free // SHARE_OF_FREE // SEGMENT_BYTES))
 
 
 def most_of_session(params: ConversationParams) -> int:

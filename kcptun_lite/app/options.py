@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from kcptun_lite.app import values
 from kcptun_lite.core.crypt.crypt import METHODS
-from kcptun_lite.core.wire import FEC_MAX_SHARDS, MTU_MAX
+from kcptun_lite.core.wire import FEC_MAX_SHARDS, KCP_WND_MAX, MTU_MAX
 
 DEFAULT_KEY = "it's a secrect"  # kcptun's own, spelt as there; everybody knows it
 MANUAL = "manual"
@@ -28,7 +28,6 @@ MODES: dict[str, tuple[int, int, int, int]] = {
 WINDOWS = {"client": (128, 512), "server": (1024, 1024)}  # sndwnd and rcvwnd of kcptun, segments
 
 MTU_MIN = 50  # bytes; kcp-go ignores less
-WINDOW_MAX = 0xFFFF  # segments; `wnd` has 16 bits on the wire
 KEEPALIVE_MAX_S = 30  # smux drops a peer that is silent for 30 s, and beats at least that often
 FRAME_MAX = 0xFFFF  # bytes; the length of a smux frame has 16 bits
 
@@ -127,7 +126,7 @@ def _option(
 _count = values.Number(0)
 _bytes = values.Number(1)
 _shards = values.NumberOrAuto(values.Number(0, FEC_MAX_SHARDS))
-_window = values.NumberOrAuto(values.Number(1, WINDOW_MAX))
+_window = values.NumberOrAuto(values.Number(1, KCP_WND_MAX))
 
 OPTIONS: tuple[Option, ...] = (
     Option(

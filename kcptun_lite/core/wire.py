@@ -24,6 +24,7 @@ import struct
 Buffer = bytes | bytearray | memoryview
 
 MASK32 = 0xFFFFFFFF
+HALF32 = 0x80000000  # a number of 32 bits that is so far ahead of another is rather behind it
 MTU_MAX = 1500  # bytes of UDP payload; kcp-go mtuLimit, also the size of its receive buffers
 
 # Encryption (docs/protocol.md, "Packet layout", "aes-128-gcm")
@@ -62,6 +63,7 @@ KCP_PROBE_LIMIT = 120_000  # ms
 KCP_SSTHRESH_INITIAL = 2  # segments
 KCP_SSTHRESH_MIN = 2  # segments
 KCP_REFUSAL_TS = 0x4B4C0003  # in a WINS, where `ts` means nothing to kcptun: our server takes no session now
+KCP_WND_MAX = 0xFFFF  # segments; the field has 16 bits
 KCP_WND_INITIAL = 32  # segments assumed of the peer before it has told; docs/protocol.md, "State"
 
 # snappy framing (docs/protocol.md, "snappy")
@@ -82,7 +84,7 @@ SMUX_PEER_WINDOW_INITIAL = 262_144  # bytes; smux initialPeerWindow
 
 def diff32(later: int, earlier: int) -> int:
     """Signed distance from `earlier` to `later` on the 32-bit circle."""
-    return ((later - earlier + 0x80000000) & MASK32) - 0x80000000
+    return ((later - earlier + HALF32) & MASK32) - HALF32
 
 
 def fec_type(packet: Buffer) -> int:

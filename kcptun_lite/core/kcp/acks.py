@@ -7,9 +7,7 @@ Wire    docs/protocol.md, "KCP": acknowledgements
 Cost    one entry for each segment beyond a gap, however often it comes
 """
 
-from kcptun_lite.core.wire import MASK32
-
-HALF32 = 0x80000000
+from kcptun_lite.core.wire import HALF32, MASK32
 
 
 class AckList:

@@ -26,6 +26,7 @@ from kcptun_lite.core.kcp.send_window import SendWindow
 from kcptun_lite.core.kcp.sender import Sender, earliest
 from kcptun_lite.core.validation import AddressValidation
 from kcptun_lite.core.wire import (
+    HALF32,
     KCP_ACK,
     KCP_HEADER_SIZE,
     KCP_PROBE_INITIAL,
@@ -49,7 +50,6 @@ READ_SEGMENTS = 32  # read at once: they are copied five times on their way up, 
 QUICK_ACKS = 256  # segments
 QUICK_COUNT = 4
 RCV_WND_START = 1024  # segments; where nothing is set, until it has shown what the line needs
-HALF32 = 0x80000000
 
 
 class KcpParams(NamedTuple):

@@ -7,9 +7,7 @@ Wire    docs/protocol.md, "Reading from KCP"
 Cost    nothing per segment of a run received in order
 """
 
-from kcptun_lite.core.wire import Buffer
-
-WND_MAX = 0xFFFF  # segments; the field has 16 bits
+from kcptun_lite.core.wire import KCP_WND_MAX, Buffer
 
 
 class ReceiveWindow:
@@ -38,7 +36,7 @@ class ReceiveWindow:
     @property
     def free(self) -> int:
         """Segments for which there is room, as the peer is told."""
-        return min(max(0, min(self.limit, self.advertised) - self.count), WND_MAX)
+        return min(max(0, min(self.limit, self.advertised) - self.count), KCP_WND_MAX)
 
     @property
     def has_gap(self) -> bool:
