@@ -326,7 +326,7 @@ def test_stopping_leaves_a_thread_behind_that_the_system_keeps(monkeypatch: pyte
         raise TransportError("cannot resolve")
 
     monkeypatch.setattr(tunnel_room, "STOP_LIMIT", 50)
-    monkeypatch.setattr(server_room, "connect", resolve)
+    monkeypatch.setattr(server_room.Target, "connect", resolve)
     server = make_server("nowhere.invalid:1")
     with running(server):
         with running(client := make_client(udp_address(server))), connect(client) as application:
