@@ -149,7 +149,8 @@ class Server(Tunnel):
             listener.close()
 
     def _on_validated(self, session: Session) -> None:
-        log.info(f"remote address: {format_address(session.remote)}")
+        peer = format_address(session.remote)
+        log.info(f"remote address: {peer}", "session opened", session=f"{session.conversation.conv:08x}", peer=peer)
 
     def _on_stream(self, session: Session, stream: Stream) -> None:
         if self.relay_count >= self.config.maxstreams * FREE_FOR_ALL and session.stream_count > self._small_share:

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from errno import EACCES, EADDRINUSE
+from os import getpid, getppid, kill
 from signal import Signals
 from socket import SOCK_STREAM
 from threading import Condition, Event, Lock, Thread
@@ -24,7 +25,7 @@ from kcptun_lite.app.status import StatusFile
 from kcptun_lite.core.batch.pool import BufferPool
 from kcptun_lite.core.budget import Budget
 from kcptun_lite.core.conversation import Conversation
-from kcptun_lite.core.counters import Counters, total
+from kcptun_lite.core.counters import CSV_COLUMNS, Counters, total
 from kcptun_lite.core.crypt.crypt import METHODS, derive_key
 from kcptun_lite.core.crypt.qpp import QppPads, QppStream
 from kcptun_lite.core.fec.encoder import speed_up
@@ -135,13 +136,13 @@ class Tunnel(ABC):
             log.limited("maxstreams", f"stream refused: {why}")
             stream.close()
             return False
-        log.stream(f"stream opened {name()}")
+        log.stream(f"stream opened {name()}", "stream opened", id=stream.sid)
         begin(relay)
         return True
 
     def _relay_closed(self, relay: Relay, name: str) -> None:
         cause = f" ({relay.failure})" if relay.failure else ""
-        log.stream(f"stream closed {name}{cause}")
+        log.stream(f"stream closed {name}{cause}", "stream closed", id=relay.stream.sid, cause=str(relay.failure or ""))
         with self._lock:
             self._relays.discard(relay)
             self._relay_gone.notify_all()
@@ -158,11 +159,13 @@ class Tunnel(ABC):
             self._established -= 1
             self.retired.add(session.counters)
         if not isinstance(reason, SessionClosed):
-            text = f"session {session.conversation.conv:08x} with {session.remote[0]} closed: {reason}"
+            conv, peer = f"{session.conversation.conv:08x}", session.remote[0]
+            text = f"session {conv} with {peer} closed: {reason}"
+            fields = {"event": "session closed", "session": conv, "peer": peer, "cause": str(reason)}
             if session.is_validated:
-                log.info(text)
+                log.info(text, **fields)
             else:
-                log.limited("closed", text, log.Level.INFO)
+                log.limited("closed", text, log.Level.INFO, **fields)
 
     def count_session(self, session: Session) -> None:
         with self._lock:
@@ -190,9 +193,7 @@ class Tunnel(ABC):
         log.info(f"initiating key derivation with {self.config.crypt}")
         if remark := METHODS[self.config.crypt].remark:
             log.warning(f"--crypt {self.config.crypt}: {remark}")
-        self._snmp_log.check()
-        self._status_file.check()
-        self._load_libraries()
+        self.check()
         self._listen_patiently()
         signals.block()
         try:
@@ -207,8 +208,14 @@ class Tunnel(ABC):
             self._work()
         finally:
             self._shut_down()
-        log.info("stopped")
+        log.info("stopped", "stopped")
         return 0
+
+    def check(self) -> None:
+        """Look at all that can be looked at before anything begins. Raises: ConfigError."""
+        self._snmp_log.check()
+        self._status_file.check()
+        self._load_libraries()
 
     def _load_libraries(self) -> None:
         """What a session needs, by making what one is made of: later there may be no descriptor to load it with.
@@ -248,12 +255,18 @@ class Tunnel(ABC):
         descriptors, memory or threads."""
         while (number := signals.wait(HOUSEKEEPING)) not in signals.STOP:
             if number == signals.REPORT:
-                self._try(lambda: log.info(snmp_line(self.counters())))
+                self._try(self._report)
             elif number == signals.REDIAL:
                 self._try(log.reopen)
                 self._try(self._redial)
             self._every_second(monotonic_ms())
-        log.info(f"stopping: {Signals(number).name}")
+        log.info(f"stopping: {Signals(number).name}", "stopping", signal=Signals(number).name)
+
+    def _report(self) -> None:
+        counters = self.counters()
+        log.info(
+            snmp_line(counters), "counters", **{name: getattr(counters, CSV_COLUMNS[name]) for name in CSV_COLUMNS}
+        )
 
     def _try(self, step: Callable[[], None]) -> None:
         """A step of the main thread, whose failure is told and must not keep the others from being taken."""
@@ -273,7 +286,13 @@ class Tunnel(ABC):
             lambda now: self._give_memory_back(),
             self._tell_of_memory,
             lambda now: self._limits.look(self._sessions()),
+            lambda now: self._look_at_parent(),
         ]
+
+    def _look_at_parent(self) -> None:
+        if self.config.parent and getppid() != self.config.parent:
+            log.info("the program that has started this one is gone")
+            kill(getpid(), Signals.SIGTERM)
 
     def _speed_parity_up(self) -> None:
         """In the main thread, as it takes its time, and the streams go on meanwhile."""
@@ -327,8 +346,8 @@ class Tunnel(ABC):
 
     def log_start(self, listening: str) -> None:
         for line in describe(self.config, listening):
-            log.info(line)
-        log.info(memory.describe(self.config, self.context.params))
+            log.info(line, "start")
+        log.info(memory.describe(self.config, self.context.params), "start")
 
     def look_up(self, option: str, endpoint: Endpoint) -> None:
         """Tell in the log if a name is not known now, in a thread, as the resolver may take its time."""
