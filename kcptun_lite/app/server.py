@@ -75,7 +75,8 @@ class Server(Tunnel):
         ]
 
     def _start(self) -> None:
-        self.log_start(format_address(self._listeners[0].address) if len(self._listeners) == 1 else "")
+        has_range = len(self._listeners) > 1
+        self.log_start(str(self.config.listen) if has_range else format_address(self._listeners[0].address))
         self.look_up("--target", self.config.target)
         for listener in self._listeners:
             listener.start()
