@@ -1,4 +1,4 @@
-"""What is installed beside the programs: completions in fish and zsh, man pages, and what PyPI thinks of the packages."""
+"""What is installed beside the programs: completions in fish and zsh, man pages; the packages for pip and pipx."""
 
 import os
 import shutil
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.programs import ROOT
 from tests.install.machines import require
+from tests.programs import ROOT
 from tools import write_cli_files
 
 
