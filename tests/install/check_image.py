@@ -6,18 +6,15 @@ The containers run in a changed root alone (buildah's chroot isolation): what is
 import json
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.install.machines import BASES, base, require, require_root, run
+from tests.install.machines import BUILD, bare_debian, network_files, require, require_root, run
 from tests.programs import ROOT, Program, Target, connect, exchange, exchange_handler, wait_until
 
 PACKAGING = ROOT / "tools/packaging"
 BASE, IMAGE = "localhost/kcptun-lite-base", "localhost/kcptun-lite"
-# How pip reaches its index on this machine.
-NETWORK_FILES = ("/etc/resolv.conf", "/etc/pip.conf", "/etc/ssl/certs/ca-certificates.crt")
 
 
 @pytest.fixture(scope="module")
@@ -25,13 +22,15 @@ def buildah() -> Iterator[list[str]]:
     """Its command with a storage of its own, in which a base with Python is."""
     require_root()
     require("buildah")
-    root = base("python", ["python3", "python3-venv", "ca-certificates"])
-    storage = BASES / "storage"
+    root = bare_debian()
+    storage = BUILD / "storage"
     command = ["buildah", f"--root={storage}/root", f"--runroot={storage}/run", "--storage-driver=overlay"]
     container = run([*command, "from", "scratch"]).strip()
     run([*command, "add", "--quiet", container, str(root), "/"])
-    for path in filter(lambda path: Path(path).exists(), NETWORK_FILES):
-        run([*command, "add", "--quiet", container, path, path])
+    for here, there in network_files().items():
+        run([*command, "add", "--quiet", container, str(here), there])
+    for install in ("update", "install --yes --no-install-recommends python3 python3-venv ca-certificates"):
+        run([*command, "run", "--isolation=chroot", container, "--", "apt-get", *install.split()])
     run([*command, "commit", "--quiet", "--rm", container, BASE])
     yield command
     run([*command, "rm", "--all"], check=False)

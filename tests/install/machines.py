@@ -1,12 +1,11 @@
-"""A Debian of its own that systemd boots in a container, without a network; and what the tests of packages need.
+"""A Debian of its own that systemd boots in a container; and what the tests of packages need.
 
-In      names of Debian packages
+In      nothing but the network
 Out     a machine whose shell runs commands
 Knows   debootstrap, systemd-nspawn, namespaces. Not: what is installed on it
 """
 
 import os
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -18,8 +17,8 @@ import pytest
 
 from tests.programs import ROOT, missing_programs, wait_until
 
-BASES = ROOT / "build/install"
-"where base systems are kept; made once"
+BUILD = ROOT / "build/install"
+"where the base system and images are kept"
 BOOT_TIMEOUT = 90.0  # s
 ENVIRONMENT = ["env", "-i", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root"]
 
@@ -56,31 +55,38 @@ def run(command: Sequence[str], *, timeout: float = 240, check: bool = True, **e
     return done.stdout
 
 
-def base(name: str, packages: Sequence[str] = ()) -> Path:
-    """The root of Debian 12 with some packages more than the least it can have."""
+def bare_debian() -> Path:
+    """The root of a Debian 12 with systemd, and nothing else that one can do without. Made once."""
     require_root()
     require("debootstrap")
-    found = BASES / name
+    found = BUILD / "bookworm"
     if not found.exists():
-        BASES.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(dir=BASES))
+        BUILD.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(dir=BUILD))
         unfinished.chmod(0o755)
-        include = [f"--include={','.join(packages)}"] if packages else []
-        cache = BASES / "cache"
-        cache.mkdir(exist_ok=True)
-        options = ["--variant=minbase", f"--cache-dir={cache.resolve()}", *include]
+        options = ["--variant=minbase", "--include=systemd,systemd-sysv"]
         run(["debootstrap", *options, "bookworm", str(unfinished)], timeout=280)
-        shutil.rmtree(unfinished / "var/cache/apt/archives", ignore_errors=True)
         unfinished.rename(found)
     return found
 
 
-class Machine:
-    """A base that systemd has booted; what changes on it is forgotten at the end."""
+def network_files() -> dict[Path, str]:
+    """How apt and pip reach the network here -> where that is on a Debian that gets certificates of its own later."""
+    files = {
+        "/etc/resolv.conf": "/etc/resolv.conf",
+        "/etc/pip.conf": "/etc/pip.conf",
+        "/etc/ssl/certs/ca-certificates.crt": "/usr/local/share/ca-certificates/here.crt",
+    }
+    return {Path(here): there for here, there in files.items() if Path(here).exists()}
 
-    def __init__(self, root: Path) -> None:
+
+class Machine:
+    """A bare Debian that systemd has booted, in this machine's network; what changes on it is forgotten at the end."""
+
+    def __init__(self) -> None:
         require("systemd-nspawn", "nsenter")
-        options = ["--quiet", "--boot", "--volatile=overlay", "--private-network", "--register=no", "--keep-unit"]
+        root = bare_debian()
+        options = ["--quiet", "--boot", "--volatile=overlay", "--register=no", "--keep-unit"]
         self._console = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
             ["systemd-nspawn", *options, f"--directory={root}", f"--machine=kcptun-lite-{os.getpid()}"],
@@ -95,6 +101,10 @@ class Machine:
             "a boot",
             BOOT_TIMEOUT,
         )
+        for here, there in network_files().items():
+            self.run(f"mkdir -p {Path(there).parent}; rm -f {there}")
+            self.put(there, here.read_bytes(), 0o644)
+        self.run("apt-get update", timeout=120)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
@@ -110,9 +120,13 @@ class Machine:
         return run([*inside, *ENVIRONMENT, "sh", "-c", script], check=check, timeout=timeout)
 
     def put(self, path: str, content: str | bytes, mode: int = 0o600) -> None:
-        target = Path(f"/proc/{self._init()}/root{path}")
+        target = self.path(path)
         target.write_bytes(content if isinstance(content, bytes) else content.encode())
         target.chmod(mode)
+
+    def path(self, path: str) -> Path:
+        """A path of the machine, as this one sees it."""
+        return Path(f"/proc/{self._init()}/root{path}")
 
     def shows(self, unit: str, name: str) -> str:
         """A property of a unit, as systemd knows it."""
