@@ -37,7 +37,7 @@ def test_fish_and_zsh_and_man_can_read_them(program: str) -> None:
 
 
 def test_wheel_and_sdist_are_fit_for_pypi(tmp_path: Path) -> None:
-    run_quietly(sys.executable, "-m", "build", "--outdir", str(tmp_path), str(ROOT))
+    run_quietly(sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path), str(ROOT))
     wheel, sdist = sorted(tmp_path.iterdir(), key=lambda path: path.suffix, reverse=True)
     assert wheel.suffix == ".whl" and sdist.suffix == ".gz"
     assert run_quietly(sys.executable, "-m", "twine", "check", "--strict", str(wheel), str(sdist)).count("PASSED") == 2

@@ -27,7 +27,10 @@ def machine() -> Iterator[Machine]:
     with Machine() as machine:
         folder = machine.path("/root/kcptun_lite")
         folder.mkdir()
-        run(["sh", "-c", f"git -C {ROOT} ls-files -z | (cd {ROOT} && xargs -0 cp --parents -t {folder})"])
+        copy = (
+            f"tar --exclude=./.venv --exclude=./build --exclude=./.git --create . | tar --extract --directory={folder}"
+        )
+        run(["sh", "-c", f"cd {ROOT} && {copy}"])
         yield machine
 
 

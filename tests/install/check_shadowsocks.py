@@ -43,9 +43,10 @@ def shadowsocks(role: str, address: str, listening: str, plugin: str = "") -> Pr
 
 
 @contextmanager
-def running(program: Program, ready: str) -> Iterator[Program]:
+def running(program: Program, *ready: str) -> Iterator[Program]:
     try:
-        program.wait_for_log(ready)
+        for pattern in ready:
+            program.wait_for_log(pattern)
         yield program
     finally:
         program.stop()
@@ -54,6 +55,8 @@ def running(program: Program, ready: str) -> Iterator[Program]:
 def connect_through(socks: str, target: str) -> socket.socket:
     """A connection to the target, by SOCKS5 (RFC 1928) without authentication."""
     proxy, port = socks.rpartition(":")[::2]
+    with socket.socket() as probe:  # ss-local says that it listens before it does
+        wait_until(lambda: not probe.connect_ex((proxy, int(port))), "ss-local listens")
     sock = socket.create_connection((proxy, int(port)), 20)
     sock.sendall(b"\x05\x01\x00")
     assert sock.recv(2) == b"\x05\x00"
@@ -73,7 +76,7 @@ def test_data_goes_through_both(ends: tuple[str, str], plugins: dict[str, str]) 
         target = stack.enter_context(Target(exchange_handler))
         if ends[1] == "ours":
             server = shadowsocks("server", public, "", plugins["server"])
-            stack.enter_context(running(server, "listening on:"))
+            stack.enter_context(running(server, "listening on:", "tcp server listening"))
         else:
             stack.enter_context(running(shadowsocks("server", inner, ""), "tcp server listening"))
             go = start_kcptun("go", "server", {"listen": public, "target": inner, **KCPTUN})
