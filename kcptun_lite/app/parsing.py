@@ -10,6 +10,7 @@ What counts, high to low: -c file, command line, plug-in options of shadowsocks,
 become at most one `--name=value` for each option, so that configargparse meets no value that looks like an option.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from string import ascii_letters, digits
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -40,6 +41,7 @@ from kcptun_lite.core.wire import (
     KCP_HEADER_SIZE,
 )
 from kcptun_lite.errors import ConfigError
+from kcptun_lite.log import escape
 
 INTERVAL_MIN, INTERVAL_MAX = 10, 5000  # ms; kcp-go brings others to these
 
@@ -104,13 +106,15 @@ class _Parsing:
         return config, self.warnings
 
     def _preview(self, config: ClientConfig | ServerConfig, texts: dict[str, str]) -> NoReturn:
-        """Answer --print-config or --test-config. Raises: SystemExit(0), ConfigError."""
+        """Answer --print-config or --test-config, with warnings on stderr. Raises: SystemExit(0), ConfigError."""
         from kcptun_lite.app import preview
 
+        for warning in self.warnings:
+            print(f"warning: {escape(warning)}", file=sys.stderr)
         if "print-config" in self.previews:
             print(preview.as_json(self.options, texts))
         else:
-            preview.check(config, self.warnings)
+            preview.check(config)
             print(preview.as_table(self.program, self.options, texts, self.places))
         raise SystemExit(0)
 

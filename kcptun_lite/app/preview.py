@@ -19,13 +19,11 @@ Texts = Mapping[str, str]
 "dest -> what the user has written for it"
 
 
-def check(config: ClientConfig | ServerConfig, warnings: Sequence[str]) -> None:
-    """Look at all that a start would look at before it listens; warnings go to stderr. Raises: ConfigError."""
+def check(config: ClientConfig | ServerConfig) -> None:
+    """Look at all that a start would look at before it listens. Raises: ConfigError."""
     from kcptun_lite.app.client import Client
     from kcptun_lite.app.server import Server
 
-    for warning in warnings:
-        log.warning(warning)
     if config.log not in ("", log.SYSLOG):
         try:
             files.check_appendable(config.log)
