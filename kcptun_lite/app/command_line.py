@@ -88,5 +88,5 @@ def _flags(*names: str) -> list[str]:
 def _explained(option: Option, program: Program) -> str:
     """Its help, with its default and its name in the environment."""
     default = option.default(program)
-    shown = f"default {default}, " if default and not option.is_switch else ""
+    shown = f"default {default}, " if default else ""
     return f"{option.help} [{shown}{option.variable}]".replace("%", "%%")
