@@ -4,6 +4,7 @@
 # make bench   throughput, CPU and memory
 # make test-router the OpenWrt service on OpenWrt's own procd, ubus and uci (root; builds them from ../shared/openwrt)
 # make test-luci   the LuCI pages in a headless browser (needs Debian's chromium and chromium-driver)
+# make test-install the packages, the units, the image and shadowsocks' plug-in (root; needs what CONTRIBUTING.md says)
 #
 # Needs Python 3.11 or later with its venv module; everything else goes into .venv.
 
@@ -14,7 +15,7 @@ BIN := $(VENV)/bin
 # What builds and runs a router of OpenWrt's parts; not part of this project.
 OPENWRT ?= ../shared/openwrt
 
-.PHONY: demo test check bench test-router test-luci clean
+.PHONY: demo test check bench test-router test-luci test-install clean
 
 demo: $(VENV)/installed
 	$(BIN)/python tools/demo.py
@@ -42,6 +43,10 @@ build/openwrt/sbin/procd:
 test-luci: $(VENV)/installed-test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check selenium
 	$(BIN)/python -m pytest tests/openwrt/luci/check_views.py
+
+test-install: $(VENV)/installed-test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[packaging]'
+	$(BIN)/python -m pytest $(wildcard tests/install/check_*.py)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

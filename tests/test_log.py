@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import json
 import os
 import re
 import socket
@@ -11,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -334,3 +336,53 @@ def test_stderr_is_not_reopened() -> None:
 
 def _root() -> str:
     return os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+# Other forms: JSON, and systemd's journal
+
+
+def test_a_json_line_has_time_level_event_and_fields(logfile: Path) -> None:
+    log.setup(path=str(logfile), is_json=True)
+    log.info('two\nlines "quoted"', "session closed", session="0000beef", count=3)
+    log.limited("target", "no answer")
+    log.error("e")
+    first, second, third = map(json.loads, logfile.read_text().splitlines())
+    assert abs(datetime.fromisoformat(first.pop("time")).timestamp() - time.time()) < 100
+    assert first == {
+        "level": "info",
+        "message": 'two\nlines "quoted"',
+        "event": "session closed",
+        "session": "0000beef",
+        "count": 3,
+    }
+    assert (second["level"], second["event"]) == ("warning", "target")
+    assert (third["level"], third["message"]) == ("error", "e")
+
+
+LEVELS = """
+import sys
+from kcptun_lite import log
+log.setup(is_json=len(sys.argv) > 1)
+log.error("e"); log.warning("w"); log.info("i")
+"""
+
+
+def run_with_stderr(stderr: socket.socket, journal: str, *arguments: str) -> None:
+    environment = {**os.environ, "JOURNAL_STREAM": journal}
+    command = [sys.executable, "-c", LEVELS, *arguments]
+    subprocess.run(command, stderr=stderr, env=environment, timeout=60, check=True)
+
+
+def test_the_journal_gets_levels_and_no_time() -> None:
+    """As systemd does it: stderr is a stream socket, and JOURNAL_STREAM tells which."""
+    reader, writer = socket.socketpair()
+    with reader, writer:
+        found = os.fstat(writer.fileno())
+        run_with_stderr(writer, f"{found.st_dev}:{found.st_ino}")
+        assert reader.recv(1000) == b"<3>e\n<4>w\n<6>i\n"
+        run_with_stderr(writer, f"{found.st_dev}:{found.st_ino}", "json")
+        lines = reader.recv(1000).decode().splitlines()
+        assert [line[:3] for line in lines] == ["<3>", "<4>", "<6>"]
+        assert [json.loads(line[3:])["message"] for line in lines] == ["e", "w", "i"]
+        run_with_stderr(writer, f"{found.st_dev}:{found.st_ino + 1}")  # a pipe of somebody else's under systemd
+        assert reader.recv(1000)[:2] == b"20"

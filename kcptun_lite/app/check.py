@@ -17,7 +17,7 @@ from kcptun_lite.app.config import ClientConfig, Endpoint
 from kcptun_lite.app.diagnosis import diagnose
 from kcptun_lite.app.dialects import likely_dialects
 from kcptun_lite.app.evidence import gather
-from kcptun_lite.app.tunnel import make_context, make_pads
+from kcptun_lite.app.shared_context import make_context, make_pads
 from kcptun_lite.core.batch.pool import BufferPool
 from kcptun_lite.core.crypt.crypt import METHODS, fitting_methods
 from kcptun_lite.core.crypt.qpp import QppStream

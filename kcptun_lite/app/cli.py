@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, NoReturn
 
 from kcptun_lite.app import signals
 from kcptun_lite.errors import ConfigError, KcptunError
-from kcptun_lite.log import escape
+from kcptun_lite.log import SEVERITIES, Level, escape, stderr_is_journal
 
 if TYPE_CHECKING:
-    from kcptun_lite.app.parsing import Program
+    from kcptun_lite.app.command_line import Program
 
 SECRET = "KCPTUN_KEY"
 
@@ -78,11 +78,15 @@ def main(program: "Program", arguments: Sequence[str]) -> NoReturn:
         job = marshal.dumps((_import_path(), program, config.pack(), warnings))
         _become_worker(program, config.name, job)
     except KcptunError as error:
-        print(f"kcptun-lite-{program}: {escape(str(error))}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _end(program, str(error), error.exit_code)
     except OSError as error:
-        print(f"kcptun-lite-{program}: cannot start: {error.strerror or error}", file=sys.stderr)
-        sys.exit(KcptunError.exit_code)
+        _end(program, f"cannot start: {error.strerror or error}", KcptunError.exit_code)
+
+
+def _end(program: "Program", sentence: str, exit_code: int) -> NoReturn:
+    level = f"<{SEVERITIES[Level.ERROR]}>" if stderr_is_journal() else ""
+    print(f"{level}kcptun-lite-{program}: {escape(sentence)}", file=sys.stderr)
+    sys.exit(exit_code)
 
 
 def _tune_libraries(gogc: int | None) -> None:

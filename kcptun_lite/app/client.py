@@ -185,8 +185,9 @@ class Client(Tunnel):
             self.count_session(session)
             self._slots[slot] = session
             local, remote = format_address(session.local_address), format_address(session.remote)
-            version = session.conversation.smux_version
-            log.info(f"smux version: {version} on connection: {local} -> {remote}")
+            version, conv = session.conversation.smux_version, f"{session.conversation.conv:08x}"
+            text = f"smux version: {version} on connection: {local} -> {remote}"
+            log.info(text, "session opened", session=conv, peer=remote)
             return session
         raise SessionError("the client stops")
 

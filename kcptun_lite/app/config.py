@@ -110,6 +110,8 @@ class CommonConfig(Record):
     "s; 0: none"
     log: str
     "path; empty: stderr; /dev/log: the system's log"
+    logformat: str
+    "text or json"
     loglevel: str
     status: str
     "path; empty: none"
@@ -121,6 +123,8 @@ class CommonConfig(Record):
     gogc: int | None
     "percent of the buffers in use that may lie idle; None: all"
     maxstreams: int
+    parent: int
+    "process whose end ends the program, too; 0: none"
 
     def pack(self) -> Plain:
         """Everything as plain values; `unpack` is the way back."""

@@ -1,7 +1,7 @@
 """Every option in one table: its names, defaults, reader and one line of help.
 
 In      nothing
-Out     `OPTIONS` in the order of the help text, `MODES`
+Out     `OPTIONS` in the order of the help text, `ACTIONS`, `MODES`
 Knows   what each option alone may be. Not: where values come from, which options must fit each other
 Wire    docs/protocol.md, "Options", "Modes"
 Cost    loaded by the program that parses, never by the worker
@@ -107,6 +107,28 @@ class Option:
 
     def default(self, program: str) -> str | None:
         return self.client if program == "client" else self.server
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """A word of the command line that asks for something else than a tunnel; no variable and no file has it."""
+
+    name: str
+    help: str
+    aliases: tuple[str, ...] = ()
+
+
+ACTIONS = (
+    Action("genkey", "print a new key for both ends, and end"),
+    Action(
+        "test-config",
+        "say what would run and from where each value comes, and end; exit code 0, or 2 if it cannot run",
+    ),
+    Action("print-config", "print all that is set, the key too, as JSON that -c takes, and end"),
+    Action("help", "show the basic options", ("h",)),
+    Action("help-all", "show all options"),
+    Action("version", "show the version", ("v",)),
+)
 
 
 def _option(
@@ -297,6 +319,13 @@ OPTIONS: tuple[Option, ...] = (
     ),
     _option(
         "log", values.path, "", REPORTS, "file to append the log to, instead of stderr; /dev/log: the system's log"
+    ),
+    _option(
+        "logformat",
+        values.OneOf(("text", "json")),
+        "text",
+        REPORTS,
+        "text, or json: each line an object with time, level, event and message",
     ),
     _option("loglevel", values.OneOf(("error", "warning", "info")), "info", REPORTS, "error, warning, info"),
     _option("status", values.path, "", REPORTS, "JSON file to keep the state of sessions and counters in"),

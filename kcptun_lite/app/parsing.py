@@ -1,28 +1,27 @@
 """From arguments, environment and file to a checked configuration, or to one sentence on what is wrong.
 
 In      arguments, environment, a function that reads a file
-Out     ClientConfig or ServerConfig, and warnings
-Knows   kcptun's command line, its JSON file, which options must fit each other. Not: sockets, the log
+Out     ClientConfig or ServerConfig, and warnings; or the answer to --help, --test-config and the like
+Knows   kcptun's command line, what goes before what, which options must fit each other. Not: sockets, the log
 Wire    docs/protocol.md, "Programs", "Sizes", "Keep-alive", "Flow control"
 Cost    60 ms and 4 MiB on a PC, given back when the worker takes over
 
-What counts, high to low: -c file, command line, environment, default. The first two become at most one
-`--name=value` for each option, so that configargparse meets no value that looks like an option.
+What counts, high to low: -c file, command line, plug-in options of shadowsocks, environment, default. The first three
+become at most one `--name=value` for each option, so that configargparse meets no value that looks like an option.
 """
 
-import json
-import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NoReturn
+import sys
+from collections.abc import Mapping, Sequence
+from string import ascii_letters, digits
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import configargparse
-
-from kcptun_lite import __version__
-from kcptun_lite.app import values
+from kcptun_lite.app import command_line, values
+from kcptun_lite.app.command_line import Program
 from kcptun_lite.app.config import ClientConfig, ServerConfig
+from kcptun_lite.app.json_file import FileReader, read_settings
 from kcptun_lite.app.options import (
+    ACTIONS,
     DEFAULT_KEY,
-    GROUPS,
     MANUAL,
     MANUAL_OPTIONS,
     MODES,
@@ -42,11 +41,12 @@ from kcptun_lite.core.wire import (
     KCP_HEADER_SIZE,
 )
 from kcptun_lite.errors import ConfigError
-
-Program = Literal["client", "server"]
-FileReader = Callable[[str], bytes]
+from kcptun_lite.log import escape
 
 INTERVAL_MIN, INTERVAL_MAX = 10, 5000  # ms; kcp-go brings others to these
+
+if TYPE_CHECKING:
+    from kcptun_lite.app.sip003 import Plugin
 
 _PACKET_OVERHEAD = {"null": 0, "aes-128-gcm": CRYPT_GCM_NONCE_SIZE + CRYPT_GCM_TAG_SIZE}  # bytes; others as below
 
@@ -58,14 +58,12 @@ def parse(
 
     Args:
         read_file: the bytes of the file at a path; may raise OSError.
-    Raises: ConfigError with one sentence that names the option; SystemExit(0) after --help and --version.
+    Raises: ConfigError with one sentence that names the option; SystemExit(0) after what `ACTIONS` ask for.
     """
     return _Parsing(program).run(arguments, environment, read_file)
 
 
-class _Parser(configargparse.ArgumentParser):  # type: ignore[misc]
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(message)
+_ACTION_OF = {flag: action.name for action in ACTIONS for flag in (action.name, *action.aliases)}
 
 
 class _Parsing:
@@ -73,28 +71,52 @@ class _Parsing:
 
     def __init__(self, program: Program) -> None:
         self.program = program
-        self.options = [option for option in OPTIONS if option.default(program) is not None]
+        self.options = command_line.options_of(program)
         self.by_flag = {flag: option for option in self.options for flag in (option.name, *option.aliases)}
         self.places: dict[str, str] = {}
         "dest -> where its value came from, as the user knows it"
         self.warnings: list[str] = []
+        self.previews: list[str] = []
+        "the actions asked for that need the configuration"
 
     def run(
         self, arguments: Sequence[str], environment: Mapping[str, str], read_file: FileReader
     ) -> tuple[ClientConfig | ServerConfig, list[str]]:
         variables = self._from_environment(environment)
-        given = self._from_arguments(arguments)
+        plugin = self._plugin(environment)
+        given = self._from_plugin(plugin) | self._from_arguments(arguments)
         if path := given.get("-c", variables.get("KCPTUN_C")):
             self._reader(self.by_flag["c"])(path)
             given |= self._from_file(path, read_file)
+        given |= self._addresses(plugin)
         for name, value in *given.items(), *variables.items():
             if value == "--":  # argparse would drop it
                 raise ConfigError(f"{name}: -- alone cannot be a value")
         tokens = [f"{flag}={value}" for flag, value in given.items()]
-        found: dict[str, Any] = vars(self._parser().parse_args(tokens, env_vars=variables))
+        parser = command_line.build_parser(self.program, self._reader)
+        found: dict[str, Any] = vars(parser.parse_args(tokens, env_vars=variables))
         self._resolve(found)
+        found["parent"] = plugin.parent if plugin else 0
         config_class = ClientConfig if self.program == "client" else ServerConfig
-        return config_class(**{name: found[name] for name in config_class.names()}), self.warnings
+        config = config_class(**{name: found[name] for name in config_class.names()})
+        if self.previews:
+            texts = {option.dest: variables[option.variable] for option in self.options if option.variable in variables}
+            texts |= {self.by_flag[flag.lstrip("-")].dest: text for flag, text in given.items()}
+            self._preview(config, texts)
+        return config, self.warnings
+
+    def _preview(self, config: ClientConfig | ServerConfig, texts: dict[str, str]) -> NoReturn:
+        """Answer --print-config or --test-config, with warnings on stderr. Raises: SystemExit(0), ConfigError."""
+        from kcptun_lite.app import preview
+
+        for warning in self.warnings:
+            print(f"warning: {escape(warning)}", file=sys.stderr)
+        if "print-config" in self.previews:
+            print(preview.as_json(self.options, texts))
+        else:
+            preview.check(config)
+            print(preview.as_table(self.program, self.options, texts, self.places))
+        raise SystemExit(0)
 
     @property
     def _other(self) -> str:
@@ -127,8 +149,11 @@ class _Parsing:
             if not word.startswith("-") or word in ("-", "--"):
                 raise ConfigError(self._about_leftover(word, last))
             name, equals, value = word.removeprefix("-").removeprefix("-").partition("=")
-            if name in ("h", "help", "v", "version"):
-                self._parser().parse_args(["--help" if name[0] == "h" else "--version"], env_vars={})
+            if name in _ACTION_OF:
+                if equals:
+                    raise ConfigError(f"{word}: --{_ACTION_OF[name]} takes no value")
+                self._act(_ACTION_OF[name])
+                continue
             last = self.by_flag.get(name)
             if last is None:
                 raise ConfigError(self._about_unknown(word, name))
@@ -143,18 +168,64 @@ class _Parsing:
             given[last.flag] = value
         return given
 
+    def _act(self, action: str) -> None:
+        """Do what an action asks for, if that needs no configuration. Raises: SystemExit(0) then."""
+        if action in ("test-config", "print-config"):
+            self.previews.append(action)
+            return
+        if action == "genkey":
+            from secrets import choice  # 32 of 62: 190 bits, and no character that any shell or file minds
+
+            print("".join(choice(ascii_letters + digits) for _ in range(32)))
+        elif action == "version":
+            print(command_line.VERSION)
+        else:
+            print(command_line.help_text(self.program, is_whole=action == "help-all").rstrip())
+        raise SystemExit(0)
+
     def _about_unknown(self, word: str, name: str) -> str:
         if any(name in (option.name, *option.aliases) for option in OPTIONS):
             return f"{word} is an option of the {self._other}, not of the {self.program}"
-        return f"{word} is not an option{values.nearest(name, self.by_flag)}"
+        return f"{word} is not an option{values.nearest(name, [*self.by_flag, *_ACTION_OF])}"
 
     def _about_leftover(self, word: str, last: Option | None) -> str:
         name = word.partition("=")[0]
         if last and last.is_switch and word.lower() in ("true", "false", "0", "1", "yes", "no", "on", "off"):
             return f"{last.flag} is a switch: write {last.flag}={word} with an equals sign, or {last.flag} alone"
-        if name in self.by_flag:
+        if name in self.by_flag or name in _ACTION_OF:
             return f"{word} lacks its dashes: write --{word}"
         return f"{word!r} belongs to no option; options begin with a dash and values with blanks need quotes"
+
+    def _plugin(self, environment: Mapping[str, str]) -> "Plugin | None":
+        """What shadowsocks wants, if it has started us."""
+        if not environment.get("SS_REMOTE_HOST"):
+            return None
+        from kcptun_lite.app import sip003
+
+        return sip003.read(self.program, environment)
+
+    def _from_plugin(self, plugin: "Plugin | None") -> dict[str, str]:
+        """flag -> value from the plug-in options of shadowsocks."""
+        given: dict[str, str] = {}
+        for name, value in plugin.options if plugin else ():
+            option = self.by_flag.get(name)
+            if option is None:
+                raise ConfigError(f"SS_PLUGIN_OPTIONS: {self._about_unknown(name, name)}")
+            if value is None and not option.is_switch:
+                raise ConfigError(f"SS_PLUGIN_OPTIONS: {name} needs a value: {name}=...")
+            given[option.flag] = "true" if value is None else value
+            self.places[option.dest] = f"SS_PLUGIN_OPTIONS: {name}"
+        return given
+
+    def _addresses(self, plugin: "Plugin | None") -> dict[str, str]:
+        """flag -> value of the addresses of shadowsocks, which go before all else: it knows nothing of others."""
+        given: dict[str, str] = {}
+        for dest, address in plugin.addresses.items() if plugin else ():
+            if dest in self.places:
+                self.warnings.append(f"{self.places[dest]} gives way to the addresses of shadowsocks")
+            given[f"--{dest}"] = address
+            self.places[dest] = "shadowsocks (SS_REMOTE_..., SS_LOCAL_...)"
+        return given
 
     def _from_file(self, path: str, read_file: FileReader) -> dict[str, str]:
         """flag -> value from the JSON object in the file.
@@ -163,62 +234,24 @@ class _Parsing:
         """
         by_key = {option.json_key: option for option in self.options if option.name != "c"}
         given: dict[str, str] = {}
-        for key, value in _read_object(path, read_file):
-            option = by_key.get(key.lower())
+        for setting in read_settings(path, read_file):
+            option = by_key.get(setting.key.lower())
             if option is None:
-                self.warnings.append(f"{path}: {self._about_unknown_key(key, by_key)}, ignored")
-            elif value is not None:
+                self.warnings.append(f"{setting.place} {self._about_unknown_key(setting.key, by_key)}, ignored")
+            elif setting.value is not None:
                 if option.flag in given:
-                    self.warnings.append(f"{path}: {key!r} is there more than once, the last one counts")
-                given[option.flag] = _json_text(path, key, value, option)
-                self.places[option.dest] = f"{path}: {key!r}"
+                    self.warnings.append(f"{setting.place} is there more than once, the last one counts")
+                given[option.flag] = setting.as_text(option)
+                self.places[option.dest] = setting.place
         return given
 
     def _about_unknown_key(self, key: str, by_key: Mapping[str, Option]) -> str:
         for option in OPTIONS:
             if key.lower() in option.aliases and option.json_key in by_key:
-                return f"{key!r} is not an option in a file (write {option.json_key!r})"
+                return f"is not an option in a file (write {option.json_key!r})"
         if key.lower() in (option.json_key for option in OPTIONS if option.name != "c"):
-            return f"{key!r} is an option of the {self._other}"
-        return f"{key!r} is not an option of the {self.program}{values.nearest(key, by_key)}"
-
-    # The parser
-
-    def _parser(self) -> _Parser:
-        name = f"kcptun-lite-{self.program}"
-        parser = _Parser(
-            prog=name,
-            usage=f"{name} [options]",
-            description=f"The {self.program} of a kcptun tunnel: TCP over an error-correcting UDP.",
-            epilog="Options take one dash or two; -x v is -x=v. Each can be set in the environment as KCPTUN_<OPTION>, "
-            "for example KCPTUN_KEY. A -c file goes before the command line, that before the environment.",
-            formatter_class=lambda prog: configargparse.HelpFormatter(prog, max_help_position=26),
-            allow_abbrev=False,
-            add_help=False,
-            add_env_var_help=False,
-            add_config_file_help=False,
-        )
-        groups = {group: parser.add_argument_group(f"{group} options") for group in GROUPS}
-        for option in self.options:
-            default = option.default(self.program)
-            groups[option.group].add_argument(
-                *(f"-{alias}" if len(alias) == 1 else f"--{alias}" for alias in option.aliases),
-                option.flag,
-                dest=option.dest,
-                env_var=option.variable,
-                type=self._reader(option),
-                default=default,
-                help=option.help.replace("%", "%%")
-                + (f" (default {default})" if default and not option.is_switch else ""),
-                metavar=option.metavar,
-                nargs="?" if option.is_switch else None,
-            )
-        basic = groups[GROUPS[0]]
-        basic.add_argument("-h", "--help", action="help", help="show this text")
-        basic.add_argument(
-            "-v", "--version", action="version", version=f"kcptun_lite version {__version__}", help="show the version"
-        )
-        return parser
+            return f"is an option of the {self._other}"
+        return f"is not an option of the {self.program}{values.nearest(key, by_key)}"
 
     def _reader(self, option: Option) -> values.Reader:
         def read(text: str) -> values.Value:
@@ -295,73 +328,3 @@ class _Parsing:
                 f"{self.places['interval']}: {found['interval']} ms are out of range, {interval} are used"
             )
             found["interval"] = interval
-
-
-def _read_object(path: str, read_file: FileReader) -> list[tuple[str, Any]]:
-    """Keys and values of the first JSON value in the file, in order; null stands for no keys."""
-    try:
-        text = read_file(path).decode("utf-8-sig")
-        blank = len(text) - len(text.lstrip(" \t\r\n"))
-        decoder = json.JSONDecoder(object_pairs_hook=_Pairs, parse_constant=_refuse_constant)
-        pairs, _ = decoder.raw_decode(text, blank)
-    except OSError as error:
-        raise ConfigError(f"-c: {path} cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"-c: {path} is not UTF-8 text (byte {error.start})") from error
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"-c: {path}: line {error.lineno}, column {error.colno}: {_json_slip(error)}") from error
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"-c: {path} is not JSON that can be read: {error}") from error
-    if pairs is None:
-        return []
-    if not isinstance(pairs, _Pairs):
-        raise ConfigError(f"-c: {path} must hold a JSON object: {{ ... }}")
-    return pairs
-
-
-def _json_slip(error: json.JSONDecodeError) -> str:
-    """What is wrong, for habits of other formats in their own words."""
-    here = error.doc[error.pos :].lstrip()
-    before = error.doc[: error.pos].rstrip()
-    if here.startswith(",") and here[1:].lstrip().startswith(("}", "]")):  # where Python 3.13 sees the fault
-        before, here = ",", here[1:].lstrip()
-    if here.startswith(("//", "/*", "#")):
-        return "a comment, which JSON does not have; remove it"
-    if before.endswith(",") and here.startswith(("}", "]")):
-        return f"a comma before {here[0]}, where nothing follows; remove it"
-    if here.startswith(","):
-        return "a comma, where a value or a name is expected"
-    if not here:
-        return (
-            "the file ends before the JSON object does" if before else "the file is empty; it must hold a JSON object"
-        )
-    if here.startswith("'"):
-        return "a text in single quotes; JSON has double ones"
-    if here.startswith('"') and error.msg.startswith("Expecting ',' delimiter"):
-        return "a comma is missing before this"
-    if error.msg == "Expecting value" and (match := re.match(r"[A-Za-z_]\w*", here)):
-        return f"{match[0]} is no value; a text needs double quotes, a switch is true or false"
-    return error.msg
-
-
-class _Pairs(list[tuple[str, Any]]):
-    """A JSON object that keeps its order and its repeated keys: the last one counts, whatever its case."""
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
-
-
-_HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # "\ud800" without its other half; Go reads U+FFFD
-_JSON_WORDS = {bool: "true or false", int: "a whole number without quotes", str: "a text in double quotes"}
-
-
-def _json_text(path: str, key: str, value: Any, option: Option) -> str:
-    """The value as it would stand on the command line."""
-    if type(value) not in option.json_types:
-        wanted = " or ".join(_JSON_WORDS[kind] for kind in option.json_types)
-        shown = f", not {json.dumps(value)[:40]}" if option.name != "key" else ""  # whose value is a secret
-        raise ConfigError(f"{path}: {key!r} must be {wanted}{shown}")
-    if isinstance(value, str):
-        return _HALF_CHARACTER.sub("\ufffd", value)
-    return json.dumps(value) if isinstance(value, bool) else str(value)

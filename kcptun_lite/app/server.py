@@ -76,7 +76,8 @@ class Server(Tunnel):
         ]
 
     def _start(self) -> None:
-        self.log_start(format_address(self._listeners[0].address) if len(self._listeners) == 1 else "")
+        has_range = len(self._listeners) > 1
+        self.log_start(str(self.config.listen) if has_range else format_address(self._listeners[0].address))
         self.look_up("--target", self.config.target)
         for listener in self._listeners:
             listener.start()
@@ -150,7 +151,8 @@ class Server(Tunnel):
             listener.close()
 
     def _on_validated(self, session: Session) -> None:
-        log.info(f"remote address: {format_address(session.remote)}")
+        peer = format_address(session.remote)
+        log.info(f"remote address: {peer}", "session opened", session=f"{session.conversation.conv:08x}", peer=peer)
 
     def _on_stream(self, session: Session, stream: Stream) -> None:
         if self.relay_count >= self.config.maxstreams * FREE_FOR_ALL and session.stream_count > self._small_share:

@@ -87,10 +87,7 @@ class SnmpLog:
             return
         path = self._path_at(time())
         try:
-            if os.path.exists(path):
-                os.close(files.open_to_append(path))
-            else:
-                os.stat(os.path.dirname(path) or ".")
+            files.check_appendable(path)
         except OSError as exc:
             raise ConfigError(f"--snmplog: {path} cannot be written: {exc.strerror}") from exc
 

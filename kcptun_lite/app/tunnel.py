@@ -9,39 +9,39 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from errno import EACCES, EADDRINUSE
+from os import environ, getpid, getppid, kill
 from signal import Signals
 from socket import SOCK_STREAM
 from threading import Condition, Event, Lock, Thread
 from time import sleep
+from typing import TYPE_CHECKING
 
 from kcptun_lite import log
 from kcptun_lite.app import memory, signals
 from kcptun_lite.app.config import ClientConfig, Endpoint, ServerConfig, describe
 from kcptun_lite.app.diagnosis import REPEAT_AFTER, Spoken
 from kcptun_lite.app.limits import Limits
+from kcptun_lite.app.shared_context import make_context, make_pads
 from kcptun_lite.app.stats import SnmpLog, snmp_line
 from kcptun_lite.app.status import StatusFile
 from kcptun_lite.core.batch.pool import BufferPool
 from kcptun_lite.core.budget import Budget
 from kcptun_lite.core.conversation import Conversation
-from kcptun_lite.core.counters import Counters, total
-from kcptun_lite.core.crypt.crypt import METHODS, derive_key
-from kcptun_lite.core.crypt.qpp import QppPads, QppStream
+from kcptun_lite.core.counters import CSV_COLUMNS, Counters, total
+from kcptun_lite.core.crypt.crypt import METHODS
+from kcptun_lite.core.crypt.qpp import QppStream
 from kcptun_lite.core.fec.encoder import speed_up
-from kcptun_lite.core.kcp.kcp import RCV_WND_START, KcpParams
 from kcptun_lite.core.mux.snappy import cramjam_if_any
-from kcptun_lite.core.params import ConversationParams
-from kcptun_lite.core.wire import FEC_DEFAULT_SHARDS
 from kcptun_lite.errors import REMEDIES, SessionClosed, SessionError, TransportError
-from kcptun_lite.net.ends.context import SessionContext
-from kcptun_lite.net.ends.failed_packets import FailedPackets
-from kcptun_lite.net.ends.path_sizes import PathSizes
 from kcptun_lite.net.event_loop import EventLoop
 from kcptun_lite.net.session.session import Session
 from kcptun_lite.net.session.stream import Stream
 from kcptun_lite.net.session.update_thread import UpdateThread, monotonic_ms
 from kcptun_lite.net.tcp.relay import Relay
 from kcptun_lite.net.udp.address import resolve
+
+if TYPE_CHECKING:
+    from kcptun_lite.app.notify import Notifier
 
 WITHOUT_CRAMJAM = (
     "cramjam is not installed: what a compressed session sends is not made smaller, and what it receives takes up to a "
@@ -68,6 +68,8 @@ class Tunnel(ABC):
         self.pads = make_pads(config)
         self.retired = Counters()
         "what closed sessions have counted"
+        self.listening = ""
+        "the address really bound, or the range of ports"
         self.last_diagnosis = ""
         "the last sentence that said what is wrong"
         self.stop_event = Event()
@@ -91,6 +93,7 @@ class Tunnel(ABC):
         "no buffer was wanted for a second"
         self._has_fast_parity = False
         self._memory_waits = 0
+        self._notifier: Notifier | None = None
         memory.check_limit(config, self.context.params)
         self._spoken = Spoken()
 
@@ -135,13 +138,13 @@ class Tunnel(ABC):
             log.limited("maxstreams", f"stream refused: {why}")
             stream.close()
             return False
-        log.stream(f"stream opened {name()}")
+        log.stream(f"stream opened {name()}", "stream opened", id=stream.sid)
         begin(relay)
         return True
 
     def _relay_closed(self, relay: Relay, name: str) -> None:
         cause = f" ({relay.failure})" if relay.failure else ""
-        log.stream(f"stream closed {name}{cause}")
+        log.stream(f"stream closed {name}{cause}", "stream closed", id=relay.stream.sid, cause=str(relay.failure or ""))
         with self._lock:
             self._relays.discard(relay)
             self._relay_gone.notify_all()
@@ -158,11 +161,13 @@ class Tunnel(ABC):
             self._established -= 1
             self.retired.add(session.counters)
         if not isinstance(reason, SessionClosed):
-            text = f"session {session.conversation.conv:08x} with {session.remote[0]} closed: {reason}"
+            conv, peer = f"{session.conversation.conv:08x}", session.remote[0]
+            text = f"session {conv} with {peer} closed: {reason}"
+            fields = {"event": "session closed", "session": conv, "peer": peer, "cause": str(reason)}
             if session.is_validated:
-                log.info(text)
+                log.info(text, **fields)
             else:
-                log.limited("closed", text, log.Level.INFO)
+                log.limited("closed", text, log.Level.INFO, **fields)
 
     def count_session(self, session: Session) -> None:
         with self._lock:
@@ -190,9 +195,7 @@ class Tunnel(ABC):
         log.info(f"initiating key derivation with {self.config.crypt}")
         if remark := METHODS[self.config.crypt].remark:
             log.warning(f"--crypt {self.config.crypt}: {remark}")
-        self._snmp_log.check()
-        self._status_file.check()
-        self._load_libraries()
+        self.check()
         self._listen_patiently()
         signals.block()
         try:
@@ -204,11 +207,18 @@ class Tunnel(ABC):
             raise
         try:
             self._start()
+            self._tell_systemd()
             self._work()
         finally:
             self._shut_down()
-        log.info("stopped")
+        log.info("stopped", "stopped")
         return 0
+
+    def check(self) -> None:
+        """Look at all that can be looked at before anything begins. Raises: ConfigError."""
+        self._snmp_log.check()
+        self._status_file.check()
+        self._load_libraries()
 
     def _load_libraries(self) -> None:
         """What a session needs, by making what one is made of: later there may be no descriptor to load it with.
@@ -226,6 +236,16 @@ class Tunnel(ABC):
         Conversation(
             0, params, Counters(), is_client=True, headroom=crypt.headroom, tailroom=crypt.tailroom, now=monotonic_ms()
         )
+
+    def _tell_systemd(self) -> None:
+        if "NOTIFY_SOCKET" not in environ:
+            return
+        from kcptun_lite.app.notify import Notifier
+
+        self._notifier = Notifier(environ)
+        if self._notifier.interval:
+            self.ticker.attach(self._notifier)
+        self._notifier.ready(f"listening on {self.listening}")
 
     def _listen_patiently(self) -> None:
         """`_listen`, again for a while if the port is in use: whoever restarts a program does not wait for its end."""
@@ -248,12 +268,18 @@ class Tunnel(ABC):
         descriptors, memory or threads."""
         while (number := signals.wait(HOUSEKEEPING)) not in signals.STOP:
             if number == signals.REPORT:
-                self._try(lambda: log.info(snmp_line(self.counters())))
+                self._try(self._report)
             elif number == signals.REDIAL:
                 self._try(log.reopen)
                 self._try(self._redial)
             self._every_second(monotonic_ms())
-        log.info(f"stopping: {Signals(number).name}")
+        log.info(f"stopping: {Signals(number).name}", "stopping", signal=Signals(number).name)
+
+    def _report(self) -> None:
+        counters = self.counters()
+        log.info(
+            snmp_line(counters), "counters", **{name: getattr(counters, CSV_COLUMNS[name]) for name in CSV_COLUMNS}
+        )
 
     def _try(self, step: Callable[[], None]) -> None:
         """A step of the main thread, whose failure is told and must not keep the others from being taken."""
@@ -273,7 +299,13 @@ class Tunnel(ABC):
             lambda now: self._give_memory_back(),
             self._tell_of_memory,
             lambda now: self._limits.look(self._sessions()),
+            lambda now: self._look_at_parent(),
         ]
+
+    def _look_at_parent(self) -> None:
+        if self.config.parent and getppid() != self.config.parent:
+            log.info("the program that has started this one is gone")
+            kill(getpid(), Signals.SIGTERM)
 
     def _speed_parity_up(self) -> None:
         """In the main thread, as it takes its time, and the streams go on meanwhile."""
@@ -299,6 +331,8 @@ class Tunnel(ABC):
     def _shut_down(self) -> None:
         """Stop from the outside in: peer sockets, relays, sessions, update thread. Whatever fails, the rest is done."""
         deadline = monotonic_ms() + STOP_LIMIT
+        if self._notifier:
+            self._notifier.stopping()
         with self._lock:
             self.stop_event.set()
             self._relay_gone.notify_all()  # who waits for a relay's end waits no more
@@ -312,6 +346,8 @@ class Tunnel(ABC):
         self._try(self._close_sessions)
         self._stop_threads()
         self._status_file.remove()
+        if self._notifier:
+            self._notifier.close()
 
     def _stop_threads(self) -> None:
         self.loop.stop()
@@ -326,9 +362,11 @@ class Tunnel(ABC):
             pause.wait(0.01)
 
     def log_start(self, listening: str) -> None:
+        """Tell all that is set; `listening` is the address really bound."""
+        self.listening = listening
         for line in describe(self.config, listening):
-            log.info(line)
-        log.info(memory.describe(self.config, self.context.params))
+            log.info(line, "start")
+        log.info(memory.describe(self.config, self.context.params), "start")
 
     def look_up(self, option: str, endpoint: Endpoint) -> None:
         """Tell in the log if a name is not known now, in a thread, as the resolver may take its time."""
@@ -385,55 +423,3 @@ def cannot_listen(option: str, endpoint: Endpoint, exc: TransportError) -> Trans
         if remedy and remedy not in text:
             text += f" ({remedy})"
     return TransportError(f"{option}: {text}")
-
-
-def make_context(
-    config: ClientConfig | ServerConfig, pool: BufferPool, ticker: UpdateThread, loop: EventLoop
-) -> SessionContext:
-    """What the sessions of a program share, from its configuration."""
-    return SessionContext(
-        _params(config),
-        config.crypt,
-        derive_key(config.key),
-        pool,
-        ticker,
-        loop,
-        config.ratelimit,
-        failed_packets=FailedPackets(),
-        path_sizes=PathSizes(),
-    )
-
-
-def make_pads(config: ClientConfig | ServerConfig) -> QppPads | None:
-    """The pads of --QPP, None without it."""
-    return QppPads(config.key, config.qppcount) if config.qpp else None
-
-
-def _params(config: ClientConfig | ServerConfig) -> ConversationParams:
-    window = memory.auto_window(config)
-    data, parity = FEC_DEFAULT_SHARDS
-    return ConversationParams(
-        KcpParams(
-            nodelay=config.nodelay,
-            interval=config.interval,
-            resend=config.resend,
-            nc=config.nc,
-            snd_wnd=config.sndwnd or window,
-            rcv_wnd=config.rcvwnd or RCV_WND_START,
-            rcv_wnd_max=config.rcvwnd or window,
-            follows_line=config.sndwnd is None,
-            mtu=config.mtu,
-            acknodelay=config.acknodelay,
-        ),
-        data_shards=data if config.datashard is None else config.datashard,
-        parity_shards=parity if config.parityshard is None else config.parityshard,
-        has_own_shards=config.datashard is not None,
-        compress=not config.nocomp,
-        smux_version=config.smuxver or 1,
-        max_frame=config.framesize,
-        smux_buffer=config.smuxbuf,
-        stream_buffer=config.streambuf,
-        keepalive=config.keepalive * 1000,
-        max_streams=config.maxstreams,
-        adapts=isinstance(config, ServerConfig) and not config.strict,
-    )

@@ -33,6 +33,7 @@ def main(program: str, plain: Plain, warnings: Sequence[str]) -> int:
             quiet=plain["quiet"],
             program=f"kcptun-lite-{program}",
             name=plain["name"],
+            is_json=plain["logformat"] == "json",
         )
         for warning in warnings:
             log.warning(warning)

@@ -421,7 +421,7 @@ def test_while_there_is_no_way_connections_wait(
         return dial(host, port, options)  # type: ignore[arg-type]
 
     lines: list[str] = []
-    monkeypatch.setattr(log, "_write", lambda level, text: lines.append(text))
+    monkeypatch.setattr(log, "_write", lambda level, text, fields: lines.append(text))
     monkeypatch.setattr(room, "REDIAL_PAUSE", 0.01)
     monkeypatch.setattr(UdpSocket, "dial", fail_twice)
     for sock in use(client, target):

@@ -59,6 +59,8 @@ def test_the_clients_defaults_are_kcptuns() -> None:
         memlimit=0,
         gogc=100,
         maxstreams=1024,
+        logformat="text",
+        parent=0,
         interface="",
         check=False,
     )
@@ -238,24 +240,27 @@ def test_every_option_but_the_file_itself_has_a_key() -> None:
             continue
         program: Program = "client" if option.client is not None else "server"
         text = json.dumps({option.json_key.upper(): [1]})
-        assert complaint("-c", "f", program=program, file=text).startswith(f"f: {option.json_key.upper()!r} must be ")
+        sentence = complaint("-c", "f", program=program, file=text)
+        assert sentence.startswith(f"f: line 1, column 2: {option.json_key.upper()!r} must be ")
 
 
 def test_unknown_keys_are_told_by_name() -> None:
     _, warnings = read("client", ["-c", "f"], file='{"mtuu": {"deep": [1]}, "c": "g", "listen": 1, "ds": 1, "//": ""}')
     assert warnings == [
-        "f: 'mtuu' is not an option of the client (did you mean mtu?), ignored",
-        "f: 'c' is not an option of the client, ignored",
-        "f: 'listen' is an option of the server, ignored",
-        "f: 'ds' is not an option in a file (write 'datashard'), ignored",
-        "f: '//' is not an option of the client, ignored",
+        "f: line 1, column 2: 'mtuu' is not an option of the client (did you mean mtu?), ignored",
+        "f: line 1, column 25: 'c' is not an option of the client, ignored",
+        "f: line 1, column 35: 'listen' is an option of the server, ignored",
+        "f: line 1, column 48: 'ds' is not an option in a file (write 'datashard'), ignored",
+        "f: line 1, column 57: '//' is not an option of the client, ignored",
     ]
 
 
 def test_null_leaves_the_value_and_the_last_of_equal_keys_counts() -> None:
     assert client("--mtu=1000", "-c", "f", file='{"mtu": null}').mtu == 1000
     config, warnings = read("client", ["-c", "f"], file='{"mtu": 1000, "MTU": 1100}')
-    assert config.mtu == 1100 and warnings == ["f: 'MTU' is there more than once, the last one counts"]
+    assert config.mtu == 1100 and warnings == [
+        "f: line 1, column 15: 'MTU' is there more than once, the last one counts"
+    ]
     assert client("--mtu=1000", "-c", "f", file="null").mtu == 1000
 
 
@@ -267,20 +272,23 @@ def test_only_the_first_json_value_is_read() -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ('{"mtu": "1350"}', "f: 'mtu' must be a whole number without quotes, not \"1350\""),
-        ('{"mtu": 1350.0}', "f: 'mtu' must be a whole number without quotes, not 1350.0"),
-        ('{"mtu": true}', "f: 'mtu' must be a whole number without quotes, not true"),
-        ('{"crypt": 1}', "f: 'crypt' must be a text in double quotes, not 1"),
-        ('{"nocomp": 1}', "f: 'nocomp' must be true or false, not 1"),
-        ('{"memlimit": false}', "f: 'memlimit' must be a text in double quotes or a whole number without quotes, not"),
-        ('{"mtu": 20}', "f: 'mtu': 20 is out of range; it must be 50 to 1500"),
+        ('{"mtu": "1350"}', "f: line 1, column 2: 'mtu' must be a whole number without quotes, not \"1350\""),
+        ('{"mtu": 1350.0}', "f: line 1, column 2: 'mtu' must be a whole number without quotes, not 1350.0"),
+        ('{"mtu": true}', "f: line 1, column 2: 'mtu' must be a whole number without quotes, not true"),
+        ('{"crypt": 1}', "f: line 1, column 2: 'crypt' must be a text in double quotes, not 1"),
+        ('{"nocomp": 1}', "f: line 1, column 2: 'nocomp' must be true or false, not 1"),
+        (
+            '{"memlimit": false}',
+            "f: line 1, column 2: 'memlimit' must be a text in double quotes or a whole number without quotes, not",
+        ),
+        ('{"mtu": 20}', "f: line 1, column 2: 'mtu': 20 is out of range; it must be 50 to 1500"),
         ('{\n  "mtu": 1350\n  "dscp": 1}', "-c: f: line 3, column 3: "),
         ('\n\n{"mtu" 1}', "-c: f: line 3, column 8: "),
         ("", "-c: f: line 1, column 1: "),
-        ("[]", "-c: f must hold a JSON object"),
+        ("[]", "-c: f: line 1, column 1: it must hold a JSON object"),
         ('{"mtu": NaN}', "-c: f is not JSON that can be read: NaN is not JSON"),
         ("[" * 100_000, "-c: f is not JSON that can be read: "),
-        (b'{"key": "\xff"}', "-c: f is not UTF-8 text (byte 9)"),
+        (b'{"key": "\xff"}', "-c: f: line 1, column 10: not UTF-8 text (byte 9); save it as UTF-8"),
         (None, "-c: f cannot be read: No such file or directory"),
     ],
 )

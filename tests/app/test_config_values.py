@@ -131,7 +131,7 @@ def test_a_named_mode_overrides_the_four_options_wherever_they_stand() -> None:
     config, warnings = read("client", ["--interval", "77", "-c", "x.json"], file='{"nodelay": 1, "mode": "normal"}')
     assert (config.nodelay, config.interval) == (0, 40)
     assert warnings == [
-        "x.json: 'nodelay' does nothing in mode normal; it needs --mode manual",
+        "x.json: line 1, column 2: 'nodelay' does nothing in mode normal; it needs --mode manual",
         "--interval does nothing in mode normal; it needs --mode manual",
     ]
 

@@ -13,7 +13,7 @@ from tests.net.fakes import End, make_context, small_params
 @pytest.fixture
 def lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     found: list[str] = []
-    monkeypatch.setattr(log, "_write", lambda level, text: found.append(text))
+    monkeypatch.setattr(log, "_write", lambda level, text, fields: found.append(text))
     return found
 
 

@@ -67,14 +67,35 @@ FILES = [
         '{"crypt": aes}',
         "-c: f: line 1, column 11: aes is no value; a text needs double quotes, a switch is true or false",
     ),
+    ("{mtu: 1350}", '-c: f: line 1, column 2: mtu is a name without quotes; write "mtu"'),
+    ('{"mtu" = 1350}', "-c: f: line 1, column 8: = between a name and its value; JSON has a colon there"),
+    ("{\u201cmtu\u201d: 1}", "-c: f: line 1, column 2: \u201c is a typographic quote; JSON has plain double ones"),
+    ('{\n  "log": "C:\\tunnel\\q"}', "-c: f: line 2, column 20: a \\ in a text; write \\\\ for one"),
+    (
+        '{\n "key": "k",\n "mtu": "1350"}',
+        "f: line 3, column 2: 'mtu' must be a whole number without quotes, not \"1350\"",
+    ),
+    (
+        "listen: 29900",
+        "-c: f: line 1, column 1: listen is no value; a text needs double quotes, a switch is true or false",
+    ),
     ("", "-c: f: line 1, column 1: the file is empty; it must hold a JSON object"),
     ('{"mtu": 1350', "-c: f: line 1, column 13: the file ends before the JSON object does"),
-    ('{"log": "a\\u0000b"}', "f: 'log': 'a\\x00b' has a zero byte in it, which no file's name has"),
-    ('{"localaddr": "/a\\u0000b"}', "f: 'localaddr': '/a\\x00b' has a zero byte in it, which no file's name has"),
-    ('{"localaddr": "@a\\u0000b"}', "f: 'localaddr': '@a\\x00b' has a zero byte in it, which no file's name has"),
-    ('{"remoteaddr": "a\\u0000b:1"}', "f: 'remoteaddr': 'a\\x00b:1' is no address with a port; write host:port"),
-    ('{"key": ["very secret"]}', "f: 'key' must be a text in double quotes"),
-    ('{"key": 12345}', "f: 'key' must be a text in double quotes"),
+    ('{"log": "a\\u0000b"}', "f: line 1, column 2: 'log': 'a\\x00b' has a zero byte in it, which no file's name has"),
+    (
+        '{"localaddr": "/a\\u0000b"}',
+        "f: line 1, column 2: 'localaddr': '/a\\x00b' has a zero byte in it, which no file's name has",
+    ),
+    (
+        '{"localaddr": "@a\\u0000b"}',
+        "f: line 1, column 2: 'localaddr': '@a\\x00b' has a zero byte in it, which no file's name has",
+    ),
+    (
+        '{"remoteaddr": "a\\u0000b:1"}',
+        "f: line 1, column 2: 'remoteaddr': 'a\\x00b:1' is no address with a port; write host:port",
+    ),
+    ('{"key": ["very secret"]}', "f: line 1, column 2: 'key' must be a text in double quotes"),
+    ('{"key": 12345}', "f: line 1, column 2: 'key' must be a text in double quotes"),
 ]
 
 
@@ -125,9 +146,9 @@ def test_the_key_is_in_no_sentence() -> None:
             ["-c", "f"],
             {},
             '{"remoteadr": "a:1"}',
-            "; f: 'remoteadr' is not an option of the client (did you mean remoteaddr?)",
+            "; f: line 1, column 2: 'remoteadr' is not an option of the client (did you mean remoteaddr?)",
         ),
-        (["-c", "f"], {}, '{"r": "a:1"}', "; f: 'r' is not an option in a file (write 'remoteaddr')"),
+        (["-c", "f"], {}, '{"r": "a:1"}', "; f: line 1, column 2: 'r' is not an option in a file (write 'remoteaddr')"),
         (["-c", "f"], {}, '{"remoteaddr": null}', ""),
         (["-c", "f"], {}, '{"remoteaddr": ""}', ""),
     ],
@@ -219,3 +240,7 @@ def test_files_that_are_none(option: str, name: str, reason: str, tmp_path: Path
     code, line = last_line("server", "-l", "127.0.0.1:0", f"--{option}", str(path))
     assert (code, line) == (2, f"--{option}: {path} {reason}")
     assert (tmp_path / "file").read_text() == "precious" and (tmp_path / "link").is_symlink()
+
+
+def test_a_file_that_notepad_has_saved_as_unicode() -> None:
+    assert complaint("-c", "f", file='{"mtu": 1350}'.encode("utf-16")) == "-c: f is UTF-16 text; save it as UTF-8"

@@ -54,7 +54,7 @@ def test_what_is_no_status_file_stays_as_it_is(tmp_path: Path, monkeypatch: pyte
     assert json.loads(path.read_text())["role"] == "client"
     path.write_text("precious")
     lines: list[str] = []
-    monkeypatch.setattr(log, "_write", lambda level, text: lines.append(text))
+    monkeypatch.setattr(log, "_write", lambda level, text, fields: lines.append(text))
     for turn in range(1, 4):
         status.tick(turn * PERIOD)
     assert len(lines) == 1 and "a file of another kind is there" in lines[0]

@@ -28,7 +28,7 @@ from tests.net.fakes import PATIENCE_S, in_background, wait_until
 @pytest.fixture
 def lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     lines: list[str] = []
-    monkeypatch.setattr(log, "_write", lambda level, text: lines.append(text))
+    monkeypatch.setattr(log, "_write", lambda level, text, fields: lines.append(text))
     return lines
 
 
@@ -175,7 +175,7 @@ def test_a_stop_while_a_relay_begins_is_no_accident(monkeypatch: pytest.MonkeyPa
     """The receiver thread has entered the relay in the list and not yet started it when the main thread stops it."""
     is_between, may_go_on = threading.Event(), threading.Event()
 
-    def slow_log(text: str) -> None:
+    def slow_log(text: str, event: str, **fields: object) -> None:
         if text.startswith("stream opened") and "out: 127.0.0.1:" in text and "(3)" in text.split(" out: ")[0]:
             is_between.set()
             may_go_on.wait(PATIENCE_S)
