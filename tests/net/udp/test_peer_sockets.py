@@ -205,6 +205,17 @@ def test_there_are_only_so_many_peer_sockets(room: Room, monkeypatch: pytest.Mon
     assert room.friend.address in room.peer_sockets and room.unknown.address not in room.peer_sockets
 
 
+def test_what_a_peer_has_sent_waits_until_it_is_read(room: Room) -> None:
+    """A copy that somebody sends from elsewhere may be read first, and must not be taken for the original."""
+    room.peer_sockets.open(room.friend.address)
+    assert not room.peer_sockets.has_waiting(room.friend.address)
+    room.send(room.friend, b"original")
+    wait_until(lambda: room.peer_sockets.has_waiting(room.friend.address))
+    assert not room.peer_sockets.has_waiting(room.unknown.address)
+    room.receive_until(b"original")
+    assert not room.peer_sockets.has_waiting(room.friend.address)
+
+
 def test_a_port_that_is_closed_while_it_is_read_ends_without_a_failure(room: Room) -> None:
     """What the loop's thread may be about to ask is closed by that thread."""
     room.loop.call = room.loop.later.append  # type: ignore[method-assign]
