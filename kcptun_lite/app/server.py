@@ -156,8 +156,8 @@ class Server(Tunnel):
             log.limited("maxstreams", f"stream refused: {format_host(session.remote)} has enough of --maxstreams")
             stream.close()
             return
-        name = f"in: {format_address(session.remote)}({stream.sid}) out: {self.config.target}"
-        self.start_relay(lambda relay: relay.dial(self._begin_connect, self._connect), stream, lambda: name)
+        ends = f"{format_address(session.remote)}({stream.sid})", str(self.config.target)
+        self.start_relay(lambda relay: relay.dial(self._begin_connect, self._connect), stream, lambda: ends)
 
     def _begin_connect(self) -> socket.socket | None:
         target = self.config.target
@@ -168,8 +168,9 @@ class Server(Tunnel):
         try:
             return connect(target.host, target.port_min, target.path, lambda: self.is_stopping)
         except TransportError as exc:
-            self.last_diagnosis = f"--target: {exc}"
-            raise TransportError(self.last_diagnosis) from exc
+            sentence = f"--target: {exc}"
+            self.note_diagnosis(sentence)
+            raise TransportError(sentence) from exc
 
 
 def differences_from(own: ConversationParams, conversation: Conversation) -> list[str]:
