@@ -4,6 +4,7 @@
 # make bench   throughput, CPU and memory
 # make test-router the OpenWrt service on OpenWrt's own procd, ubus and uci (root; builds them from ../shared/openwrt)
 # make test-luci   the LuCI pages in a headless browser (needs Debian's chromium and chromium-driver)
+# make test-monitor the monitor in a terminal, a browser and Prometheus (Debian: tmux chromium chromium-driver prometheus)
 #
 # Needs Python 3.11 or later with its venv module; everything else goes into .venv.
 
@@ -14,7 +15,7 @@ BIN := $(VENV)/bin
 # What builds and runs a router of OpenWrt's parts; not part of this project.
 OPENWRT ?= ../shared/openwrt
 
-.PHONY: demo test check bench test-router test-luci clean
+.PHONY: demo test check bench test-router test-luci test-monitor clean
 
 demo: $(VENV)/installed
 	$(BIN)/python tools/demo.py
@@ -43,6 +44,10 @@ test-luci: $(VENV)/installed-test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check selenium
 	$(BIN)/python -m pytest tests/openwrt/luci/check_views.py
 
+test-monitor: $(VENV)/installed-test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check selenium
+	$(BIN)/python -m pytest $(wildcard tests/monitor/check_*.py)
+
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
@@ -52,7 +57,7 @@ $(VENV)/installed: setup.py pyproject.toml | $(BIN)/pip
 	touch $@
 
 $(VENV)/installed-test: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,gcm]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,gcm,monitor]'
 	touch $@
 
 $(BIN)/pip:
