@@ -12,6 +12,7 @@ from typing import NamedTuple
 from kcptun_lite.monitor.status import Status
 
 KEPT = 300  # points, five minutes
+SHARE_OF = 50  # segments; one of less than these is no share
 
 
 class Point(NamedTuple):
@@ -59,4 +60,4 @@ class History:
 def _resent(last: Status, status: Status) -> float | None:
     sent = status.counters.get("OutSegs", 0) - last.counters.get("OutSegs", 0)
     again = status.counters.get("RetransSegs", 0) - last.counters.get("RetransSegs", 0)
-    return min(max(again, 0) / sent, 1.0) if sent > 0 else None
+    return min(max(again, 0) / sent, 1.0) if sent >= SHARE_OF else None
