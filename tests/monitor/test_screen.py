@@ -7,6 +7,7 @@ from time import monotonic
 
 import pytest
 from textual.pilot import Pilot
+from textual.widget import Widget
 from textual.widgets import Input, Static, TabbedContent
 
 from kcptun_lite.monitor import screen
@@ -44,8 +45,13 @@ def rows(monitor: Monitor, table: str) -> list[list[str]]:
     return [[str(cell).strip() for cell in found.get_row(key)] for key in found.rows]
 
 
+def drawn(widget: Widget) -> str:
+    """What is seen of a widget, without colours."""
+    return "\n".join("".join(segment.text for segment in strip) for strip in widget.render_lines(widget.size.region))
+
+
 def trouble(monitor: Monitor) -> str:
-    return str(monitor.query_one("#trouble", Static).content)
+    return drawn(monitor.query_one("#trouble", Static))
 
 
 def test_several_tunnels_with_their_trouble(tmp_path: Path) -> None:
@@ -105,20 +111,17 @@ def test_charts_move_at_80_by_24_and_show_the_selected_tunnel(tmp_path: Path) ->
         other.status |= {"in_bytes_s": 50_000_000, "sessions": [session(rtt_ms=20)]}
 
         async def steps(pilot: Pilot[None], monitor: Monitor) -> None:
-            def drawn(name: str) -> str:
-                chart = monitor.query_one(f"#{name}", Chart)
-                return "\n".join(
-                    "".join(segment.text for segment in strip) for strip in chart.render_lines(chart.size.region)
-                )
+            def chart(name: str) -> str:
+                return drawn(monitor.query_one(f"#{name}", Chart))
 
-            await until(pilot, lambda: "in 1" in drawn("throughput") and "now 182" in drawn("rtt"), drawn("throughput"))
-            assert "line 1.5" in drawn("loss")
-            before = drawn("throughput")
-            await until(pilot, lambda: drawn("throughput") != before, "it moves")
+            await until(pilot, lambda: "in 1" in chart("throughput") and "now 182" in chart("rtt"), chart("throughput"))
+            assert "line 1.5" in chart("loss")
+            before = chart("throughput")
+            await until(pilot, lambda: chart("throughput") != before, "it moves")
             await pilot.press("down")
-            await until(pilot, lambda: "in 400" in drawn("throughput") and "now 20" in drawn("rtt"), "the other one")
-            for chart in monitor.query(Chart):
-                assert chart.size.height >= 6 and chart.size.width >= 39
+            await until(pilot, lambda: "in 400" in chart("throughput") and "now 20" in chart("rtt"), "the other one")
+            for found in monitor.query(Chart):
+                assert found.size.height >= 6 and found.size.width >= 39
 
         drive(paths, steps)
 
@@ -140,7 +143,7 @@ def test_filter_and_help_and_quit(tmp_path: Path) -> None:
             await until(pilot, lambda: not rows(monitor, "tunnels"), "no tunnel has that name")
             await pilot.press("escape", "question_mark")
             await until(pilot, lambda: isinstance(monitor.screen, Help), "help")
-            assert "quit" in str(monitor.screen.query_one("#help", Static).content)
+            assert "quit" in drawn(monitor.screen.query_one("#help", Static))
             await pilot.press("x", "x", "down")
             await until(pilot, lambda: not isinstance(monitor.screen, Help), "any key closes it")
             await pilot.press("q")
