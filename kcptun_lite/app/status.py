@@ -3,7 +3,7 @@
 In      the tunnel's sessions, connections, counters, memory and diagnoses
 Out     one dict, ready for JSON
 Knows   the names of its keys (docs/status.md, "The object"). Not: who reads it, files, sockets
-Cost    loaded with --status alone; 0.2 ms, 10 us for each session and 3 for each connection that is told
+Cost    loaded with --status alone; 0.1 ms, 8 us for each session and 5 more for each that is told, with its JSON
 """
 
 import os
