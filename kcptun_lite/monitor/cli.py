@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import NoReturn
 
 from kcptun_lite import __version__
 from kcptun_lite.monitor import tunnels
@@ -30,8 +31,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; returns the exit code."""
     options = _parser().parse_args(arguments)
     try:
-        if not (options.metrics or tunnels.find(options.paths)):
-            raise Failure(tunnels.describe_search(options.paths))
         return _run(options)
     except ModuleNotFoundError as exc:
         if (exc.name or "").partition(".")[0] == "kcptun_lite":
@@ -56,8 +55,11 @@ def _run(options: argparse.Namespace) -> int:
 
         with _listening("--web", options.web):
             return web.run(options.paths, *options.web)
-    if not sys.stderr.isatty() and "TEXTUAL_DRIVER" not in os.environ:
-        raise Failure("the screen needs a terminal; --web and --metrics need none")
+    if "TEXTUAL_DRIVER" not in os.environ:  # which the web server sets; it may be older than the first tunnel
+        if not tunnels.find(options.paths):
+            raise Failure(tunnels.describe_search(options.paths))
+        if not sys.stderr.isatty():
+            raise Failure("the screen needs a terminal; --web and --metrics need none")
     from kcptun_lite.monitor import screen
 
     return screen.run(options.paths)
@@ -74,8 +76,15 @@ def _listening(option: str, place: Place) -> Iterator[None]:
         raise Failure(f"{option} {host}:{port} cannot be listened on: {why}; name another address") from exc
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says in one sentence what is wrong, as the other programs do."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_WRONG, f"{PROGRAM}: {message}; see --help\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         PROGRAM,
         description="Shows what tunnels of kcptun_lite do, from the status that --status has them tell.",
         epilog="Keys of the screen: q quits, arrows select and turn pages, / filters, ? helps. "

@@ -24,7 +24,7 @@ from textual.widgets import Footer, Input, Static, TabbedContent, TabPane
 
 from kcptun_lite.monitor.history import History
 from kcptun_lite.monitor.status import Status
-from kcptun_lite.monitor.tunnels import Reading, find, follow
+from kcptun_lite.monitor.tunnels import Reading, describe_search, find, follow
 from kcptun_lite.monitor.widgets import Chart, Line, Rows, Table
 from kcptun_lite.monitor.words import duration, percent, rate, size
 
@@ -207,7 +207,8 @@ class Monitor(App[None]):
         ]
         line = self.query_one("#trouble", Static)
         line.set_class(bool(troubles), "bad")
-        line.update(Text("\n".join(troubles) or "no trouble is known"))
+        well = "no trouble is known" if self._readings else describe_search(self._arguments)
+        line.update(Text("\n".join(troubles) or well))
 
     def _draw_charts(self, history: History) -> None:
         points, now = list(history.points), monotonic()

@@ -68,7 +68,8 @@ def test_what_is_no_address(place: str, capsys: pytest.CaptureFixture[str]) -> N
     with pytest.raises(SystemExit) as ended:
         cli.main(["--web", place])
     assert ended.value.code == 2
-    assert f"{place!r} is no HOST:PORT" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"{place!r} is no HOST:PORT" in said and said.count("\n") == 1
 
 
 def test_one_face_at_a_time(capsys: pytest.CaptureFixture[str]) -> None:

@@ -74,6 +74,18 @@ def test_several_tunnels_with_their_trouble(tmp_path: Path) -> None:
         drive(paths, steps)
 
 
+def test_a_first_tunnel_may_come_later(tmp_path: Path) -> None:
+    """A browser may be older than it."""
+
+    async def steps(pilot: Pilot[None], monitor: Monitor) -> None:
+        await until(pilot, lambda: "no tunnel found" in trouble(monitor), "it is told")
+        with teller(tmp_path / "home.json"):
+            await until(pilot, lambda: len(rows(monitor, "tunnels")) == 1, "it is found")
+            await until(pilot, lambda: rows(monitor, "tunnels")[0][1] == "client", "it is read")
+
+    drive([tmp_path], steps)
+
+
 def test_pages_by_keys_and_their_rows(tmp_path: Path) -> None:
     path = tmp_path / "home.json"
     with teller(path) as tunnel:
