@@ -7,6 +7,7 @@ Cost    50 MiB; 3 % of a core while it is looked at, 2 kB/s over SSH
 """
 
 import asyncio
+import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -99,6 +100,7 @@ class Monitor(App[None]):
         self._readings: dict[str, Reading] = {}
         self._histories: dict[str, History] = {}
         self._filter = ""
+        self._started_by = os.getppid()
 
     def compose(self) -> ComposeResult:
         yield Table(
@@ -155,6 +157,8 @@ class Monitor(App[None]):
 
     def _look(self) -> None:
         """Follow tunnels that have come, and draw all that is known."""
+        if self.is_web and os.getppid() != self._started_by:
+            self.exit()  # the web server was killed, and nobody will say so
         for name, path in find(self._arguments).items():
             if path not in self._paths.values() and len(self._paths) < TUNNELS_MAX:
                 self._paths[name] = path

@@ -107,5 +107,5 @@ def _is_loopback(host: str) -> bool:
 def run(paths: Sequence[str], host: str, port: int) -> int:
     """Serve until a signal to stop; returns the exit code. Raises: OSError if the address is not to be had."""
     command = [sys.executable, "-m", "kcptun_lite.monitor", "--", *paths]
-    Door(shlex.join(command), host, port).serve()
+    Door(f"exec {shlex.join(command)}", host, port).serve()  # without a shell between: it looks for its parent
     return 0

@@ -9,6 +9,7 @@ With KCPTUN_SCREENSHOTS=DIR it leaves a picture of the page there.
 
 import os
 import shutil
+import signal
 import socket
 import sys
 import threading
@@ -171,5 +172,9 @@ def test_from_elsewhere_only_with_the_token(browser: webdriver.Chrome, tunnels: 
         assert "token is needed" in browser.find_element(By.TAG_NAME, "body").text
         Page(browser, url.replace("0.0.0.0", "127.0.0.1"))
         assert "token" not in browser.current_url
+        (screen,) = Path(f"/proc/{monitor.pid}/task/{monitor.pid}/children").read_text().split()
     finally:
-        monitor.stop()
+        monitor.stop(signal.SIGKILL)
+    # A zombie, where nobody collects it, has no command line.
+    command = Path(f"/proc/{screen}/cmdline")
+    wait_until(lambda: not command.exists() or not command.read_bytes(), "the screen goes with its server", PATIENCE)
