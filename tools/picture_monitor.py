@@ -3,7 +3,7 @@
     python tools/picture_monitor.py [FILE]
 
 In      nothing
-Out     the picture, of real tunnels and a real run of half a minute
+Out     the picture, of real tunnels and a real run of a minute
 Knows   how a screen is left as SVG. Not: what is on it
 """
 
@@ -23,7 +23,7 @@ from kcptun_lite.monitor.screen import Monitor  # noqa: E402
 from tests.programs import Target, Tunnel, connect, exchange, exchange_handler  # noqa: E402
 from tools.lossy_proxy import Link  # noqa: E402
 
-LINE = Link(loss=0.02, delay_ms=60, jitter_ms=2, rate_mbit=30)
+LINE = Link(loss=0.02, delay_ms=40, rate_mbit=30)
 SECONDS = 75
 SIZE = 100, 30
 

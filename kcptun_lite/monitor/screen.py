@@ -121,16 +121,16 @@ class Monitor(App[None]):
                 yield Chart(
                     "Round trip, ms",
                     [
-                        Line("now", lambda point: point.rtt_ms, "green+"),
                         Line("least", lambda point: point.rtt_least_ms, "gray+"),
+                        Line("now", lambda point: point.rtt_ms, "green+"),
                     ],
                     id="rtt",
                 )
                 yield Chart(
                     "Loss, %",
                     [
-                        Line("line", lambda point: _times(point.loss, 100), "red+"),
                         Line("sent again", lambda point: _times(point.resent, 100), "cyan+"),
+                        Line("line", lambda point: _times(point.loss, 100), "red+"),
                     ],
                     id="loss",
                 )

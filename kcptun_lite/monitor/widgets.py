@@ -79,7 +79,7 @@ class Chart(PlotextPlot):
         self._markers = ("dot", "x") if os.environ.get("NO_COLOR") else ("braille", "braille")
 
     def show(self, points: Sequence[Point], seconds: int, now: float) -> None:
-        """Draw the last `seconds` until `now`."""
+        """Draw the last `seconds` until `now`; where lines meet the last one is seen."""
         plot = self.plt
         plot.clear_data()
         plot.title(self._title)
