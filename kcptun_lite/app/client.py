@@ -140,7 +140,7 @@ class Client(Tunnel):
 
     def _serve(self, tcp: socket.socket, source: str, session: Session, stream: Stream) -> None:
         remote = f"{format_address(session.remote)}({stream.sid})"
-        if not self.start_relay(lambda relay: relay.serve(tcp), stream, lambda: f"in: {source} out: {remote}"):
+        if not self.start_relay(lambda relay: relay.serve(tcp), stream, lambda: (source, remote)):
             tcp.close()
 
     def _open_stream(self, slot: int) -> tuple[Session, Stream]:
@@ -269,7 +269,7 @@ class Client(Tunnel):
         for finding in findings:
             self.diagnosed(finding.sentence, finding.sentence)
         if is_understood and not findings:
-            self.last_diagnosis = ""
+            self.diagnoses.clear()
 
     def session_closed(self, session: Session, reason: SessionError) -> None:
         super().session_closed(session, reason)

@@ -20,6 +20,7 @@ SILENCE = 10_000  # ms without an answer from a server that used to give one
 CUT_IN_A_ROW = 3  # streams that ended without a byte, on a session that has carried data before
 REPEAT_AFTER = 60_000  # ms before the same sentence is said again
 UNKNOWN_EVERY = 10_000  # ms between sentences about packets that no method fits: anybody can provoke them
+RECENT = 8  # that the status tells with their times
 REMEMBERED = 64  # sentences; unknown sources must not fill the memory
 
 REFUSED = "Connection refused"
@@ -148,6 +149,34 @@ def describe_strictness(client: str, differences: Sequence[str]) -> str:
 def describe_refusal(client: str, failure: str, *, strict: bool) -> str:
     """What a server says about a client whose stream makes no sense to it."""
     return f"client {client} is refused{' (--strict)' if strict else ''}: {failure}"
+
+
+class Diagnosed(NamedTuple):
+    """A sentence that was true from one moment to another, seconds since 1970."""
+
+    since: int
+    until: int
+    text: str
+
+
+class Diagnoses:
+    """What is wrong now, and what was lately."""
+
+    def __init__(self) -> None:
+        self.current = ""
+        "the last sentence that said what is wrong; empty when all is well again"
+        self.recent: Sequence[Diagnosed] = ()
+        "the last RECENT different ones, the newest last"
+
+    def note(self, sentence: str, unix_s: int) -> None:
+        self.current = sentence
+        since = min([found.since for found in self.recent if found.text == sentence], default=unix_s)
+        others = [found for found in self.recent if found.text != sentence]
+        self.recent = (*others, Diagnosed(since, unix_s, sentence))[-RECENT:]
+
+    def clear(self) -> None:
+        """All is well again."""
+        self.current = ""
 
 
 class Spoken:

@@ -328,7 +328,13 @@ OPTIONS: tuple[Option, ...] = (
         "text, or json: each line an object with time, level, event and message",
     ),
     _option("loglevel", values.OneOf(("error", "warning", "info")), "info", REPORTS, "error, warning, info"),
-    _option("status", values.path, "", REPORTS, "JSON file to keep the state of sessions and counters in"),
+    _option(
+        "status",
+        values.path,
+        "",
+        REPORTS,
+        "JSON file to keep the state of sessions and counters in; the socket FILE.sock gives it each second",
+    ),
     _option("name", values.text, "", REPORTS, "what this tunnel is called, by ps and in the system's log"),
     _option("quiet", values.switch, "false", REPORTS, "no lines about streams opened and closed"),
     _option(

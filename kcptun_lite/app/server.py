@@ -159,15 +159,16 @@ class Server(Tunnel):
             log.limited("maxstreams", f"stream refused: {format_host(session.remote)} has enough of --maxstreams")
             stream.close()
             return
-        name = f"in: {format_address(session.remote)}({stream.sid}) out: {self.config.target}"
-        self.start_relay(lambda relay: relay.dial(self._target.begin, self._connect), stream, lambda: name)
+        ends = f"{format_address(session.remote)}({stream.sid})", str(self.config.target)
+        self.start_relay(lambda relay: relay.dial(self._target.begin, self._connect), stream, lambda: ends)
 
     def _connect(self) -> socket.socket:
         try:
             return self._target.connect(lambda: self.is_stopping)
         except TransportError as exc:
-            self.last_diagnosis = f"--target: {exc}"
-            raise TransportError(self.last_diagnosis) from exc
+            sentence = f"--target: {exc}"
+            self.note_diagnosis(sentence)
+            raise TransportError(sentence) from exc
 
 
 def differences_from(own: ConversationParams, conversation: Conversation) -> list[str]:

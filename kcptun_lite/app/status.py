@@ -1,126 +1,142 @@
-"""What a running program tells about itself: a small JSON file for init scripts, LuCI and people.
+"""What a running program tells about itself: the object that viewers read, for init scripts, LuCI, monitors and people.
 
-In      the tunnel's sessions, counters and last diagnosis
-Out     a file, replaced as a whole every few seconds, removed at the end
-Knows   the names of its keys (docs/status.md). Not: who reads it
-Cost    1 ms per write; the json module, 1 MiB, only if a file is wanted
+In      the tunnel's sessions, connections, counters, memory and diagnoses
+Out     one dict, ready for JSON
+Knows   the names of its keys (docs/status.md, "The object"). Not: who reads it, files, sockets
+Cost    loaded with --status alone; 0.1 ms, 8 us for each session and 5 more for each that is told, with its JSON
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Sequence
+from heapq import nlargest
 from time import time
-from typing import Any
+from typing import Any, NamedTuple
 
-from kcptun_lite import __version__, files, log
-from kcptun_lite.core.counters import Counters
+from kcptun_lite import __version__
+from kcptun_lite.app.diagnosis import Diagnoses
+from kcptun_lite.app.limits import Limits
+from kcptun_lite.core.batch.pool import BufferPool
+from kcptun_lite.core.budget import UNLIMITED
+from kcptun_lite.core.counters import CSV_COLUMNS, Counters
 from kcptun_lite.core.kcp.line_model import LineModel
-from kcptun_lite.core.kcp.sender import Limit
-from kcptun_lite.errors import ConfigError, describe_os_error
 from kcptun_lite.net.session.session import Session
+from kcptun_lite.net.session.stream import Stream
 from kcptun_lite.net.udp.address import format_address
 
-PERIOD = 5000  # ms between two writes
+SCHEMA = 2  # goes up when a key changes its meaning or goes; new keys leave it. 1, of before, had no number
+LISTED = 100  # sessions and connections that are told one by one: those heard last, those opened last
+BEGINNING = b'{"pid": '  # of every status, by which a file is known to be one
 
-Facts = Callable[[], tuple[list[tuple[Session, Limit]], Counters, str]]
-"sessions and what limits each, summed counters, last diagnosis"
-
-
-class StatusFile:
-    """Writes the status from time to time; an empty path writes nothing."""
-
-    def __init__(self, path: str, role: str, started_at: int, facts: Facts) -> None:
-        self._path = path
-        self._role = role
-        self._started_at = started_at
-        self._facts = facts
-        self._due = started_at
-        self._written: files.Identity | None = None
-        "the file as we have left it"
-        self._trouble = ""
-        "why it could not be written the last time"
-        if path:
-            import json  # now, not when there may be no descriptor left to read it
-
-            self._encode = json.dumps
-
-    def check(self) -> None:
-        """Raises: ConfigError if the path is none for a status file, or something else is there."""
-        if not self._path:
-            return
-        try:
-            files.check_replaceable(self._path, _is_status)
-        except OSError as exc:
-            raise ConfigError(f"--status: {self._path} cannot be written: {exc.strerror}") from exc
-
-    def tick(self, now: int) -> None:
-        """Write if it is time (ms); a file that cannot be written costs a line in the log, not one each time."""
-        if not self._path or now < self._due:
-            return
-        self._due = now + PERIOD
-        try:
-            files.check_replaceable(self._path, _is_status)
-            self._written = files.replace(self._path, self._encode(self._status(now)).encode())
-            self._trouble = ""
-        except OSError as exc:
-            trouble = f"--status: {self._path} cannot be written: {describe_os_error(exc)}"
-            if trouble != self._trouble:
-                log.warning(trouble)
-            self._trouble = trouble
-
-    def remove(self) -> None:
-        """Remove the file, unless another program has its own there by now."""
-        files.remove(self._path, self._written)
-
-    def _status(self, now: int) -> dict[str, Any]:
-        sessions, counters, diagnosis = self._facts()
-        return {
-            "pid": os.getpid(),
-            "role": self._role,
-            "version": __version__,
-            "uptime_s": (now - self._started_at) // 1000,
-            "updated": int(time()),
-            "sessions": [_describe(session, limit, now) for session, limit in sessions if not session.is_closed],
-            "streams": sum(session.stream_count for session, _ in sessions),
-            "bytes_in": counters.bytes_received,
-            "bytes_out": counters.bytes_sent,
-            "packets_in": counters.in_packets,
-            "packets_out": counters.out_packets,
-            "retransmitted": counters.retransmitted,
-            "recovered": counters.fec_recovered,
-            "lost": counters.lost,
-            "checksum_errors": counters.in_checksum_errors,
-            "memory_bytes": _resident_bytes(),
-            "last_diagnosis": diagnosis,
-        }
+Ends = tuple[str, str]
+"where a connection comes in and goes out, as the log writes it"
 
 
-def _describe(session: Session, limit: Limit, now: int) -> dict[str, Any]:
-    kcp = session.conversation.kcp
+class Facts(NamedTuple):
+    """What is true of a tunnel at one moment."""
+
+    sessions: Sequence[Session]
+    connections: Sequence[tuple[Stream, Ends]]
+    "at most LISTED are needed, the newest last"
+    counters: Counters
+    "the sum over all sessions, closed ones included"
+    limits: Limits
+    pool: BufferPool
+    diagnoses: Diagnoses
+
+
+def describe(facts: Facts, *, role: str, name: str, uptime: int, now: int) -> dict[str, Any]:
+    """The status. `uptime`: ms since the start; `now`: ms of the sessions' clock."""
+    counters = facts.counters
+    sessions = [session for session in facts.sessions if not session.is_closed]
+    listed = sessions if len(sessions) <= LISTED else nlargest(LISTED, sessions, lambda session: session.watch.heard_at)
+    rates = [facts.limits.rates(session) for session in sessions]
+    return {
+        "pid": os.getpid(),
+        "schema": SCHEMA,
+        "role": role,
+        "name": name,
+        "version": __version__,
+        "uptime_s": uptime // 1000,
+        "updated": round(time(), 3),
+        "sessions": [_describe_session(session, facts.limits, now) for session in listed],
+        "session_count": len(sessions),
+        "connections": [
+            {"in": source, "out": target, "age_s": (now - stream.opened_at) // 1000}
+            for stream, (source, target) in facts.connections[-LISTED:]
+        ],
+        "streams": sum(session.stream_count for session in sessions),
+        "bytes_in": counters.bytes_received,
+        "bytes_out": counters.bytes_sent,
+        "in_bytes_s": sum(received for received, _ in rates),
+        "out_bytes_s": sum(sent for _, sent in rates),
+        "packets_in": counters.in_packets,
+        "packets_out": counters.out_packets,
+        "retransmitted": counters.retransmitted,
+        "recovered": counters.fec_recovered,
+        "lost": counters.lost,
+        "checksum_errors": counters.in_checksum_errors,
+        "counters": {column: getattr(counters, attribute) for column, attribute in CSV_COLUMNS.items()},
+        "memory_bytes": _resident_bytes(),
+        "memory": _describe_memory(facts.pool, sessions),
+        "last_diagnosis": facts.diagnoses.current,
+        "diagnoses": [finding._asdict() for finding in facts.diagnoses.recent],
+    }
+
+
+def _describe_session(session: Session, limits: Limits, now: int) -> dict[str, Any]:
+    kcp, counters = session.conversation.kcp, session.counters
     rtt, model = kcp.rtt, kcp.control
-    line = {}
-    if isinstance(model, LineModel):
-        line = {
-            "line_bytes_s": int(model.rate * kcp.mss * 1000),
-            "rtt_least_ms": model.min_rtt,
-            "loss": round(model.loss, 4),
-        }
+    line = model if isinstance(model, LineModel) else None
+    received, sent = limits.rates(session)
     return {
         "conv": f"{session.conversation.conv:08x}",
         "remote": format_address(session.remote),
+        "state": _state(session, now),
         "rtt_ms": rtt.srtt,
+        "rtt_least_ms": line.min_rtt if line else None,
         "rto_ms": rtt.rto,
-        **line,
+        "line_bytes_s": int(line.rate * kcp.mss * 1000) if line else None,
+        "loss": round(line.loss, 4) if line else None,
         "window": kcp.control.window,
         "peer_window": kcp.rmt_wnd,
-        "limited_by": limit.value,
+        "limited_by": limits.of(session).value,
+        "bytes_in": counters.bytes_received,
+        "bytes_out": counters.bytes_sent,
+        "in_bytes_s": received,
+        "out_bytes_s": sent,
+        "packets_in": counters.in_packets,
+        "packets_out": counters.out_packets,
+        "retransmitted": counters.retransmitted,
         "streams": session.stream_count,
         "age_s": (now - session.opened_at) // 1000,
         "idle_s": (now - session.watch.heard_at) // 1000,
     }
 
 
-def _is_status(beginning: bytes) -> bool:
-    return beginning.startswith(b'{"pid": ')
+def _state(session: Session, now: int) -> str:
+    if session.is_ending:
+        return "ending"
+    if not (session.is_validated and session.counters.bytes_received):
+        return "opening"
+    return "silent" if session.watch.is_silent(now) else "open"
+
+
+def _describe_memory(pool: BufferPool, sessions: Sequence[Session]) -> dict[str, int]:
+    sending = receiving = 0
+    for session in sessions:
+        with session.lock:
+            sending += session.conversation.sending_bytes()
+            receiving += session.conversation.receiving_bytes()
+    budget, usage = pool.budget, pool.usage()
+    return {
+        "limit_bytes": 0 if budget.limit == UNLIMITED else budget.limit,
+        "held_bytes": budget.used,
+        "peak_bytes": budget.peak,
+        "sending_bytes": sending,
+        "receiving_bytes": receiving,
+        "buffers_used_bytes": usage.in_use_bytes,
+        "buffers_idle_bytes": usage.idle_bytes,
+    }
 
 
 def _resident_bytes() -> int:

@@ -13,17 +13,16 @@ from os import environ, getpid, getppid, kill
 from signal import Signals
 from socket import SOCK_STREAM
 from threading import Condition, Event, Lock, Thread
-from time import sleep
-from typing import TYPE_CHECKING
+from time import sleep, time
+from typing import TYPE_CHECKING, Any
 
 from kcptun_lite import log
 from kcptun_lite.app import memory, signals
 from kcptun_lite.app.config import ClientConfig, Endpoint, ServerConfig, describe
-from kcptun_lite.app.diagnosis import REPEAT_AFTER, Spoken
+from kcptun_lite.app.diagnosis import REPEAT_AFTER, Diagnoses, Spoken
 from kcptun_lite.app.limits import Limits
 from kcptun_lite.app.shared_context import make_context, make_pads
 from kcptun_lite.app.stats import SnmpLog, snmp_line
-from kcptun_lite.app.status import StatusFile
 from kcptun_lite.core.batch.pool import BufferPool
 from kcptun_lite.core.budget import Budget
 from kcptun_lite.core.conversation import Conversation
@@ -42,6 +41,7 @@ from kcptun_lite.net.udp.address import resolve
 
 if TYPE_CHECKING:
     from kcptun_lite.app.notify import Notifier
+    from kcptun_lite.app.status_file import StatusFile
 
 WITHOUT_CRAMJAM = (
     "cramjam is not installed: what a compressed session sends is not made smaller, and what it receives takes up to a "
@@ -52,6 +52,10 @@ FLUSH_LIMIT = 1500  # ms that a stopping program waits for its peers to acknowle
 STOP_LIMIT = 2500  # ms after which it ends without those threads that wait for the system: a resolver, a slow reader
 PORT_PATIENCE = 5000  # ms that a port may be in use at the start: by the program that was killed just now
 PORT_LOOK = 0.1  # s
+
+
+Ends = Callable[[], tuple[str, str]]
+"where a connection comes in and where it goes out, as the log writes it"
 
 
 class Tunnel(ABC):
@@ -70,24 +74,15 @@ class Tunnel(ABC):
         "what closed sessions have counted"
         self.listening = ""
         "the address really bound, or the range of ports"
-        self.last_diagnosis = ""
-        "the last sentence that said what is wrong"
+        self.diagnoses = Diagnoses()
         self.stop_event = Event()
         self._lock = Lock()
         self._relay_gone = Condition(self._lock)
-        self._relays: set[Relay] = set()
+        self._relays: dict[Relay, tuple[Stream, Ends]] = {}
         self._snmp_log = SnmpLog(config.snmplog, config.snmpperiod)
-        self._status_file = StatusFile(
-            config.status,
-            "client" if isinstance(config, ClientConfig) else "server",
-            monotonic_ms(),
-            lambda: (
-                [(session, self._limits.of(session)) for session in self._sessions()],
-                self.counters(),
-                self.last_diagnosis,
-            ),
-        )
         self._limits = Limits()
+        self._started_at = monotonic_ms()
+        self._status_file = self._make_status() if config.status else None
         self._established = self._max_established = 0
         self._is_quiet = True
         "no buffer was wanted for a second"
@@ -115,10 +110,10 @@ class Tunnel(ABC):
         """Whether --maxstreams and --memlimit leave room for one connection more."""
         return len(self._relays) < self.config.maxstreams and self.pool.budget.free >= self.pool.relay_bytes
 
-    def start_relay(self, begin: Callable[[Relay], None], stream: Stream, name: Callable[[], str]) -> bool:
+    def start_relay(self, begin: Callable[[Relay], None], stream: Stream, ends: Ends) -> bool:
         """Serve a stream, if there is room: `begin` gives the relay its connection.
 
-        `name` gives `in: A out: B` for the log.
+        `ends` gives where it comes in and where it goes out, for the log and the status.
         """
         if self.pads:
             stream.cipher = QppStream(self.pads)
@@ -127,33 +122,38 @@ class Tunnel(ABC):
             self.pool,
             self.loop,
             closewait_s=self.config.closewait,
-            on_closed=lambda relay: self._relay_closed(relay, name()),
+            on_closed=lambda relay: self._relay_closed(relay, ends),
         )
         with self._lock:
             is_welcome = not self.is_stopping and len(self._relays) < self.config.maxstreams
             if is_welcome:
-                self._relays.add(relay)
+                self._relays[relay] = stream, ends
         if not is_welcome:
             why = "the program stops" if self.is_stopping else f"--maxstreams {self.config.maxstreams} are open"
             log.limited("maxstreams", f"stream refused: {why}")
             stream.close()
             return False
-        log.stream(f"stream opened {name()}", "stream opened", id=stream.sid)
+        log.stream(f"stream opened {_name(ends)}", "stream opened", id=stream.sid)
         begin(relay)
         return True
 
-    def _relay_closed(self, relay: Relay, name: str) -> None:
+    def _relay_closed(self, relay: Relay, ends: Ends) -> None:
         cause = f" ({relay.failure})" if relay.failure else ""
-        log.stream(f"stream closed {name}{cause}", "stream closed", id=relay.stream.sid, cause=str(relay.failure or ""))
+        text = f"stream closed {_name(ends)}{cause}"
+        log.stream(text, "stream closed", id=relay.stream.sid, cause=str(relay.failure or ""))
         with self._lock:
-            self._relays.discard(relay)
+            self._relays.pop(relay, None)
             self._relay_gone.notify_all()
 
     def diagnosed(self, sentence: str, key: str, pause: int = REPEAT_AFTER) -> None:
         """Say what is wrong, unless the same (`key`) was said within the last `pause` ms."""
-        self.last_diagnosis = sentence
+        self.note_diagnosis(sentence)
         if self._spoken.is_due(key, monotonic_ms(), pause):
             log.limited("diagnosis", sentence)
+
+    def note_diagnosis(self, sentence: str) -> None:
+        """Have the status tell what is wrong."""
+        self.diagnoses.note(sentence, int(time()))
 
     def session_closed(self, session: Session, reason: SessionError) -> None:
         """Remember the counts of a session that is over."""
@@ -217,7 +217,8 @@ class Tunnel(ABC):
     def check(self) -> None:
         """Look at all that can be looked at before anything begins. Raises: ConfigError."""
         self._snmp_log.check()
-        self._status_file.check()
+        if self._status_file:
+            self._status_file.check()
         self._load_libraries()
 
     def _load_libraries(self) -> None:
@@ -294,18 +295,34 @@ class Tunnel(ABC):
         """What is to be done each second (ms)."""
         return [
             lambda now: self._snmp_log.tick(now, self.counters),
-            self._status_file.tick,
             lambda now: self._speed_parity_up(),
             lambda now: self._give_memory_back(),
             self._tell_of_memory,
-            lambda now: self._limits.look(self._sessions()),
+            lambda now: self._limits.look(self._sessions(), now),
             lambda now: self._look_at_parent(),
+            *([self._status_file.tick] if self._status_file else ()),
         ]
 
     def _look_at_parent(self) -> None:
         if self.config.parent and getppid() != self.config.parent:
             log.info("the program that has started this one is gone")
             kill(getpid(), Signals.SIGTERM)
+
+    def _make_status(self) -> "StatusFile":
+        from kcptun_lite.app.status import LISTED, Facts, describe
+        from kcptun_lite.app.status_file import StatusFile
+
+        role = "client" if isinstance(self.config, ClientConfig) else "server"
+
+        def status() -> dict[str, Any]:
+            with self._lock:
+                connections = list(self._relays.values())[-LISTED:]
+            told = [(stream, ends()) for stream, ends in connections]
+            facts = Facts(self._sessions(), told, self.counters(), self._limits, self.pool, self.diagnoses)
+            now = monotonic_ms()
+            return describe(facts, role=role, name=self.config.name, uptime=now - self._started_at, now=now)
+
+        return StatusFile(self.config.status, self.loop, status)
 
     def _speed_parity_up(self) -> None:
         """In the main thread, as it takes its time, and the streams go on meanwhile."""
@@ -345,7 +362,8 @@ class Tunnel(ABC):
             self._relay_gone.wait_for(lambda: not self._relays, max(0, deadline - monotonic_ms()) / 1000)
         self._try(self._close_sessions)
         self._stop_threads()
-        self._status_file.remove()
+        if self._status_file:
+            self._status_file.remove()
         if self._notifier:
             self._notifier.close()
 
@@ -406,6 +424,11 @@ class Tunnel(ABC):
 
     def _other_counters(self) -> Iterable[Counters]:
         return ()
+
+
+def _name(ends: Ends) -> str:
+    source, target = ends()
+    return f"in: {source} out: {target}"
 
 
 def _is_done(session: Session) -> bool:

@@ -142,7 +142,7 @@ class Conversation:
         if room <= 0:
             return 0
         if self.share.is_limited:
-            room = min(room, self.share.update(self.held_bytes, self._sending_bytes(), room, SEND_LEAST))
+            room = min(room, self.share.update(self.held_bytes, self.sending_bytes(), room, SEND_LEAST))
             if not room:
                 return 0
         taken = self._streams.send_data(sid, data[:room])
@@ -230,7 +230,7 @@ class Conversation:
     @property
     def held_bytes(self) -> int:
         """Everything buffered in this conversation."""
-        return self._sending_bytes() + self._received_bytes()
+        return self.sending_bytes() + self.receiving_bytes()
 
     # -- packets -------------------------------------------------------------------------------
 
@@ -455,14 +455,14 @@ class Conversation:
         if not self.share.is_limited or not self._layer.may_expand:
             return READ_SEGMENTS
         wanted = min(self.kcp.received.count, READ_SEGMENTS) * EXPANDED_BYTES
-        most = self.share.update(self.held_bytes, self._received_bytes(), wanted) // EXPANDED_BYTES
+        most = self.share.update(self.held_bytes, self.receiving_bytes(), wanted) // EXPANDED_BYTES
         has_readers = self._taken_bytes or (self.smux and self.smux.unread_bytes)
         return min(most, READ_SEGMENTS) or (0 if has_readers else 1)
 
-    def _sending_bytes(self) -> int:
+    def sending_bytes(self) -> int:
         return self.kcp.send_bytes + len(self.kcp.window.segments) * SEGMENT_COST
 
-    def _received_bytes(self) -> int:
+    def receiving_bytes(self) -> int:
         received = self.kcp.received
         held = received.unread_bytes + received.unread_count * SEGMENT_COST
         return held + self._decoder.held_bytes + self._taken_bytes + self._layer.held_bytes
@@ -484,8 +484,8 @@ class Conversation:
         share = self.share
         if not share.is_limited:
             return
-        received = self._received_bytes()
-        allowance = share.update(self._sending_bytes() + received, received, incoming, RECEIVE_LEAST)
+        received = self.receiving_bytes()
+        allowance = share.update(self.sending_bytes() + received, received, incoming, RECEIVE_LEAST)
         kcp = self.kcp
         most = max(self.params.kcp.rcv_wnd, self.params.kcp.rcv_wnd_max)
         kcp.resize_window(min(most, kcp.received.unread_count + allowance // SEGMENT_BYTES))

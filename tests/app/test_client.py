@@ -461,9 +461,9 @@ def test_what_was_wrong_is_forgotten_when_all_is_well(start: Starter, target: Ta
     client = start()
     for sock in use(client, target):
         sock.close()
-    client.last_diagnosis = "nothing comes back"
+    client.note_diagnosis("nothing comes back")
     client._look_at_sessions(monotonic_ms())
-    assert client.last_diagnosis == ""
+    assert client.diagnoses.current == ""
 
 
 def test_a_client_that_finds_no_way_can_be_stopped(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,13 +24,15 @@ class Second:
         self.end = End(make_context(small_params()), 0, is_client=True)
         self.limits = Limits()
         self.limit = Limit.PEER
+        self.now = 0
         sender = self.end.session.conversation.kcp.sender
         monkeypatch.setattr(sender, "take_limit", lambda: self.limit)
 
     def pass_seconds(self, count: int, rate: int = 2 * LEAST_RATE) -> None:
         for _ in range(count):
             self.end.session.counters.bytes_sent += rate
-            self.limits.look([self.end.session])
+            self.now += 1000
+            self.limits.look([self.end.session], self.now)
 
 
 def test_what_lasts_is_told_once_with_its_cause(monkeypatch: pytest.MonkeyPatch, lines: list[str]) -> None:
@@ -64,5 +66,5 @@ def test_a_session_that_has_gone_is_forgotten(monkeypatch: pytest.MonkeyPatch) -
     second = Second(monkeypatch)
     second.pass_seconds(1)
     second.end.session.close()
-    second.limits.look([second.end.session])
+    second.limits.look([second.end.session], second.now + 1000)
     assert not cast(Any, second.limits)._seconds

@@ -73,7 +73,7 @@ def test_a_target_that_is_not_there_resets_the_application() -> None:
             with running(client := make_client(udp_address(server))), connect(client) as application:
                 with pytest.raises(ConnectionResetError):
                     application.recv(1)
-            assert "--target" in server.last_diagnosis and "refused" in server.last_diagnosis
+            assert "--target" in server.diagnoses.current and "refused" in server.diagnoses.current
     wait_until(lambda: not server._relays)
 
 
@@ -109,7 +109,7 @@ def test_who_is_refused_hears_it_and_takes_a_session_that_it_has(target: Target)
                 with connect(client) as second, pytest.raises(ConnectionResetError):
                     second.sendall(b"x")
                     second.recv(1)
-                wait_until(lambda: "takes no more sessions" in client.last_diagnosis)
+                wait_until(lambda: "takes no more sessions" in client.diagnoses.current)
                 for _ in range(3):
                     with connect(client) as third:
                         third.sendall(b"y")

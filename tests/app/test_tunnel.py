@@ -213,7 +213,7 @@ def test_a_thread_that_cannot_be_had_costs_one_stream(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(threading.Thread, "start", fail)
     stream: Any = NoStream()
-    client.start_relay(lambda relay: relay.dial(lambda: None, socket.socket), stream, lambda: "name")
+    client.start_relay(lambda relay: relay.dial(lambda: None, socket.socket), stream, lambda: ("here", "there"))
     assert stream.is_closed and not client._relays
 
 

@@ -318,7 +318,7 @@ def test_what_stops_leaves_no_status(router: Router) -> None:
         router.status(name)
     reload_with(router, client("home") + client("office", local_port="12949", enabled="0"))
     wait_for(lambda: set(router.instances()) == {"home"}, "end of office")
-    wait_for(lambda: router.run(f"ls {STATUS}") == "home.json\n", "status of home alone")
+    wait_for(lambda: router.run(f"ls {STATUS}") == "home.json\nhome.json.sock\n", "status of home alone")
     router.service("stop")
     wait_for(lambda: not router.instances(), "end")
     assert router.run(f"ls {STATUS}") == ""

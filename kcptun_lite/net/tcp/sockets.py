@@ -71,7 +71,7 @@ def _listen_tcp(family: socket.AddressFamily, address: Address, *, to_both: bool
 
 
 def _listen_unix(path: str) -> socket.socket:
-    if _is_abandoned(path):
+    if is_abandoned(path):
         os.unlink(path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -83,7 +83,7 @@ def _listen_unix(path: str) -> socket.socket:
     return sock
 
 
-def _is_abandoned(path: str) -> bool:
+def is_abandoned(path: str) -> bool:
     """Whether this is a socket file that nobody listens on any more, left by a process that was killed.
 
     Raises: OSError if it is no socket; a file of another kind is not ours to remove.

@@ -11,6 +11,7 @@ its RPC by `Backend`, which lets through what our acl.d file grants and nothing 
 import ast
 import fnmatch
 import json
+import math
 import os
 import re
 import shlex
@@ -291,7 +292,57 @@ def test_status(browser: webdriver.Chrome, backend: Backend) -> None:
     (home, office, hub) = page.rows("#tunnels")
     assert home[3] == "↓ 1.5 MiB/s\n↑ 1.0 KiB/s"
     assert page.text(".alert-message") == "home: Packets come in damaged: key or crypt differ."
+
+
+def test_charts_move(browser: webdriver.Chrome, backend: Backend) -> None:
+    """A point for each status, however often the page looks; none where nothing is known; six minutes at most."""
+    backend.configure(CONFIG)
+    received = sent = 0
+
+    def tell(second: int, rtt: int, loss: float | None) -> None:
+        nonlocal received, sent
+        received += int(5 * 1_200_000 * (1 + math.sin(second / 40)))
+        sent += int(5 * 150_000 * (1 + math.cos(second / 25)))
+        session = {"conv": "001a2b3c", "remote": "198.51.100.7:29904", "rtt_ms": rtt, "rtt_least_ms": 160, "loss": loss,
+                   "in_bytes_s": 1, "out_bytes_s": 1, "streams": 5, "age_s": second, "idle_s": 0}  # fmt: skip
+        told = status(second, sessions=[session], session_count=1, streams=5, bytes_in=received, bytes_out=sent)
+        backend.run("home", 4242, told)
+
+    tell(0, 170, None)
+    page = Page(browser, backend, "status")
+
+    def points(key: str) -> list[tuple[float, float]]:
+        line = page.all(f'[data-tunnel="home"] polyline[data-key="{key}"]')[0].get_attribute("points") or ""
+        return [(float(x), float(y)) for x, y in (pair.split(",") for pair in line.split())]
+
+    assert [len(page.all(".charts")), points("received"), len(points("rtt")), points("loss")] == [1, [], 1, []]
+    page.poll()
+    assert len(points("rtt")) == 1, "the same status is no new point"
+    tell(5, 180, 0.02)
+    page.poll()
+    first = points("rtt")
+    assert [len(points(key)) for key in ("received", "sent", "rtt", "rtt_least", "loss")] == [1, 1, 2, 2, 1]
+    assert first[1][0] == 320 and 0 < first[1][1] < first[0][1] < 90, "the newest is at the right edge, more is higher"
+    for number in range(2, 90):
+        tell(5 * number, 175 + number % 7 * 9, 0.02 + number % 5 / 300)
+        page.poll()
+    assert len(points("rtt")) == len(points("received")) == 72
+    assert all(0 <= x <= 320 and 0 <= y <= 90 for key in ("received", "sent", "rtt", "loss") for x, y in points(key))
+    words = [element.text for element in page.all(".charts span")]
+    assert words[2:] == ["220 ms", "≥ 160 ms", "3.3 %"] and words[0].startswith("↓ ") and words[0].endswith("iB/s")
     page.picture("status")
+    complaints = [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+    assert [entry["message"] for entry in complaints if "favicon" not in entry["message"]] == []
+
+
+def test_status_of_a_program_before_the_charts(browser: webdriver.Chrome, backend: Backend) -> None:
+    """A router's programs may be older than its page."""
+    backend.configure(CONFIG)
+    session = {"conv": "1", "remote": "198.51.100.7:1", "rtt_ms": 50, "streams": 1, "age_s": 1, "idle_s": 0}
+    backend.run("home", 4242, status(100, sessions=[session], streams=1))
+    page = Page(browser, backend, "status")
+    assert page.rows("#tunnels")[0][2] == "1 / 1"
+    assert len(page.all(".charts svg")) == 3
 
 
 def test_status_of_a_process_that_is_gone_is_not_shown(browser: webdriver.Chrome, backend: Backend) -> None:

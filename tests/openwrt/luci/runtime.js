@@ -145,9 +145,13 @@ const datatypes = {
 	range: function(v, low, high) { return datatypes.integer(v) && +v >= +low && +v <= +high; }
 };
 
+// or("auto", range(1, 9)): a word in quotes is that word alone; a comma in parentheses parts nothing here.
 function fits(datatype, value) {
+	if (/^".*"$/.test(datatype))
+		return value == datatype.slice(1, -1);
+
 	const m = /^(\w+)(?:\((.*)\))?$/.exec(datatype);
-	const inner = (m[2] || '').split(',').map(function(part) { return part.trim(); });
+	const inner = ((m[2] || '').match(/(?:[^,(]|\([^)]*\))+/g) || []).map(function(part) { return part.trim(); });
 
 	if (m[1] == 'or')
 		return inner.some(function(part) { return fits(part, value); });

@@ -31,7 +31,7 @@ complete -c kcptun-lite-client -l gogc -x -d 'idle buffers kept, percent of thos
 complete -c kcptun-lite-client -l log -r -F -d 'file to append the log to, instead of stderr; /dev/log: the system\'s log'
 complete -c kcptun-lite-client -l logformat -x -a 'text json' -d 'text, or json: each line an object with time, level, event and message'
 complete -c kcptun-lite-client -l loglevel -x -a 'error warning info' -d 'error, warning, info'
-complete -c kcptun-lite-client -l status -r -F -d 'JSON file to keep the state of sessions and counters in'
+complete -c kcptun-lite-client -l status -r -F -d 'JSON file to keep the state of sessions and counters in; the socket FILE.sock gives it each second'
 complete -c kcptun-lite-client -l name -x -d 'what this tunnel is called, by ps and in the system\'s log'
 complete -c kcptun-lite-client -l quiet -d 'no lines about streams opened and closed'
 complete -c kcptun-lite-client -l snmplog -r -F -d 'CSV file to append counters to; Go\'s time layout in the name: ./snmp-20060102.log'

@@ -2,6 +2,7 @@
 # files below SDK_ROOT; `make info` says what a Makefile declares, a line for each field; `make conffiles` the files
 # that are kept.
 
+PKG_BUILD_DIR?=$(BUILD_DIR)/$(PKG_NAME)-$(PKG_VERSION)
 PKG_INSTALL_DIR:=$(PKG_BUILD_DIR)/ipkg-install
 BUILT:=$(PKG_BUILD_DIR)/.built
 

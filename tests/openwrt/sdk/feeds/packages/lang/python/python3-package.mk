@@ -17,6 +17,7 @@ define Py3Package
 	$$(call Py3Package/$(1)/install,$$(1))
 	$(INSTALL_DIR) $$(1)$(PYTHON3_PKG_DIR)
 	$(CP) $(PKG_INSTALL_DIR)$(PYTHON3_PKG_DIR)/. $$(1)$(PYTHON3_PKG_DIR)/
+	rm -rf $$(addprefix $$(1),$$(patsubst -|%,%,$$(filter -|%,$$(Py3Package/$(1)/filespec))))
 	$(PYTHON3) -m compileall -q -b -d / $$(1)
 	find $$(1) -name '*.py' -delete
   endef

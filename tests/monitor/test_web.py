@@ -1,0 +1,89 @@
+"""Who may see the screen in a browser: pages of this server alone, from elsewhere only with the token."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+from aiohttp.test_utils import TestClient, TestServer
+
+from kcptun_lite.monitor.web import BROWSERS, Door
+
+Ask = Callable[[TestClient], Awaitable[None]]  # type: ignore[type-arg]
+
+
+def at(door: Door, ask: Ask) -> None:
+    async def main() -> None:
+        async with TestClient(TestServer(await door._make_app(), host="127.0.0.1")) as client:
+            await ask(client)
+
+    asyncio.run(main())
+
+
+def test_pages_come_from_this_server_alone() -> None:
+    async def ask(client: TestClient) -> None:  # type: ignore[type-arg]
+        answer = await client.get("/")
+        page = await answer.text()
+        host = f"127.0.0.1:{client.port}"
+        assert answer.status == 200 and f"ws://{host}/ws" in page and f"http://{host}/static/js/textual.js" in page
+        assert "googleapis" not in page and "invalid" not in page
+        assert (await client.get("/static/js/textual.js")).status == 200
+
+    at(Door("true", "127.0.0.1", 8080), ask)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Host": "evil.example:8080"},
+        {"Host": '127.0.0.1"><script>'},
+        {"Host": "192.168.1.1:8080"},
+    ],
+)
+def test_other_sites_have_no_business_here(headers: dict[str, str]) -> None:
+    async def ask(client: TestClient) -> None:  # type: ignore[type-arg]
+        for path in ("/", "/ws", "/static/js/textual.js"):
+            assert (await client.get(path, headers=headers)).status == 403
+
+    at(Door("true", "127.0.0.1", 8080), ask)
+
+
+def test_from_elsewhere_the_token_is_needed() -> None:
+    door = Door("true", "", 8080)
+    assert len(door.token) > 20 and door.token != Door("true", "", 8080).token
+
+    async def ask(client: TestClient) -> None:  # type: ignore[type-arg]
+        for path in ("/", "/?token=", "/?token=wrong", "/ws", "/static/js/textual.js"):
+            assert (await client.get(path)).status == 403, path
+        answer = await client.get(f"/?token={door.token}", allow_redirects=False)
+        assert (answer.status, answer.headers["Location"]) == (302, "/")
+        cookie = answer.headers["Set-Cookie"]
+        assert "HttpOnly" in cookie and "SameSite=Strict" in cookie
+        assert (await client.get("/")).status == 200, "the cookie is enough from now on"
+        assert (await client.get("/", headers={"Origin": "https://evil.example"})).status == 403
+
+    at(door, ask)
+
+
+@pytest.mark.parametrize(
+    ("host", "wants_token"),
+    [("127.0.0.1", False), ("127.8.8.8", False), ("::1", False), ("localhost", False)]
+    + [("", True), ("0.0.0.0", True), ("::", True), ("192.168.1.1", True), ("vps.example", True)],
+)
+def test_which_addresses_want_a_token(host: str, wants_token: bool) -> None:
+    assert bool(Door("true", host, 8080).token) == wants_token
+
+
+def test_there_is_room_for_some_browsers() -> None:
+    door = Door("head -c 5", "127.0.0.1", 8080)  # ends when it is told to quit, as the screen does
+
+    async def ask(client: TestClient) -> None:  # type: ignore[type-arg]
+        sockets = [await client.ws_connect("/ws") for _ in range(BROWSERS)]
+        assert (await client.get("/ws")).status == 503
+        for socket in sockets:
+            await socket.close()
+        while door._browsers:
+            await asyncio.sleep(0.01)
+
+    at(door, ask)
