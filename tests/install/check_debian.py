@@ -32,8 +32,7 @@ def machine(package: Path) -> Iterator[Machine]:
     with Machine() as machine:
         machine.put("/root/kcptun-lite.deb", package.read_bytes(), 0o644)
         machine.run("apt-get install --yes --no-install-recommends /root/kcptun-lite.deb", timeout=200)
-        machine.run("mkdir /srv/www && echo through the tunnel >/srv/www/index.html")
-        machine.run("systemd-run --quiet --unit=www python3 -m http.server -b 127.0.0.1 -d /srv/www 8011")
+        machine.serve("through the tunnel", 8011)
         server = {"key": "k", "listen": "127.0.0.1:29911", "target": "127.0.0.1:8011"}
         machine.put("/etc/kcptun-lite/far.json", json.dumps(server))
         client = {"KEY": "k", "REMOTEADDR": "127.0.0.1:29911", "LOCALADDR": f"127.0.0.1:{PORT}"}
@@ -65,7 +64,7 @@ def test_units_are_right_and_leave_little_to_an_intruder(unit: Path, tmp_path: P
 
 
 def test_a_tunnel_is_up_when_systemctl_comes_back(machine: Machine) -> None:
-    machine.run(f"systemctl start www.service {SERVER} {CLIENT}")
+    machine.run(f"systemctl start {SERVER} {CLIENT}")
     assert machine.run(FETCH) == "through the tunnel\n\n"
     assert machine.shows(SERVER, "StatusText") == "listening on 127.0.0.1:29911"
     wait_until(lambda: "server-far.json" in machine.run("ls /run/kcptun-lite"), "the state for monitors")

@@ -124,6 +124,13 @@ class Machine:
         target.write_bytes(content if isinstance(content, bytes) else content.encode())
         target.chmod(mode)
 
+    def serve(self, text: str, port: int) -> None:
+        """A web server on a port of 127.0.0.1, whose first page is the text: where a tunnel may lead."""
+        self.run(f"mkdir -p /srv/www && echo '{text}' >/srv/www/index.html")
+        self.run(f"systemd-run --quiet --unit=www python3 -m http.server -b 127.0.0.1 -d /srv/www {port}")
+        look = f"python3 -c \"__import__('socket').create_connection(('127.0.0.1', {port})); print('there')\""
+        wait_until(lambda: self.run(look, check=False) == "there\n", "the web server listens")
+
     def path(self, path: str) -> Path:
         """A path of the machine, as this one sees it."""
         return Path(f"/proc/{self._init()}/root{path}")
