@@ -8,7 +8,7 @@ from kcptun_lite.core.streams import KEEPALIVE_TIMEOUT
 from kcptun_lite.net.ends.route import BENCH_TIME
 from kcptun_lite.net.session import peer_watch as watch
 from kcptun_lite.net.session.stream import CUT_WITHIN
-from kcptun_lite.net.tcp.sockets import CONNECT_TIMEOUT
+from kcptun_lite.net.tcp.target import CONNECT_TIMEOUT
 
 
 def test_the_times_of_reliability_md() -> None:

@@ -102,6 +102,15 @@ def test_an_ack_of_an_earlier_transmission_is_no_skip() -> None:
     assert window.segments[0].fastack == 1
 
 
+def test_only_what_was_sent_again_can_have_been_sent_for_nothing() -> None:
+    window = SendWindow(2)
+    for payload in (b"once", b"twice"):
+        push(window, payload, 0, 100)
+    window.resent(window.segments[1], Cause.TIMEOUT, flight(100), 100, 0)
+    window.acknowledge_until(2, answers_since=-1)
+    assert window.needless == 1
+
+
 @pytest.mark.parametrize(
     ("limit", "skips", "fast"), [(2, 1, False), (2, 2, True), (1, 1, True), (3, 2, False), (0, 9, False)]
 )
