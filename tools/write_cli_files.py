@@ -1,4 +1,4 @@
-"""Man pages and completions of both programs, made from their parsers: python tools/write_cli_files.py
+"""Man pages and completions of all programs, made from their parsers: python tools/write_cli_files.py
 
 In      the table of options
 Out     tools/packaging/man, tools/packaging/completions; a test holds them true
@@ -8,7 +8,7 @@ Knows   argparse-manpage, shtab, fish's `complete`. Not: where packages put the 
 import os
 import re
 import sys
-from argparse import Action
+from argparse import Action, ArgumentParser
 from pathlib import Path
 from typing import get_args
 
@@ -17,11 +17,14 @@ from argparse_manpage.manpage import Manpage
 
 from kcptun_lite import __version__
 from kcptun_lite.app import values
-from kcptun_lite.app.command_line import Parser, Program, build_parser, options_of
+from kcptun_lite.app.command_line import Program, build_parser, options_of
+from kcptun_lite.monitor import cli as monitor
 
 PACKAGING = Path(__file__).parent / "packaging"
+TUNNELS: tuple[Program, ...] = get_args(Program)
+PROGRAMS = (*TUNNELS, "monitor")
 
-# heading and troff of each page; {program} and {other} are replaced
+# heading and troff of a tunnel's page; {program} and {other} are replaced
 SECTIONS = (
     (
         "Exit status",
@@ -52,31 +55,32 @@ SECTIONS = (
 
 def write(directory: Path) -> None:
     """All files, in the folders man and completions of a directory."""
-    for program in get_args(Program):
+    for program in PROGRAMS:
         for name, text in (("man", man_page(program)), *completions(program)):
             path = directory / ("man" if name == "man" else "completions") / _file_name(program, name)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
 
 
-def _file_name(program: Program, kind: str) -> str:
+def _file_name(program: str, kind: str) -> str:
     name = f"kcptun-lite-{program}"
     return {"man": f"{name}.1", "bash": f"{name}.bash", "zsh": f"_{name}", "fish": f"{name}.fish"}[kind]
 
 
-def man_page(program: Program) -> str:
+def man_page(program: str) -> str:
     name, other = f"kcptun-lite-{program}", f"kcptun-lite-{'server' if program == 'client' else 'client'}"
     parser = _parser(program)
-    parser._manpage = [
+    sections = SECTIONS if program in TUNNELS else SECTIONS[-1:]
+    parser._manpage = [  # type: ignore[attr-defined]
         {"heading": heading, "content": text.format(program=name.replace("-", "\\-"), other=other.replace("-", "\\-"))}
-        for heading, text in SECTIONS
+        for heading, text in sections
     ]
     page = Manpage(
         parser,
         _data={
             "project_name": "kcptun_lite",
             "version": __version__,
-            "description": f"{program} of a kcptun tunnel",
+            "description": f"{program} of a kcptun tunnel" if program in TUNNELS else "what kcptun tunnels do, live",
             "manual_title": "User Commands",
         },
     )
@@ -84,16 +88,22 @@ def man_page(program: Program) -> str:
     return re.sub(r"^([.'])(?=\W)", r"\\&\1", str(page), flags=re.MULTILINE)  # a dot of the text is none of troff's
 
 
-def completions(program: Program) -> list[tuple[str, str]]:
+def completions(program: str) -> list[tuple[str, str]]:
     """Shell and script."""
     parser = _parser(program)
     found = [(shell, shtab.complete(parser, shell=shell)) for shell in ("bash", "zsh")]
     return [*((shell, f"{text.strip()}\n") for shell, text in found), ("fish", _fish(parser))]
 
 
-def _parser(program: Program) -> Parser:
+def _parser(program: str) -> ArgumentParser:
     """The parser, knowing which words and files a value can be."""
     os.environ["COLUMNS"] = "80"  # where argparse breaks lines
+    if program not in TUNNELS:
+        parser = monitor.build_parser()
+        for action in parser._actions:
+            if not action.option_strings:
+                action.complete = shtab.FILE  # type: ignore[attr-defined]
+        return parser
     parser = build_parser(program)
     options = {option.dest: option for option in options_of(program)}
     for action in parser._actions:
@@ -107,9 +117,11 @@ def _parser(program: Program) -> Parser:
     return parser
 
 
-def _fish(parser: Parser) -> str:
+def _fish(parser: ArgumentParser) -> str:
     """fish has no generator in shtab; a line for each option is all it needs."""
-    lines = [f"complete -c {parser.prog} -f", *(_fish_line(parser.prog, action) for action in parser._actions)]
+    options = [action for action in parser._actions if action.option_strings]
+    files = "-f" if len(options) == len(parser._actions) else "-F"
+    lines = [f"complete -c {parser.prog} {files}", *(_fish_line(parser.prog, action) for action in options)]
     return "\n".join(lines) + "\n"
 
 

@@ -29,7 +29,7 @@ class Failure(Exception):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; returns the exit code."""
-    options = _parser().parse_args(arguments)
+    options = build_parser().parse_args(arguments)
     try:
         return _run(options)
     except ModuleNotFoundError as exc:
@@ -83,7 +83,7 @@ class _Parser(argparse.ArgumentParser):
         self.exit(EXIT_WRONG, f"{PROGRAM}: {message}; see --help\n")
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         PROGRAM,
         description="Shows what tunnels of kcptun_lite do, from the status that --status has them tell.",
