@@ -58,7 +58,7 @@ def test_the_first_page(machine: Machine) -> None:
     assert "/etc/kcptun-lite/home.json: line" in machine.run(test)
     machine.run(restart)
     # All libraries can be loaded with what the unit leaves to a program: numpy, which calculates parity, as well.
-    machine.put("/etc/kcptun-lite/fec.env", "KCPTUN_KEY=k\nKCPTUN_LISTEN=:29901\nKCPTUN_DATASHARD=10\n")
+    machine.put("/etc/kcptun-lite/fec.env", "KCPTUN_KEY=k\nKCPTUN_LISTEN=:0\nKCPTUN_DATASHARD=10\n")
     machine.run("systemctl start kcptun-lite-server@fec")
     pid = machine.shows("kcptun-lite-server@fec", "MainPID")
     assert "/numpy/" in machine.run(f"cat /proc/{pid}/maps")
