@@ -23,7 +23,7 @@ def open_to_append(path: str) -> int:
     """A descriptor for the end of a file, which is made if there is none; it does not block.
 
     A terminal, a pipe that somebody reads and /dev/null will do as well; other devices will not. A link is followed
-    only if it is root's or our own: others shared context theirs where the name can be foreseen.
+    only if it is root's or our own: others plant theirs where the name can be foreseen.
     Raises: OSError.
     """
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY

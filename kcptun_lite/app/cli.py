@@ -25,7 +25,7 @@ from kcptun_lite.log import SEVERITIES, Level, escape, stderr_is_journal
 if TYPE_CHECKING:
     from kcptun_lite.app.command_line import Program
 
-SECRET = "KCPTUN_KEY"
+SECRETS = ("KCPTUN_KEY", "SS_PLUGIN_OPTIONS")  # variables that the key may be in
 
 # The worker's whole program. It reads sys.path before it can import anything of ours. Its end waits for no thread:
 # one may be in the C library's resolver for as long as that likes.
@@ -97,7 +97,8 @@ def _tune_libraries(gogc: int | None) -> None:
 
 
 def _become_worker(program: "Program", name: str, job: bytes) -> NoReturn:
-    os.environ.pop(SECRET, None)
+    for variable in SECRETS:
+        os.environ.pop(variable, None)
     reader, writer = os.pipe()
     os.set_blocking(writer, False)  # nobody reads yet: what does not fit in the pipe must not block
     try:

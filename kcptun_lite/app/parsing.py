@@ -209,6 +209,8 @@ class _Parsing:
         given: dict[str, str] = {}
         for name, value in plugin.options if plugin else ():
             option = self.by_flag.get(name)
+            if name in _ACTION_OF:
+                raise ConfigError(f"SS_PLUGIN_OPTIONS: {name} is for the command line alone; remove it")
             if option is None:
                 raise ConfigError(f"SS_PLUGIN_OPTIONS: {self._about_unknown(name, name)}")
             if value is None and not option.is_switch:

@@ -64,11 +64,12 @@ def as_json(options: Sequence[Option], texts: Texts) -> str:
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise ConfigError(f"{option.flag}: {log.escape(text)} is not UTF-8, which JSON cannot carry") from None
+            shown = "its value" if option.name == "key" else log.escape(text)  # a key is a secret, stderr may be a log
+            raise ConfigError(f"{option.flag}: {shown} is not UTF-8, which JSON cannot carry") from None
         value = _json_value(option, text)
         if value is not None:
             found[option.json_key] = value
-    return json.dumps(found, indent=2, ensure_ascii=False)
+    return json.dumps(found, indent=2)  # of ASCII alone, as the encoding of stdout may be any
 
 
 def _json_value(option: Option, text: str) -> object:

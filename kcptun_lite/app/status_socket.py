@@ -50,8 +50,12 @@ class StatusSocket:
         """
         if self._listening and files.identify(self.path) == self._identity:
             if self._is_resting:
-                self._loop.watch(self._listening.fileno(), self._accept)
-                self._is_resting = False
+                self._is_resting = False  # before `watch`, after which the loop may set it again at once
+                try:
+                    self._loop.watch(self._listening.fileno(), self._accept)
+                except OSError:
+                    self._is_resting = True
+                    raise
             return
         self._stop_listening()
         self._make_way()
@@ -61,12 +65,12 @@ class StatusSocket:
             os.fchmod(listening.fileno(), MODE)  # what `bind` makes has these rights from the first moment (unix(7))
             listening.bind(self.path)
             listening.listen(VIEWERS)
+            self._is_resting = False
             self._loop.watch(listening.fileno(), self._accept)
         except OSError:
             listening.close()
             raise
         self._listening, self._identity = listening, files.identify(self.path)
-        self._is_resting = False
 
     def close(self) -> None:
         """Let go of all viewers, and remove the socket if it is still ours."""

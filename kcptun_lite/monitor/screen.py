@@ -25,7 +25,7 @@ from textual.widgets import Footer, Input, Static, TabbedContent, TabPane
 
 from kcptun_lite.monitor.history import History
 from kcptun_lite.monitor.status import Status
-from kcptun_lite.monitor.tunnels import Reading, describe_search, find, follow
+from kcptun_lite.monitor.tunnels import Reading, describe_search, find, follow, printable
 from kcptun_lite.monitor.widgets import Chart, Line, Rows, Table
 from kcptun_lite.monitor.words import duration, percent, rate, size
 
@@ -205,7 +205,7 @@ class Monitor(App[None]):
 
     def _draw_trouble(self) -> None:
         troubles = [
-            f"! {name}: {text}"
+            f"! {name}: {printable(text)}"
             for name, reading in self._readings.items()
             if (text := (reading.status.last_diagnosis if reading.status else "") or reading.trouble)
         ]

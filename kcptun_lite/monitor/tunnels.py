@@ -34,18 +34,25 @@ class Reading(NamedTuple):
 def find(arguments: Sequence[str]) -> dict[str, Path]:
     """Name -> path of the status file, of all tunnels that are named or, without arguments, are found in PLACES.
 
-    An argument is a file, its socket, or a directory of files; a file need not be there (yet).
+    An argument is a file, its socket, or a directory of files; a file need not be there (yet). Names are printable,
+    whatever a file is called.
     """
     found: dict[Path, str] = {}
     for argument in arguments or PLACES:
         path = Path(argument.removesuffix(".sock"))
         if path.is_dir():
             for file in sorted([*path.glob("*.json"), *path.glob("*/*.json")]):
-                found.setdefault(file.resolve(), str(file.relative_to(path).with_suffix("")))
+                # realpath, as Path.resolve raises for a link that leads to itself
+                found.setdefault(Path(os.path.realpath(file)), printable(str(file.relative_to(path).with_suffix(""))))
         elif arguments:
-            found.setdefault(path.absolute(), path.stem)
+            found.setdefault(path.absolute(), printable(path.stem))
     names = list(found.values())
-    return {name if names.count(name) == 1 else str(path): path for path, name in found.items()}
+    return {name if names.count(name) == 1 else printable(str(path)): path for path, name in found.items()}
+
+
+def printable(text: str) -> str:
+    """A name or a sentence with one, as one line that can be written anywhere: files may be called anything."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def describe_search(arguments: Sequence[str]) -> str:
@@ -84,7 +91,7 @@ def read_file(path: Path, why: str = "") -> Reading:
     """What a tunnel has written last, if it is still there. `why`: the socket could not be used."""
     try:
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-            status = parse(file.read(LINE_MAX))
+            status = parse(file.read(LINE_MAX) or b"")  # None: a pipe whose writer has not written
     except FileNotFoundError:
         return Reading(None, f"not running: there is no {path}")
     except (OSError, NoStatus) as exc:

@@ -17,13 +17,17 @@ from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from aiohttp import web
+from textual_serve.app_service import AppService
 from textual_serve.server import Server
 
 BROWSERS = 8
+COLUMNS, ROWS = 1000, 500  # at most: a screen of a million by a million would eat all memory
 SHUTDOWN = 1.0  # s that browsers are waited for at the end; they never leave by themselves
 PLACEHOLDER = "kcptun-lite.invalid"  # stands in textual-serve's page where the browser's own address belongs
 FONT = re.compile(r"<link\s+rel=\"stylesheet\"\s+href=\"https://[^\"]*\"\s*/>")  # of another host; the browser has some
 NO_ICON = '<link rel="icon" href="data:,">'  # else browsers ask for one, and complain
+
+HOST = re.compile(r"[\w.:\[\]-]+")  # fit for a page
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -48,20 +52,20 @@ class Door(Server):
         return app
 
     async def _let_in(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        host = urlsplit(f"//{request.host}")
         # Any page on the web may name us, by a name that leads here (DNS rebinding) or in a WebSocket's address.
-        if not re.fullmatch(r"[\w.:\[\]-]+", request.host) or (
-            not self.token and not _is_loopback(host.hostname or "")
-        ):
+        host = _hostname(f"//{request.host}") if HOST.fullmatch(request.host) else ""
+        if not host or not (self.token or _is_loopback(host)):
             raise web.HTTPForbidden(text="this address is not served; use 127.0.0.1 or localhost")
-        if request.headers.get("Origin") and urlsplit(request.headers["Origin"]).netloc != request.host:
+        origin = request.headers.get("Origin")
+        if origin and origin.partition("://")[2] != request.host:
             raise web.HTTPForbidden(text="pages of other sites have no business here")
         if self.token:
             if secrets.compare_digest(request.query.get("token", "").encode(), self.token.encode()):
                 answer = web.HTTPFound("/")  # the token in the address bar would be read over the shoulder
                 answer.set_cookie(self._cookie, self.token, httponly=True, samesite="Strict")
                 raise answer
-            if not secrets.compare_digest(request.cookies.get(self._cookie, "").encode(), self.token.encode()):
+            cookie = request.cookies.get(self._cookie, "").encode(errors="replace")  # which may be no UTF-8
+            if not secrets.compare_digest(cookie, self.token.encode()):
                 raise web.HTTPForbidden(text="the address with the token is needed, as the program has printed it")
         return await handler(request)
 
@@ -73,6 +77,9 @@ class Door(Server):
         return web.Response(text=text, content_type="text/html")
 
     async def handle_websocket(self, request: web.Request) -> web.WebSocketResponse:
+        query = request.query
+        if not (_fits(query.get("width", "80"), COLUMNS) and _fits(query.get("height", "24"), ROWS)):
+            raise web.HTTPBadRequest(text=f"a screen has at most {COLUMNS} columns and {ROWS} rows")
         if self._browsers >= BROWSERS:
             raise web.HTTPServiceUnavailable(text=f"{BROWSERS} browsers are looking already")
         self._browsers += 1
@@ -80,6 +87,16 @@ class Door(Server):
             return await super().handle_websocket(request)
         finally:
             self._browsers -= 1
+
+    async def _process_messages(self, websocket: web.WebSocketResponse, app_service: AppService) -> None:
+        """What a browser says, for as long as it is there; its window may grow to the most we show."""
+        resize = app_service.set_terminal_size
+
+        async def resize_within_bounds(width: int, height: int) -> None:
+            await resize(min(max(int(width), 1), COLUMNS), min(max(int(height), 1), ROWS))
+
+        app_service.set_terminal_size = resize_within_bounds  # type: ignore[method-assign]
+        await super()._process_messages(websocket, app_service)
 
     async def on_startup(self, app: web.Application) -> None:
         host = f"[{self.host}]" if ":" in self.host else self.host or "HOST"
@@ -93,6 +110,18 @@ class Door(Server):
         listening = socket.create_server((self.host, self.port), family=family, dualstack_ipv6=is_v6 and not self.host)
         logging.basicConfig(level="WARNING")  # lines of info would have the token
         web.run_app(self._make_app(), sock=listening, shutdown_timeout=SHUTDOWN, print=None)
+
+
+def _hostname(url: str) -> str:
+    """The host's name in a URL that anybody may have made up; empty if it has none."""
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:  # a bracket is missing
+        return ""
+
+
+def _fits(text: str, most: int) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 6 and 0 < int(text) <= most
 
 
 def _is_loopback(host: str) -> bool:

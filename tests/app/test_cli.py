@@ -123,6 +123,13 @@ def test_the_key_is_in_no_place_that_others_can_read(arguments: list[str]) -> No
     assert "KCPTUN_KEY" not in worker["environ"] and worker["environ"]["KCPTUN_MTU"] == "1000"
 
 
+def test_nor_is_the_key_that_shadowsocks_has_given() -> None:
+    addresses = {"SS_REMOTE_HOST": "a", "SS_REMOTE_PORT": "1", "SS_LOCAL_HOST": "b", "SS_LOCAL_PORT": "2"}
+    _, worker = spy(**addresses, SS_PLUGIN_OPTIONS="key=very secret")
+    assert worker["job"][1]["key"] == "very secret"
+    assert not any("secret" in text for text in [*worker["argv"], *worker["environ"].values()])
+
+
 @pytest.mark.parametrize(("name", "title"), [("", "kcptun-lite-client"), ("home", "kcptun-lite-client home")])
 def test_ps_shows_the_program_and_the_tunnels_name(name: str, title: str) -> None:
     _, worker = spy("--key", "k", KCPTUN_NAME=name)

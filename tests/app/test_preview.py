@@ -77,6 +77,15 @@ def test_the_printed_file_brings_the_same_configuration_back(capsys: pytest.Capt
 def test_what_json_cannot_carry_is_refused() -> None:
     sentence = complaint("--print-config", "--log", os.fsdecode(b"/tmp/\xff"))
     assert sentence.startswith("--log: ") and "UTF-8" in sentence
+    sentence = complaint("--print-config", "--key", os.fsdecode(b"secret\xff"))
+    assert sentence.startswith("--key: ") and "UTF-8" in sentence and "secret" not in sentence
+
+
+def test_the_printed_file_can_be_read_back_whatever_the_encoding_of_stdout() -> None:
+    for encoding in ("ascii", "latin-1"):
+        done = run(["-m", "kcptun_lite", "client", "--print-config", "--key", "clé"], PYTHONIOENCODING=encoding)
+        assert done.returncode == 0, done.stderr
+        assert read("client", ["-c", "file"], file=done.stdout)[0].key == "clé"
 
 
 def test_keys_are_new_each_time_and_fit_everywhere() -> None:

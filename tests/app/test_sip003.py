@@ -87,6 +87,7 @@ def test_options_go_before_the_environment_and_behind_the_command_line_and_the_f
         ({"SS_LOCAL_PORT": ""}, "SS_LOCAL_PORT is missing, which shadowsocks sets for a plug-in beside SS_REMOTE_HOST"),
         ({"SS_PLUGIN_OPTIONS": "kee=k"}, "SS_PLUGIN_OPTIONS: kee is not an option (did you mean key?)"),
         ({"SS_PLUGIN_OPTIONS": "listen=:1"}, "SS_PLUGIN_OPTIONS: listen is an option of the server, not of the client"),
+        ({"SS_PLUGIN_OPTIONS": "help"}, "SS_PLUGIN_OPTIONS: help is for the command line alone; remove it"),
         ({"SS_PLUGIN_OPTIONS": "key"}, "SS_PLUGIN_OPTIONS: key needs a value: key=..."),
         ({"SS_PLUGIN_OPTIONS": "key=a\\"}, "SS_PLUGIN_OPTIONS: a \\ at the end of 'a\\\\'; write \\\\ for one"),
         ({"SS_PLUGIN_OPTIONS": "mtu=20"}, "SS_PLUGIN_OPTIONS: mtu: 20 is out of range; it must be 50 to 1500"),

@@ -4,13 +4,14 @@ import json
 import os
 import socket
 import stat
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from kcptun_lite.app.status_socket import VIEWERS, StatusSocket
-from kcptun_lite.net.event_loop import EventLoop
+from kcptun_lite.net.event_loop import Callback, EventLoop
 from tests.programs import Target, Tunnel, connect, echo_handler, wait_until
 
 LONG = 1 << 20  # bytes; more than the system takes at once
@@ -152,23 +153,49 @@ def test_a_socket_that_was_removed_comes_back(source: Source, path: Path) -> Non
         assert viewer.recv(100) == b"status\n"
 
 
+class Exhausted:
+    """A listening socket where there are no descriptors."""
+
+    def __init__(self, listening: socket.socket) -> None:
+        self._listening = listening
+
+    def accept(self) -> None:
+        raise OSError(24, "Too many open files")
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._listening, name)
+
+
 def test_without_descriptors_nobody_is_let_in_until_there_are(
     source: Source, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Exhausted:
-        def __init__(self, listening: socket.socket) -> None:
-            self._listening = listening
+    listening = source.socket._listening
+    source.socket._listening = Exhausted(listening)  # type: ignore[assignment,arg-type]
+    with connect(str(path)) as viewer:
+        wait_until(lambda: source.socket._is_resting, "it rests")
+        source.socket._listening = listening
+        source.socket.open()
+        assert viewer.recv(100) == b"status\n"
 
-        def accept(self) -> None:
-            raise OSError(24, "Too many open files")
 
-        def __getattr__(self, name: str) -> object:
-            return getattr(self._listening, name)
+def test_it_goes_on_resting_if_there_are_still_none(
+    source: Source, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch, had_its_turn = source.loop.watch, threading.Event()
+
+    def watch_and_lose_the_race(number: int, callback: Callback) -> None:
+        watch(number, callback)
+        wait_until(lambda: number not in source.loop._callbacks, "the loop has found none again")
+        source.loop.call(had_its_turn.set)
+        assert had_its_turn.wait(10)
 
     listening = source.socket._listening
     source.socket._listening = Exhausted(listening)  # type: ignore[assignment,arg-type]
     with connect(str(path)) as viewer:
         wait_until(lambda: source.socket._is_resting, "it rests")
+        with monkeypatch.context() as patch:
+            patch.setattr(source.loop, "watch", watch_and_lose_the_race)
+            source.socket.open()
         source.socket._listening = listening
         source.socket.open()
         assert viewer.recv(100) == b"status\n"

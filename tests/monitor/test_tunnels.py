@@ -113,3 +113,24 @@ def test_a_tunnel_that_restarts_is_found_again(tmp_path: Path, monkeypatch: pyte
         return seen
 
     assert asyncio.run(watch()) == ["up", "down", "up", "down"]
+
+
+def test_whatever_lies_in_a_directory_the_others_are_found(tmp_path: Path) -> None:
+    """A link that leads to itself, a name that is no text, one with a terminal's escapes."""
+    (tmp_path / "loop.json").symlink_to("loop.json")
+    for name in (b"\xff.json", b"\x1b[2J.json", b"good.json"):
+        (tmp_path / os.fsdecode(name)).touch()
+    assert set(find([str(tmp_path)])) == {"loop", "\\udcff", "\\x1b[2J", "good"}
+    assert "symbolic links" in read_now(tmp_path / "loop.json").trouble
+
+
+def test_a_pipe_is_no_status(tmp_path: Path) -> None:
+    path = tmp_path / "pipe.json"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    writer = os.open(path, os.O_WRONLY)
+    try:
+        assert "no JSON" in read_now(path).trouble
+    finally:
+        os.close(reader)
+        os.close(writer)

@@ -2,11 +2,13 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
 from kcptun_lite.monitor.web import BROWSERS, Door
+from tests.programs import wait_until
 
 Ask = Callable[[TestClient], Awaitable[None]]  # type: ignore[type-arg]
 
@@ -36,6 +38,9 @@ def test_pages_come_from_this_server_alone() -> None:
     [
         {"Origin": "https://evil.example"},
         {"Origin": "null"},
+        {"Origin": "http://["},
+        {"Host": "["},
+        {"Host": "[::1"},
         {"Host": "evil.example:8080"},
         {"Host": '127.0.0.1"><script>'},
         {"Host": "192.168.1.1:8080"},
@@ -56,6 +61,9 @@ def test_from_elsewhere_the_token_is_needed() -> None:
     async def ask(client: TestClient) -> None:  # type: ignore[type-arg]
         for path in ("/", "/?token=", "/?token=wrong", "/ws", "/static/js/textual.js"):
             assert (await client.get(path)).status == 403, path
+        for cookie in (b"", b"wrong", b"\xff", b"\xed\xa0\x80"):
+            headers = {"Cookie": f"{door._cookie}={cookie.decode(errors='surrogateescape')}"}
+            assert (await client.get("/", headers=headers)).status == 403, cookie
         answer = await client.get(f"/?token={door.token}", allow_redirects=False)
         assert (answer.status, answer.headers["Location"]) == (302, "/")
         cookie = answer.headers["Set-Cookie"]
@@ -87,3 +95,27 @@ def test_there_is_room_for_some_browsers() -> None:
             await asyncio.sleep(0.01)
 
     at(door, ask)
+
+
+@pytest.mark.parametrize(
+    "size", ["width=1000000&height=24", "width=80&height=1000000", "width=0", "height=-1", "width=x"]
+)
+def test_a_screen_has_bounds(size: str) -> None:
+    async def ask(client: TestClient) -> None:  # type: ignore[type-arg]
+        assert (await client.get(f"/ws?{size}")).status == 400
+
+    at(Door("true", "127.0.0.1", 8080), ask)
+
+
+def test_a_screen_grows_to_its_bounds(tmp_path: Path) -> None:
+    """The process behind it reads what it is told: `head` writes that to a file, and ends."""
+    resize = b'{"type": "resize", "width": 1000, "height": 1}'
+    told = tmp_path / "told"
+
+    async def ask(client: TestClient) -> None:  # type: ignore[type-arg]
+        websocket = await client.ws_connect("/ws?width=80&height=24")
+        await websocket.send_json(["resize", {"width": 1_000_000, "height": -5}])
+        await asyncio.to_thread(wait_until, lambda: told.exists() and resize in told.read_bytes(), "told")
+        await websocket.close()
+
+    at(Door(f"head -c {len(resize) + 5} > {told}", "127.0.0.1", 8080), ask)
