@@ -3,7 +3,7 @@
 In      readings of each tunnel, keys
 Out     a Textual application, for terminals and, through its web driver, browsers
 Knows   what is shown where. Not: how a status is got and drawn
-Cost    50 MiB; 3 % of a core while it is looked at, 2 kB/s over SSH
+Cost    50 MiB; 3 % of a core while it is looked at, some kB/s over SSH
 """
 
 import asyncio
