@@ -306,7 +306,8 @@ class LineModel(CongestionControl):
         What arrives now is our share of the line. A little less than that leaves room for who has less than we: he
         finds it at his next probe, and so shares become equal (Chiu and Jain, 1989).
         """
-        self._steady_lost *= LOSS_DOUBT
+        if not seen.is_limited:
+            self._steady_lost *= LOSS_DOUBT
         if self.state is not State.DRAIN:
             if not seen.is_limited:
                 self._forget_rate(YIELD * seen.rate)

@@ -29,8 +29,11 @@ QUEUE_LEAST = 16 * 1024  # bytes
 # Copies of thin traffic: a loss is repaired before anybody can have noticed it.
 THIN = 8  # segments at once, with nothing behind them
 REORDERING = 1  # percent of what is in flight, sent again for nothing: packets come out of order
-COPY_DELAYS = (4, 14, 32)  # ms after the first sending; a burst of losses lasts some 20
-LOSS_LEFT = 0.002  # of each hundred answers one may be late: there are two ways, and other reasons
+# ms after the first sending, by the number of copies. Losses come in bursts of some 20 ms, one in ten of 48 or more.
+COPY_DELAYS = ((), (22,), (4, 48), (4, 14, 48))
+REPEAT_DELAY = 4  # ms to the copy of what goes again for the second time
+LOSS_NOTICED = 0.002  # of each hundred answers one may be late: there are two ways, and other reasons
+LOSS_LEFT = 0.00015  # that only the last copy makes up for, late as it is
 COPY_SHARE = 0.05  # of the line's rate ...
 COPY_RATE_LEAST = 8.0  # ... bytes per ms if that is more
 COPY_BURST = 16 * 1024  # bytes
@@ -246,7 +249,7 @@ class Sender:
                 skipped = True
             if self._model and segment.resends > 1 and self._model.min_rtt >= SHORT_RTT:
                 # Everything behind it waits: what was lost twice goes twice.
-                window.plan_repeats(segment.sn, COPY_DELAYS[:1], 1)
+                window.plan_repeats(segment.sn, (REPEAT_DELAY,), 1)
         self._pacer.spend(sent)
         if sent == len(due):
             window.all_resent()
@@ -286,10 +289,10 @@ class Sender:
         self._copy_credit = min(self._copy_credit, COPY_BURST)
         self._copies_at = now
         size = sum(len(segment.payload) for segment in self.window.segments[first - self.window.snd_una :])
-        count, left = 0, model.loss
-        while left > LOSS_LEFT and count < len(COPY_DELAYS) and self._copy_credit > size:
+        count, left = 0, model.loss if model.loss > LOSS_NOTICED else 0.0
+        while left > LOSS_LEFT and count < len(COPY_DELAYS) - 1 and self._copy_credit > size:
             self._copy_credit -= size
             left *= model.loss
             count += 1
         if count:
-            self.window.plan_repeats(first, COPY_DELAYS[:count], self.window.snd_nxt - first)
+            self.window.plan_repeats(first, COPY_DELAYS[count], self.window.snd_nxt - first)
