@@ -15,9 +15,10 @@ settings.load_profile("suite")
 # As the worker has it (app/cli). Besides, threads of numpy's would take the signals that tests block and wait for.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-# Whoever runs the tests in the background may have SIGINT ignored, and the programs under test would inherit that.
+# Whoever runs the tests in the background may have SIGINT ignored, nohup SIGHUP; the programs under test inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 THREADS_END_WITHIN_S = 5.0  # a bound for slow machines; tests that clean up do not wait at all
 
