@@ -13,10 +13,9 @@ from random import Random
 
 import pytest
 
-from tests.programs import (
-    Options,
+from tests.programs import Options, Tunnel, start_client, start_server, wait_until
+from tests.traffic import (
     Target,
-    Tunnel,
     connect,
     digest_handler,
     echo_handler,
@@ -25,9 +24,6 @@ from tests.programs import (
     exchange_handler,
     payload,
     receive_exactly,
-    start_client,
-    start_server,
-    wait_until,
 )
 from tools.lossy_proxy import Link
 

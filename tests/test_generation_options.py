@@ -9,21 +9,8 @@ from time import sleep
 
 import pytest
 
-from tests.programs import (
-    Options,
-    Program,
-    Target,
-    Tunnel,
-    connect,
-    digest_handler,
-    echo_handler,
-    exchange,
-    exchange_handler,
-    receive_exactly,
-    start_client,
-    start_kcptun,
-    wait_until,
-)
+from tests.programs import Options, Program, Tunnel, start_client, start_kcptun, wait_until
+from tests.traffic import Target, connect, digest_handler, echo_handler, exchange, exchange_handler, receive_exactly
 
 QUICK: Options = {"mode": "fast3"}
 

@@ -15,20 +15,8 @@ from time import monotonic, sleep
 
 import pytest
 
-from tests.programs import (
-    Program,
-    Target,
-    Tunnel,
-    connect,
-    echo_handler,
-    exchange,
-    exchange_handler,
-    receive_exactly,
-    require,
-    start_client,
-    start_server,
-    wait_until,
-)
+from tests.programs import Program, Tunnel, require, start_client, start_server, wait_until
+from tests.traffic import Target, connect, echo_handler, exchange, exchange_handler, receive_exactly
 from tools.lossy_proxy import Link
 
 FAST = {"mode": "fast3", "sndwnd": 512, "rcvwnd": 512, "datashard": 0, "parityshard": 0}

@@ -13,7 +13,8 @@ from time import monotonic
 
 import pytest
 
-from tests.programs import ROOT, Program, Target, Tunnel, connect, echo_handler, receive_exactly, require, wait_until
+from tests.programs import ROOT, Program, Tunnel, require, wait_until
+from tests.traffic import Target, connect, echo_handler, receive_exactly
 
 FAST = {"mode": "fast3", "sndwnd": 512, "rcvwnd": 512, "datashard": 0, "parityshard": 0}
 

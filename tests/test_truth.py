@@ -9,7 +9,8 @@ from functools import partial
 
 import pytest
 
-from tests.programs import Target, Tunnel, connect, go_knows, missing_programs, receive_exactly, wait_until
+from tests.programs import Tunnel, go_knows, missing_programs, wait_until
+from tests.traffic import Target, connect, receive_exactly
 
 FAST = {"mode": "fast3", "sndwnd": 512, "rcvwnd": 512, "datashard": 0, "parityshard": 0}
 MIB = 1 << 20

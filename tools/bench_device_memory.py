@@ -22,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tests.openwrt import device
 from tests.openwrt.router import FILES
-from tests.programs import Program, Target, connect, exchange, exchange_handler, start_proxy, start_server
+from tests.programs import Program, start_proxy, start_server
+from tests.traffic import Target, connect, exchange, exchange_handler
 from tools.lossy_proxy import Link
 
 HARD = ("python3-cryptodome", "python3-configargparse")

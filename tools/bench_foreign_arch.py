@@ -19,7 +19,8 @@ from time import sleep
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests.programs import Program, Target, connect, exchange, exchange_handler, kcptun_arguments, start_server
+from tests.programs import Program, kcptun_arguments, start_server
+from tests.traffic import Target, connect, exchange, exchange_handler
 
 ROOT = Path(__file__).resolve().parent.parent
 OPTIONS: dict[str, object] = {

@@ -26,7 +26,8 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests.programs import Target, receive_exactly, start_client, start_server
+from tests.programs import start_client, start_server
+from tests.traffic import Target, receive_exactly
 from tools import bench_link
 from tools.bench_link import ECHO, Bulk, FarEnd, Requests, Result, Road, summary
 from tools.link import Line, Link

@@ -34,15 +34,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests.programs import (
-    Program,
-    Target,
-    connect,
-    missing_programs,
-    receive_exactly,
-    start_client,
-    start_server,
-)
+from tests.programs import Program, missing_programs, start_client, start_server
+from tests.traffic import Target, connect, receive_exactly
 from tools.link import Line, Link
 
 RTT = 100.0  # ms

@@ -29,7 +29,8 @@ from kcptun_lite.core.batch.packets import PacketBatch
 from kcptun_lite.core.batch.pool import BufferPool
 from kcptun_lite.core.crypt.crypt import derive_key, make_crypt
 from kcptun_lite.core.wire import KCP_HEADER_SIZE, KCP_PUSH, KCP_SEGMENT, SMUX_NOP
-from tests.programs import Options, Program, Target, Tunnel, connect, echo_handler, exchange, exchange_handler
+from tests.programs import Options, Program, Tunnel
+from tests.traffic import Target, connect, echo_handler, exchange, exchange_handler
 from tools.bench_tunnel import iperf3, start_iperf3_server
 from tools.lossy_proxy import Link
 from tools.soak import growth, soak

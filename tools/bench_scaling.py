@@ -33,7 +33,8 @@ from time import monotonic, sleep
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests.programs import CHUNK, START_TIMEOUT, Program, Target, Tunnel, connect, echo_handler
+from tests.programs import START_TIMEOUT, Program, Tunnel
+from tests.traffic import CHUNK, Target, connect, echo_handler
 from tools.bench_tunnel import ANCHOR
 
 # What a table of bulk varies, by which field of a load, and the streams and windows of its columns

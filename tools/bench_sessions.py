@@ -19,15 +19,8 @@ from time import monotonic, sleep
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests.programs import (  # noqa: E402
-    Target,
-    Tunnel,
-    connect,
-    echo_handler,
-    receive_exactly,
-    start_client,
-    start_server,
-)
+from tests.programs import Tunnel, start_client, start_server  # noqa: E402
+from tests.traffic import Target, connect, echo_handler, receive_exactly  # noqa: E402
 from tools.lossy_proxy import Link  # noqa: E402
 
 LINK = Link(loss=0.05, delay_ms=20)

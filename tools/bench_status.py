@@ -18,7 +18,8 @@ from time import sleep
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tests.programs import Program, Target, Tunnel, connect, echo_handler  # noqa: E402
+from tests.programs import Program, Tunnel  # noqa: E402
+from tests.traffic import Target, connect, echo_handler  # noqa: E402
 
 CONNECTIONS = 10
 SETTLE = 12  # s until buffers of the start are given back

@@ -30,7 +30,8 @@ from time import monotonic, sleep, strftime
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests.programs import Program, Target, connect, start_client, start_server  # noqa: E402
+from tests.programs import Program, start_client, start_server  # noqa: E402
+from tests.traffic import Target, connect
 from tools.lossy_proxy import Link, LossyProxy  # noqa: E402
 
 OPTIONS = {"mode": "fast3", "sndwnd": 512, "rcvwnd": 512, "datashard": 10, "parityshard": 3}

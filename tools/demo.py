@@ -19,7 +19,8 @@ from time import monotonic
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests.programs import Target, connect, exchange, exchange_handler, start_client, start_server
+from tests.programs import start_client, start_server
+from tests.traffic import Target, connect, exchange, exchange_handler
 from tools.lossy_proxy import LaneCounters, Link, LossyProxy
 
 OPTIONS: dict[str, object] = {"key": "a demo", "crypt": "aes", "mode": "fast3", "sndwnd": 1024, "rcvwnd": 1024}

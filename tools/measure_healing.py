@@ -24,15 +24,8 @@ from time import monotonic, sleep
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests.programs import (  # noqa: E402
-    Program,
-    Target,
-    connect,
-    echo_handler,
-    receive_exactly,
-    start_client,
-    start_server,
-)
+from tests.programs import Program, start_client, start_server  # noqa: E402
+from tests.traffic import Target, connect, echo_handler, receive_exactly  # noqa: E402
 from tools.lossy_proxy import Link, LossyProxy  # noqa: E402
 
 OPTIONS = {"mode": "fast2", "sndwnd": 512, "rcvwnd": 512}

@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from kcptun_lite.monitor.screen import Monitor  # noqa: E402
-from tests.programs import Target, Tunnel, connect, exchange, exchange_handler  # noqa: E402
+from tests.programs import Tunnel  # noqa: E402
+from tests.traffic import Target, connect, exchange, exchange_handler  # noqa: E402
 from tools.lossy_proxy import Link  # noqa: E402
 
 LINE = Link(loss=0.02, delay_ms=40, rate_mbit=30)

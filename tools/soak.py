@@ -19,7 +19,8 @@ from time import monotonic, sleep
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests.programs import Options, Program, Target, Tunnel, connect, echo_handler, receive_exactly
+from tests.programs import Options, Program, Tunnel
+from tests.traffic import Target, connect, echo_handler, receive_exactly
 
 REQUEST = bytes(range(256)) * 4
 CALM = 3.0  # s after the last connection of a part, before its sample is taken

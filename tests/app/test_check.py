@@ -14,7 +14,8 @@ import pytest
 
 from kcptun_lite.app.check import STEP_OF_RULE
 from kcptun_lite.app.diagnosis import RULES
-from tests.programs import ROOT, Options, Target, echo_handler, go_knows, kcptun_arguments, start_server
+from tests.programs import ROOT, Options, go_knows, kcptun_arguments, start_server
+from tests.traffic import Target, echo_handler
 
 NOWHERE = "127.0.0.1:1"
 

@@ -13,18 +13,8 @@ from kcptun_lite.core.batch.pool import BULK_FACTOR
 from kcptun_lite.core.kcp.kcp import KcpParams
 from kcptun_lite.core.params import ConversationParams
 from kcptun_lite.errors import ConfigError
-from tests.programs import (
-    Target,
-    Tunnel,
-    connect,
-    echo_handler,
-    exchange,
-    exchange_handler,
-    payload,
-    receive_exactly,
-    start_kcptun,
-    wait_until,
-)
+from tests.programs import Tunnel, start_kcptun, wait_until
+from tests.traffic import Target, connect, echo_handler, exchange, exchange_handler, payload, receive_exactly
 from tools.lossy_proxy import Link
 from tools.soak import growth, soak
 

@@ -18,7 +18,8 @@ from kcptun_lite.core.batch.pool import BufferPool
 from kcptun_lite.core.counters import CSV_COLUMNS, Counters
 from kcptun_lite.net.event_loop import EventLoop
 from tests.net.fakes import End, make_context, small_params
-from tests.programs import Target, Tunnel, connect, exchange, exchange_handler, start_client, wait_until
+from tests.programs import Tunnel, start_client, wait_until
+from tests.traffic import Target, connect, exchange, exchange_handler
 
 TYPES: dict[str, Callable[[Any], bool]] = {
     "integer": lambda value: type(value) is int,

@@ -12,7 +12,8 @@ import pytest
 
 from kcptun_lite.app.status_socket import VIEWERS, StatusSocket
 from kcptun_lite.net.event_loop import Callback, EventLoop
-from tests.programs import Target, Tunnel, connect, echo_handler, wait_until
+from tests.programs import Tunnel, wait_until
+from tests.traffic import Target, connect, echo_handler
 
 LONG = 1 << 20  # bytes; more than the system takes at once
 

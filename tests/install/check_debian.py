@@ -30,8 +30,8 @@ def package() -> Path:
 def machine(package: Path) -> Iterator[Machine]:
     """With the package, a target, and a tunnel configured by a file at one end and by an environment at the other."""
     with Machine() as machine:
-        machine.put("/root/kcptun-lite.deb", package.read_bytes(), 0o644)
-        machine.run("apt-get install --yes --no-install-recommends /root/kcptun-lite.deb", timeout=200)
+        machine.put("/srv/kcptun-lite.deb", package.read_bytes(), 0o644)
+        machine.run("apt-get install --yes --no-install-recommends /srv/kcptun-lite.deb", timeout=200)
         machine.serve("through the tunnel", 8011)
         server = {"key": "k", "listen": "127.0.0.1:29911", "target": "127.0.0.1:8011"}
         machine.put("/etc/kcptun-lite/far.json", json.dumps(server))
@@ -130,7 +130,7 @@ def test_a_wrong_file_is_told_once_and_not_tried_again(
 def test_an_upgrade_restarts_what_runs_and_a_removal_leaves_nothing(machine: Machine) -> None:
     machine.run(f"systemctl enable --now {SERVER}")
     pid = machine.shows(SERVER, "MainPID")
-    machine.run("dpkg --install /root/kcptun-lite.deb")
+    machine.run("dpkg --install /srv/kcptun-lite.deb")
     assert machine.shows(SERVER, "ActiveState") == "active" and machine.shows(SERVER, "MainPID") != pid
     machine.run("dpkg --remove kcptun-lite")
     assert machine.shows(SERVER, "ActiveState") == "inactive"
@@ -138,7 +138,7 @@ def test_an_upgrade_restarts_what_runs_and_a_removal_leaves_nothing(machine: Mac
     machine.run("dpkg --purge kcptun-lite")
     left = machine.run("find /etc /usr /var /run -xdev -name '*kcptun*lite*' -not -path '/run/systemd/*'").splitlines()
     assert left == ["/etc/kcptun-lite"], "the user's files are the user's"
-    machine.run("dpkg --install /root/kcptun-lite.deb")
+    machine.run("dpkg --install /srv/kcptun-lite.deb")
 
 
 def test_the_base_is_not_changed() -> None:

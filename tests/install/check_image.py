@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from tests.install.machines import BUILD, bare_debian, network_files, require, require_root, run
-from tests.programs import ROOT, Program, Target, connect, exchange, exchange_handler, wait_until
+from tests.programs import ROOT, Program, wait_until
+from tests.traffic import Target, connect, exchange, exchange_handler
 
 PACKAGING = ROOT / "tools/packaging"
 BASE, IMAGE = "localhost/kcptun-lite-base", "localhost/kcptun-lite"

@@ -23,9 +23,9 @@ def row(name: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def machine() -> Iterator[Machine]:
-    """With a checkout in /root/kcptun_lite."""
+    """With a checkout in /srv/kcptun_lite."""
     with Machine() as machine:
-        folder = machine.path("/root/kcptun_lite")
+        folder = machine.path("/srv/kcptun_lite")
         folder.mkdir()
         copy = (
             f"tar --exclude=./.venv --exclude=./build --exclude=./.git --create . | tar --extract --directory={folder}"
@@ -36,7 +36,7 @@ def machine() -> Iterator[Machine]:
 
 def test_the_first_page(machine: Machine) -> None:
     server, client = blocks()
-    cd = "set -e; cd /root/kcptun_lite; "
+    cd = "set -e; cd /srv/kcptun_lite; "
     output = machine.run(cd + server, timeout=280)
     assert "active (running)" in output and '"listening on [::]:29900"' in output
     assert machine.run("stat --format=%a /etc/kcptun-lite") == "700\n"

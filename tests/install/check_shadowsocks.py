@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.install.machines import require
-from tests.programs import Program, Target, exchange, exchange_handler, free_address, start_kcptun, wait_until
+from tests.programs import Program, free_address, start_kcptun, wait_until
+from tests.traffic import Target, exchange, exchange_handler
 
 SECRET = "secret"  # of shadowsocks
 OPTIONS = r"key=a\;b\=c;crypt=aes-128;mode=fast2"  # of the tunnel: a key with the marks of the format in it

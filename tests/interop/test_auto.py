@@ -15,21 +15,8 @@ from threading import Event, Thread
 
 import pytest
 
-from tests.programs import (
-    ROOT,
-    STALL_TIMEOUT,
-    Options,
-    Target,
-    Tunnel,
-    connect,
-    exchange,
-    exchange_handler,
-    payload,
-    receive_exactly,
-    require,
-    require_newest,
-    wait_until,
-)
+from tests.programs import ROOT, Options, Tunnel, require, require_newest, wait_until
+from tests.traffic import STALL_TIMEOUT, Target, connect, exchange, exchange_handler, payload, receive_exactly
 from tools.lossy_proxy import Link
 
 TOLD: Options = {"key": "one secret", "crypt": "aes"}

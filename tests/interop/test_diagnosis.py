@@ -9,19 +9,8 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.programs import (
-    Options,
-    Program,
-    Target,
-    Tunnel,
-    connect,
-    echo_handler,
-    exchange,
-    exchange_handler,
-    start_client,
-    start_server,
-    wait_until,
-)
+from tests.programs import Options, Program, Tunnel, start_client, start_server, wait_until
+from tests.traffic import Target, connect, echo_handler, exchange, exchange_handler
 
 QUICK: Options = {"mode": "fast3"}
 STRICT: Options = {"strict": True}

@@ -9,16 +9,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from tests.programs import (
-    Options,
-    Target,
-    Tunnel,
-    connect,
-    exchange,
-    exchange_across_outage,
-    exchange_handler,
-    require,
-)
+from tests.programs import Options, Tunnel, require
+from tests.traffic import Target, connect, exchange, exchange_across_outage, exchange_handler
 from tools.lossy_proxy import Link
 
 BAD_LINK = Link(loss=0.05, reorder=0.03, duplicate=0.02)

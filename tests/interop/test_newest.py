@@ -10,18 +10,8 @@ from functools import partial
 
 import pytest
 
-from tests.programs import (
-    Options,
-    Target,
-    Tunnel,
-    connect,
-    exchange,
-    exchange_handler,
-    receive_exactly,
-    require,
-    require_newest,
-    wait_until,
-)
+from tests.programs import Options, Tunnel, require, require_newest, wait_until
+from tests.traffic import Target, connect, exchange, exchange_handler, receive_exactly
 from tools.lossy_proxy import Link
 
 BAD_LINK = Link(loss=0.05, reorder=0.03, duplicate=0.02)

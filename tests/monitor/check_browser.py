@@ -23,7 +23,8 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from tests.programs import Program, Target, Tunnel, connect, exchange, exchange_handler, free_address, wait_until
+from tests.programs import Program, Tunnel, free_address, wait_until
+from tests.traffic import Target, connect, exchange, exchange_handler
 from tools.lossy_proxy import Link
 
 PATIENCE = 60.0  # s; a browser and a screen start, beside other tests

@@ -11,17 +11,8 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 
-from tests.programs import (
-    Program,
-    Target,
-    Tunnel,
-    connect,
-    exchange,
-    exchange_handler,
-    free_address,
-    require,
-    wait_until,
-)
+from tests.programs import Program, Tunnel, free_address, require, wait_until
+from tests.traffic import Target, connect, exchange, exchange_handler
 
 PATIENCE = 60.0  # s
 

@@ -11,15 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.programs import (
-    Target,
-    connect,
-    echo_handler,
-    require,
-    start_client,
-    start_server,
-    wait_until,
-)
+from tests.programs import require, start_client, start_server, wait_until
+from tests.traffic import Target, connect, echo_handler
 
 PATIENCE = 60.0  # s; beside other tests
 SIZE = 80, 24

@@ -10,7 +10,8 @@ from kcptun_lite.monitor.history import KEPT, History
 from kcptun_lite.monitor.status import LIST_MAX, NoStatus, parse
 from kcptun_lite.monitor.words import duration, percent, rate, size
 from tests.monitor.statuses import session, status
-from tests.programs import Target, Tunnel, connect, echo_handler, wait_until
+from tests.programs import Tunnel, wait_until
+from tests.traffic import Target, connect, echo_handler
 
 
 def parsed(**values: Any) -> Any:

@@ -13,7 +13,8 @@ from tests.monitor.statuses import session, status
 from tests.monitor.test_metrics import DASHBOARD, expressions, scrape
 from tests.openwrt import device
 from tests.openwrt.device import ROOT
-from tests.programs import Target, Tunnel, connect, exchange, exchange_handler, require, wait_until
+from tests.programs import Tunnel, require, wait_until
+from tests.traffic import Target, connect, exchange, exchange_handler
 
 PACKAGE = "prometheus-node-exporter-lua-kcptun-lite"
 COLLECTOR = ROOT / "openwrt" / PACKAGE / "files" / "kcptun_lite.lua"
