@@ -80,50 +80,6 @@ def test_a_line_that_becomes_slower_and_faster_is_followed() -> None:
     changed(bulk, lambda: setattr(link, "rate", 100.0), 100.0, within=5_000)
 
 
-class Bottleneck:
-    """One queue for the links of several pairs."""
-
-    busy_until = 0.0
-
-
-class SharedLink(SimulatedLink):
-    """A link whose turn at the bottleneck is one of many."""
-
-    def __init__(self, bottleneck: Bottleneck, **link: float) -> None:
-        self.bottleneck = bottleneck
-        super().__init__(**link)  # type: ignore[arg-type]
-
-    @property
-    def _busy_until(self) -> float:
-        return self.bottleneck.busy_until
-
-    @_busy_until.setter
-    def _busy_until(self, value: float) -> None:  # type: ignore[override]
-        self.bottleneck.busy_until = max(self.bottleneck.busy_until, value)
-
-
-def test_two_share_a_line_and_the_later_one_gets_his_part() -> None:
-    bottleneck = Bottleneck()
-    bulks: list[Bulk] = []
-    received: list[int] = []
-    for now in range(0, 33_000, 2):
-        if now in (0, 3_000):
-            bulk = Bulk(delay=30, seed=len(bulks) + 1)
-            bulk.pair.a_to_b = SharedLink(bottleneck, delay=30, rate=50.0, queue=100)
-            bulk.pair._agenda.clear()
-            bulk.pair.now = now
-            bulk._refill()
-            bulks.append(bulk)
-        if now == 18_000:
-            received = [bulk.received for bulk in bulks]
-        for bulk in bulks:
-            bulk.pair.drive(limit=2)
-    got = [bulk.received - before for bulk, before in zip(bulks, received, strict=True)]
-    print(f"\nshares {got[0] / sum(got):.0%} : {got[1] / sum(got):.0%}")
-    assert min(got) >= 0.36 * sum(got)
-    assert sum(got) * 8 / 15_000_000 >= 0.85 * 50 * HEADERS
-
-
 def test_a_small_window_is_told_as_the_limit_and_so_is_the_peers() -> None:
     for windows, expected in (
         ({"snd_wnd": 16, "rcv_wnd": 1024}, Limit.WINDOW),

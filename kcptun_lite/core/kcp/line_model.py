@@ -11,7 +11,7 @@ Cost    a few numbers per acknowledged batch; decisions once per round trip
 The rate is what was delivered in a whole round (ROUND_MIN at the least): an average knows no clumps. Loss alone slows
 nothing: what is lost at a steady rate is added on top, so that the line stays full. A queue does: where the least
 round trip of a whole round stays above the least ever by QUEUE, it is ours, and we go slower until it is gone; where
-that does not help it is somebody else's, and for a while we hold our share as BBR does.
+that does not help it is somebody else's, and for a while we hold our share.
 """
 
 from collections import deque
@@ -22,8 +22,13 @@ from kcptun_lite.core.kcp.congestion import CongestionControl, Flight
 
 INITIAL_WINDOW = 32  # segments; what kcp lets go before it has heard anything (KCP_WND_INITIAL)
 WINDOW_LEAST = 16  # segments
-SHORT_RTT = 4  # ms; below it clocks and threads are what is measured, and the window alone holds
-SHORT_WINDOW = 2048  # segments, there
+FLIGHT_LEAST = 8  # segments in a round trip that everybody may send, however many share the line
+SHORT_RTT = 4  # ms; below it clocks and threads are what is measured, and the window alone holds:
+SHORT_WINDOW = 2048  # segments at the most; what arrives in the time of a round trip, ...
+SHORT_MORE = 96  # ... and so many more, which with many on one machine makes their shares equal
+LONG_RTT = 25  # ms; below it the same holds while one round trip differs from the next by more than the least ...
+NOISE_LEFT = 1 / 2  # ... and until it is less than half of that: the processors have too much to do
+SHORT_ROUNDS_SEEN = 8  # that what arrives there is measured over: acknowledgements wait for the processor, too
 ROUND_MIN = 20  # ms
 SMOOTHED_ROUNDS = 3  # that one rate is measured over
 SHORTFALL = 0.85  # of the rate arriving where no queue tells why ...
@@ -31,24 +36,31 @@ SHORT_ROUNDS = 4  # ... for so many rounds: the line has become slower, or drops
 QUEUE_LEAST, QUEUE_MOST = 5, 15  # ms of standing queue that are let be; an eighth of the round trip between those
 NOISE_FACTOR = 1.5  # times the jitter of single round trips that the least of several may be off
 PROBE_FOUND = 0.6  # of what a probe sends more must arrive, then there is room for it
-PROBE_SEGMENTS = 48  # that a probe sends more in a round trip, at the least
+PROBE_SEGMENTS = 48  # that a probe sends more in a round trip, at the least ...
+PROBE_MOST = 0.5  # ... unless it is more than this part of the rate; whoever has less than that doubles it
 PROBE_QUEUE = 12  # ms of queue that a probe may make
 STARTUP_GROWTH = 1.25  # a round that brings less than so much more ...
 STARTUP_ROUNDS = 3  # ... so often in a row has found the line full
+STARTUP_LOSS = 0.4  # of a round lost, and STARTUP_LOST segments at the least: so has one whose queue was full before
+STARTUP_LOST = 32
 CLUMP = 40  # ms, or a round trip: so long all samples must agree on a queue, as acknowledgements may come in clumps
 CLUMP_SAMPLES = 4
 IDLE_PART = 8  # with nothing to send for more than this part of a round it is the application that is measured
 CRUISE_ROUNDS = 6  # between two probes
-DRAIN_ROUNDS = 4  # that must empty a queue of our own; one that stays then is somebody else's
+DRAIN_ROUNDS = 8  # that must empty a queue of our own; one that stays then is somebody else's
+DRAIN_GAIN = 0.75  # of the rate, and ...
+DRAIN_HARD = 0.5  # ... where that was not enough, or nothing was known before: if others of us fill it, all do the same
 YIELD = 0.95  # of what arrives while a queue stands is what we go on with
 SHARED_GAIN = 1.25  # of a probe where others use the line ...
-SHARED_ROUNDS = 10  # ... whose best is what has arrived in so many rounds
+SHARED_ROUNDS = 10  # ... and of what has arrived in so many rounds the mean is our share
 SHARED_TIME = 5_000  # ms that we hold our share then, before we look again
 MIN_RTT_TIME = 10_000  # ms that a least round trip is believed without being seen again
-PROBE_RTT_TIME = 200  # ms, or a round trip: how long little is sent to see it
+PROBE_RTT_TIME = 200  # ms, or two round trips: how long little is sent to see it ...
+PROBE_RTT_PART = 0.25  # ... of what fills the line: what has stood in its queue seems to be part of the way
 ACK_DELAY = 20  # ms that a receiver may take to acknowledge; the window must not end before
 LOSS_EXPECTED = (100.0, 1.0)  # sent and lost, before anything is known
-LOSS_MOST = 0.2  # share of losses that are made up for
+LOSS_MOST = 0.2  # share of losses that are made up for ...
+LOSS_OF_OURS = 0.25  # ... and above this they are made by us: we have never seen the line without a queue
 LOSS_MEMORY = 7 / 8  # of the counts of losses, per round ...
 LOSS_SAMPLE = 512  # ... and never less than of so many: a loss in a hundred is not to be forgotten between two
 LOSS_DOUBT = 7 / 8  # where a queue stands, some of them were ours
@@ -86,7 +98,7 @@ class LineModel(CongestionControl):
     def __init__(self, window_max: int) -> None:
         """`window_max`: segments that memory allows."""
         self.window = INITIAL_WINDOW
-        self.state = State.STARTUP
+        self.state = self._came_from = State.STARTUP
         self.min_rtt = 0
         "ms; 0 before the first sample"
         self.rate = 0.0
@@ -96,12 +108,16 @@ class LineModel(CongestionControl):
         self.is_shared = False
         "a queue stays that we do not make: others use the line"
         self._window_max = window_max
+        self._is_short = False
         self._gain = 1.0
+        self._gains = (1.0, 1.0)
+        "of the round before, of which the acknowledgements come in this one, and of this one"
         self._delivered = 0
         self._round_end = 0  # `_delivered` when the first segment of this round was sent
         self._round_begin = 0  # `_delivered` when this round began
         self._round_at: int | None = None
         self._round_rtt = 0  # least of this round
+        self._round_sent = self._round_lost = 0
         self._idle_since: int | None = None
         self._idle_time = 0  # ms of this round in which there was nothing to send
         self._was_limited = True  # the application was the limit in the last round
@@ -111,12 +127,13 @@ class LineModel(CongestionControl):
         self._full_rounds = self._short_rounds = 0
         self._probe_gain = 1.0
         self._probe_base = 0.0
-        self._marks: deque[tuple[int, int]] = deque(maxlen=SMOOTHED_ROUNDS)
+        self._marks: deque[tuple[int, int]] = deque(maxlen=SHORT_ROUNDS_SEEN)
         "when rounds have ended, and what was delivered then"
         self._recent: deque[tuple[int, int]] = deque()
         "when samples of the round trip were taken, and what they were; as long ago as a clump"
         self._steady_sent, self._steady_lost = LOSS_EXPECTED
         self._min_rtt_at = 0
+        self._least_since = 0  # ms; of the round trips since then
         self._state_since = 0
         self._shared_until = 0
         self._shares: deque[float] = deque(maxlen=SHARED_ROUNDS)
@@ -133,7 +150,8 @@ class LineModel(CongestionControl):
         if self.state is State.STARTUP:
             return max(self.window, INITIAL_WINDOW) * 1.25 / max(srtt, 1)
         # Draining makes up for no losses: they may be of our own making.
-        return self._gain * (self.rate if self.state is State.DRAIN else self._sending_rate)
+        rate = self._gain * (self.rate if self.state is State.DRAIN else self._sending_rate)
+        return max(rate, FLIGHT_LEAST / max(srtt, 1))
 
     @property
     def queue_allowed(self) -> int:
@@ -144,10 +162,6 @@ class LineModel(CongestionControl):
     def _sending_rate(self) -> float:
         """Segments per ms to send, so that `rate` arrives."""
         return TRUST_IN_RATE * self.rate / (1 - min(self.loss, LOSS_MOST))
-
-    @property
-    def _is_short(self) -> bool:
-        return 0 < self.min_rtt < SHORT_RTT
 
     @property
     def _full_line(self) -> float:
@@ -166,10 +180,12 @@ class LineModel(CongestionControl):
         return Flight(ts, now, self._delivered, is_steady)
 
     def on_sent(self, count: int, flight: Flight) -> None:
+        self._round_sent += count
         if flight.is_steady:
             self._steady_sent += count
 
     def on_lost(self, flight: Flight) -> None:
+        self._round_lost += 1
         self._steady_lost += flight.is_steady
 
     def on_idle(self, now: int) -> None:
@@ -181,7 +197,11 @@ class LineModel(CongestionControl):
         self._round_rtt = min(self._round_rtt or rtt, rtt)
         if not self.min_rtt or rtt <= self.min_rtt + self.min_rtt // 32:
             self.min_rtt = min(self.min_rtt or rtt, rtt)
-            self._min_rtt_at = now
+            if self.min_rtt < SHORT_RTT:
+                self._set_short(True)
+            self._min_rtt_at, self._least_since = now, 0
+        else:
+            self._least_since = min(self._least_since or rtt, rtt)
         self._note_queue(rtt, now)
         if self.state is State.PROBE_RTT:
             self._probe_rtt_least = min(self._probe_rtt_least or rtt, rtt)
@@ -193,7 +213,7 @@ class LineModel(CongestionControl):
         if self._round_at is None:
             self._round_at, self._round_begin, self._round_end = now, self._delivered, self._delivered
         if self.state is State.STARTUP:
-            if 2 * (in_flight + count) >= self.window:
+            if 2 * (in_flight + count) >= self.window and not self._is_short:
                 self.window = min(self.window + count, self._window_max)
             self._watch_startup(now)
         if self.state is State.DRAIN and in_flight <= self._full_line and self._rounds_in_state:
@@ -233,26 +253,41 @@ class LineModel(CongestionControl):
         was_limited, self._was_limited = self._was_limited, self._idle_time * IDLE_PART > now - self._round_at
         is_limited = was_limited or self._was_limited  # what arrives was sent a round ago
         self._idle_time = 0
-        if self._is_short and now - self._min_rtt_at > MIN_RTT_TIME:
-            self.min_rtt, self._min_rtt_at = self._round_rtt or self.min_rtt, now  # the peer has moved far away
+        self._note_distance(now)
         has_queue = self._round_rtt - self.min_rtt > self.queue_allowed
         rate = self._smooth(latest, is_limited, now)
         has_grown = rate >= STARTUP_GROWTH * self.rate
-        self.rate = max(self.rate, rate)
+        self.rate = rate if self._is_short and not is_limited else max(self.rate, rate)
         self._learn_loss()
         self._rounds_in_state += 1
         if self.state is State.PROBE:
             self._gain = 1.0  # the round after it brings the verdict
         self._decide(Round(rate, latest, is_limited, has_queue, has_grown), now)
         self._set_window()
+        self._gains = self._gains[1], self._gain
         self._round_at, self._round_begin, self._round_end = now, self._delivered, self._delivered
-        self._round_rtt = 0
+        self._round_rtt = self._round_sent = self._round_lost = 0
+
+    def _note_distance(self, now: int) -> None:
+        """Whether the way is so short, or its round trips differ by so much, that they tell nothing of a queue."""
+        if self._is_short and now - self._min_rtt_at > MIN_RTT_TIME:
+            self.min_rtt, self._min_rtt_at = self._least_since or self.min_rtt, now
+            self._least_since = 0
+        is_noise = self._jitter > self.min_rtt * (NOISE_LEFT if self._is_short else 1)
+        self._set_short(0 < self.min_rtt < (LONG_RTT if is_noise else SHORT_RTT))
+
+    def _set_short(self, is_short: bool) -> None:
+        if is_short and not self._is_short:
+            self.state, self.is_shared = State.STARTUP, False  # what comes when it is short no more
+        self._is_short = is_short
 
     def _smooth(self, latest: float, is_limited: bool, now: int) -> float:
         """The rate over some rounds: a lost ACK moves what it tells of from one round to the next."""
         marks = self._marks
-        if is_limited or self.state is State.STARTUP:
+        if is_limited or (self.state is State.STARTUP and not self._is_short):
             marks.clear()
+        while len(marks) > SMOOTHED_ROUNDS and not self._is_short:
+            marks.popleft()
         rate = (self._delivered - marks[0][1]) / (now - marks[0][0]) if marks else latest
         marks.append((now, self._delivered))
         return rate
@@ -269,16 +304,21 @@ class LineModel(CongestionControl):
         if state is State.STARTUP:
             self._full_rounds = 0 if seen.has_grown or seen.is_limited else self._full_rounds + 1
             is_full = (seen.has_queue and not seen.is_limited) or self._full_rounds >= STARTUP_ROUNDS
+            is_full = is_full or self._round_lost > max(STARTUP_LOST, STARTUP_LOSS * self._round_sent)
             if is_full and not self._is_short:
                 self._forget_rate(seen.rate)
                 self._enter(State.DRAIN, now)
         elif state is State.PROBE_RTT:
-            if now - self._state_since >= max(PROBE_RTT_TIME, self.min_rtt):
+            if now - self._state_since >= max(PROBE_RTT_TIME, 2 * self.min_rtt):
                 self.min_rtt = self._probe_rtt_least or self.min_rtt
                 self._min_rtt_at = now
                 self._enter(State.CRUISE, now)
+        elif self.loss > LOSS_OF_OURS:
+            self._steady_sent, self._steady_lost = LOSS_EXPECTED
+            self.is_shared = False
+            self._forget_rate(YIELD * seen.rate)
+            self._enter(State.PROBE_RTT, now)
         elif now - self._min_rtt_at > MIN_RTT_TIME and not seen.is_limited:
-            self._probe_rtt_least = 0
             self._enter(State.PROBE_RTT, now)
         elif self.is_shared:
             self._hold_share(seen, now)
@@ -312,17 +352,33 @@ class LineModel(CongestionControl):
             if not seen.is_limited:
                 self._forget_rate(YIELD * seen.rate)
             self._enter(State.DRAIN, now)
-        elif self._rounds_in_state >= DRAIN_ROUNDS:
+        elif self._rounds_in_state < DRAIN_ROUNDS:
+            self._drain_on(seen)
+        else:
             self.is_shared, self._shared_until = True, now + SHARED_TIME
             self._forget_rate(self.rate / YIELD)
             self._shares.clear()
             self._probe_gain = SHARED_GAIN
             self._enter(State.PROBE, now)
 
+    def _drain_on(self, seen: "Round") -> None:
+        """The queue is still there, as others drain it as well, or fill it. What arrives of what we send tells how far.
+
+        After a probe it is what the line gave us when all asked for more.
+        """
+        if self._rounds_in_state > 1:
+            self._gain = DRAIN_HARD
+        if seen.is_limited:
+            return
+        if self._rounds_in_state > 1:
+            self._forget_rate(min(self.rate, seen.latest / self._gains[0]))
+        elif self._came_from is State.PROBE:
+            self._forget_rate(seen.latest)
+
     def _hold_share(self, seen: "Round", now: int) -> None:
-        """As BBR: the most of what has arrived lately, a probe now and then, whatever the queue."""
+        """What has arrived lately, and a probe now and then, whatever the queue."""
         self._shares.append(seen.latest)
-        self._forget_rate(max(self._shares))
+        self._forget_rate(sum(self._shares) / len(self._shares))
         if now >= self._shared_until or (not seen.has_queue and self.state is State.CRUISE):
             self.is_shared = False
             self._enter(State.CRUISE, now)
@@ -338,7 +394,8 @@ class LineModel(CongestionControl):
         self._probe_base = self.rate
         # Who has little of the line asks for more of it: in segments all probe alike.
         least = max(PROBE_QUEUE / self.min_rtt, PROBE_SEGMENTS / max(self.rate * self.min_rtt, 1.0))
-        self._probe_gain = 1 + min(max(least, 0.05), 0.5)
+        most = PROBE_MOST if self.rate * self.min_rtt > PROBE_SEGMENTS else 1.0
+        self._probe_gain = 1 + min(max(least, 0.05), most)
         self._enter(State.PROBE, now)
 
     def _forget_rate(self, rate: float) -> None:
@@ -359,16 +416,17 @@ class LineModel(CongestionControl):
             self._enter(State.CRUISE, now)
 
     def _enter(self, state: State, now: int) -> None:
-        drain = 0.5 if self.state is State.STARTUP else 0.75
-        self.state = state
+        drain = DRAIN_HARD if self.state is State.STARTUP else DRAIN_GAIN
+        self._came_from, self.state = self.state, state
         self._state_since = now
-        self._rounds_in_state = 0
+        self._rounds_in_state = self._probe_rtt_least = 0
         self._gain = {State.DRAIN: drain, State.PROBE: self._probe_gain}.get(state, 1.0)
 
     def _set_window(self) -> None:
         if self._is_short:
-            self.window = min(SHORT_WINDOW, self._window_max)
+            fill = self.rate * (self.min_rtt + ACK_DELAY)
+            self.window = min(int(fill) + SHORT_MORE, SHORT_WINDOW, self._window_max)
         elif self.state is not State.STARTUP:
             fill = self._sending_rate * (self.min_rtt + ACK_DELAY)
-            most = 0.5 * self._full_line if self.state is State.PROBE_RTT else 2 * fill
+            most = PROBE_RTT_PART * self._full_line if self.state is State.PROBE_RTT else 2 * fill
             self.window = min(max(int(most), WINDOW_LEAST), self._window_max)

@@ -117,10 +117,11 @@ class SendWindow:
 
     # -- acknowledgements ----------------------------------------------------------------------
 
-    def acknowledge_until(self, una: int, answers_since: int = NEVER) -> int:
+    def acknowledge_until(self, una: int, answers_since: int = NEVER, ts: int | None = None) -> int:
         """Forget all segments before `una` (32 bits); returns their payload bytes.
 
         `answers_since`: ms; what was sent later cannot have been answered yet, so an earlier sending has arrived.
+        Nor can what was sent later than `ts` (32 bits), which is when that was sent what has come last.
         A `una` beyond snd_nxt is nonsense, one behind snd_una is old: both change nothing.
         """
         passed = (una - self.snd_una) & MASK32
@@ -128,6 +129,9 @@ class SendWindow:
         if not 0 < passed <= len(segments):
             return 0
         freed, before = 0, self.unacked
+        flight = segments[passed - 1].flight
+        if ts is not None:
+            answers_since = min(answers_since, flight.sent_at - max(diff32(flight.ts, ts), 0))
         self.has_large_passed = self.has_large_passed or any([len(one.payload) > LARGE for one in segments[:passed]])
         self._resends_since = None
         for segment in segments[:passed]:
@@ -136,8 +140,7 @@ class SendWindow:
                 freed += len(segment.payload)
                 self.needless += segment.resends > 0 and segment.flight.sent_at > answers_since
         self._progress += before - self.unacked
-        last = segments[passed - 1]
-        self._note_delivered(last.flight, last.flight.sent_at)
+        self._note_delivered(flight, flight.sent_at)
         del segments[:passed]
         self.snd_una += passed
         if self._copied:

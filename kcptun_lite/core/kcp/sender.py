@@ -28,7 +28,10 @@ QUEUE_LEAST = 16 * 1024  # bytes
 
 # Copies of thin traffic: a loss is repaired before anybody can have noticed it.
 THIN = 8  # segments at once, with nothing behind them
-REORDERING = 1  # percent of what is in flight, sent again for nothing: packets come out of order
+LATE = 3  # ms too late, we have waited for a processor ourselves ...
+GRACE = 4  # ms in which those who receive have their turn
+DOUBT_MOST = 2.0  # round trips
+NEEDLESS = 1  # percent of what is in flight, sent again for nothing, are no chance
 # ms after the first sending, by the number of copies. Losses come in bursts of some 20 ms, one in ten of 48 or more.
 COPY_DELAYS = ((), (22,), (4, 48), (4, 14, 48))
 REPEAT_DELAY = 4  # ms to the copy of what goes again for the second time
@@ -88,7 +91,11 @@ class Sender:
         self._copy_credit = float(COPY_BURST)
         self._copies_at = 0
         self._limits = dict.fromkeys(Limit, 0)
-        self._reordering = self._reordering_at = self._needless = 0
+        self._doubt = 0.0
+        "of losses; round trips that are waited longer"
+        self._needless = self._doubted_at = 0
+        self._promised: int | None = None
+        "ms; when we wanted to be asked again"
         self._resend_at: int | None = None
         "ms; when what is believed lost, and did not go, may go"
 
@@ -131,7 +138,8 @@ class Sender:
             for flight in window.lost_first_sendings(acks):
                 self.control.on_lost(flight)
         before = window.snd_una
-        freed = window.acknowledge_until(una, now - self._model.min_rtt if self._model else NEVER)
+        newest_ts = acks[-1][1] if acks else None
+        freed = window.acknowledge_until(una, now - self._model.min_rtt if self._model else NEVER, newest_ts)
         if window.snd_una != before:
             self.control.on_progress(rmt_wnd)
         if acks:
@@ -150,7 +158,8 @@ class Sender:
         """ms of what is due though nothing happens before."""
         window = self.window
         resend_at = window.next_resend if self._resend_at is None else self._resend_at
-        return earliest(resend_at, window.next_repeat, self._pacer.resume_at if self.queue.size else None)
+        self._promised = earliest(resend_at, window.next_repeat, self._pacer.resume_at if self.queue.size else None)
+        return self._promised
 
     def write(self, writer: DatagramWriter, now: int, rmt_wnd: int) -> bool:
         """Write what is due; False if the batch is full."""
@@ -220,7 +229,12 @@ class Sender:
 
     def _write_again(self, writer: DatagramWriter, now: int, limit: int, *, early: bool) -> bool:
         window, control, counters = self.window, self.control, self._counters
-        due = window.due(now, self._rtt.loss_delay, early=early, skip_delay=self._skip_delay(now))
+        if self._is_late(now):
+            self._resend_at = now + GRACE
+            return True
+        self._note_needless(now)
+        loss_delay = self._rtt.loss_delay + int(self._doubt * self._rtt.srtt)
+        due = window.due(now, loss_delay, early=early, skip_delay=self._skip_delay)
         self._resend_at = None
         if not due:
             return True
@@ -256,20 +270,28 @@ class Sender:
         control.on_retransmission(window.snd_nxt - window.snd_una, limit, skipped=skipped, timed_out=timed_out)
         return sent == allowed
 
-    def _skip_delay(self, now: int) -> int:
-        """ms after its sending before which no segment is lost because later ones have arrived (RFC 8985, 3.3.2).
+    def _is_late(self, now: int) -> bool:
+        """Whether we are asked later than we wanted to be: then what the peer has said may not have been read, too."""
+        promised, self._promised = self._promised, None
+        return self._model is not None and promised is not None and now - promised > LATE
 
-        Each round trip in which something was sent again for nothing has us wait longer, others a little less.
+    def _note_needless(self, now: int) -> None:
+        """Believe losses later after a round trip in which something was sent again for nothing, sooner after others.
+
+        Packets come out of order (RFC 8985, 3.3.2), or acknowledgements late: whoever makes them waits for a processor.
         """
-        model, window = self._model, self.window
-        if not model or not model.min_rtt:
-            return 0
-        if now - self._reordering_at >= model.min_rtt:
-            grown = window.needless - self._needless > REORDERING * window.unacked / 100
-            self._needless, self._reordering_at = window.needless, now
-            step = max(model.min_rtt // 4, 1) if grown else -max(self._reordering // 16, 1)
-            self._reordering = min(max(self._reordering + step, 0), model.min_rtt)
-        return model.min_rtt + self._reordering if self._reordering else 0
+        if self._model and now - self._doubted_at >= max(self._rtt.srtt, 1):
+            window = self.window
+            has_grown = window.needless - self._needless > NEEDLESS * window.unacked / 100
+            self._needless, self._doubted_at = window.needless, now
+            self._doubt = (
+                min(self._doubt + 1 / 4, DOUBT_MOST) if has_grown else max(self._doubt * 31 / 32 - 1 / 128, 0.0)
+            )
+
+    @property
+    def _skip_delay(self) -> int:
+        """ms after its sending before which no segment is lost because later ones have arrived."""
+        return int(self._model.min_rtt * (1 + min(self._doubt, 1.0))) if self._model and self._doubt else 0
 
     # -- copies --------------------------------------------------------------------------------
 
