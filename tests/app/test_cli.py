@@ -25,7 +25,7 @@ SPY = """
 import json, os, sys
 import kcptun_lite.app.cli as cli
 cli.BOOTSTRAP = cli.BOOTSTRAP.replace(
-    "from kcptun_lite.app.worker import main; os._exit(main(*job))",
+    "from kcptun_lite.app.{module} import main; os._exit(main(*job))",
     "import kcptun_lite.app.worker, json; print(json.dumps(dict(job=job, pid=os.getpid(), argv=sys.orig_argv, "
     "environ=dict(os.environ), path=sys.path, flags=repr(sys.flags), x=list(sys._xoptions), modules=list(sys.modules), "
     "files=sorted(map(int, os.listdir('/proc/self/fd'))), "
