@@ -21,7 +21,8 @@ REDIAL = signal.SIGHUP
 RELOAD = signal.SIGUSR2
 CHILD = signal.SIGCHLD  # a worker has ended; for their parent alone
 
-_AWAITED = (*STOP, REPORT, REDIAL, RELOAD, CHILD)
+_AWAITED = (*STOP, REPORT, REDIAL, RELOAD)
+OF_PARENT = (*_AWAITED, CHILD)
 
 
 def hold() -> None:
@@ -32,9 +33,9 @@ def hold() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP)
 
 
-def block() -> None:
+def block(which: tuple[int, ...] = _AWAITED) -> None:
     """Keep all signals for `wait`; the main thread does so before it starts others, which inherit it, as does exec."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)
+    signal.pthread_sigmask(signal.SIG_BLOCK, which)
 
 
 def wait(timeout_s: float, among: tuple[int, ...] = _AWAITED) -> int | None:

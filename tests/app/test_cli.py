@@ -188,7 +188,13 @@ def test_closed_standard_files_are_filled_in() -> None:
 def test_no_signal_comes_while_the_interpreter_starts_again() -> None:
     """One to stop would end in a traceback there; they wait until the worker wants them."""
     _, worker = spy("--key", "k")
-    assert set(worker["blocked"]) == {signal.SIGHUP, signal.SIGUSR1, signal.SIGTERM, signal.SIGINT}
+    assert set(worker["blocked"]) == {
+        signal.SIGHUP,
+        signal.SIGUSR1,
+        signal.SIGUSR2,
+        signal.SIGTERM,
+        signal.SIGINT,
+    }
 
 
 def test_signals_to_stop_end_a_worker_that_waits_for_its_port() -> None:

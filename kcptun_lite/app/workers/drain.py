@@ -13,7 +13,6 @@ as it is: some numbers. What is still open after --drain seconds is cut; then th
 from collections.abc import Callable, Sequence
 
 from kcptun_lite.errors import SessionClosed
-from kcptun_lite.net.ends.siblings import Siblings
 from kcptun_lite.net.session.session import Session
 from kcptun_lite.net.session.update_thread import monotonic_ms
 
@@ -24,10 +23,10 @@ CUT_LIMIT = 3000  # ms after the cut in which ends of streams arrive
 class Drain:
     """One worker's."""
 
-    def __init__(self, limit: int, siblings: Siblings, cut_streams: Callable[[], None]) -> None:
-        """`limit`: ms that streams may go on."""
+    def __init__(self, limit: int, give_away: Callable[[Session], None], cut_streams: Callable[[], None]) -> None:
+        """`limit`: ms that streams may go on. `give_away` has another worker go on with a session, if it rests."""
         self._cut_at = monotonic_ms() + limit
-        self._siblings = siblings
+        self._give_away = give_away
         self._cut_streams = cut_streams
         self._has_cut = False
         self._told: dict[Session, int] = {}
@@ -41,6 +40,8 @@ class Drain:
         for session in sessions:
             if session.conversation.is_peer_ours:
                 self._part_with_ours(session, now)
+            elif not session.stream_count and session.is_validated:
+                self._give_away(session)
         left = [session for session in sessions if not session.is_closed]
         return not left or now >= self._cut_at + CUT_LIMIT
 

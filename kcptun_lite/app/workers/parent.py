@@ -78,7 +78,6 @@ class Parent:
         self._snmp_log.check()
         if self._status_file:
             self._status_file.check()
-        signals.block()
         config = self._config
         if inherited:
             self._holdings = Holdings.restore(inherited["holdings"])
@@ -92,6 +91,7 @@ class Parent:
             except TransportError as exc:
                 raise cannot_listen("--listen", listen, exc) from exc.__cause__
             self._holdings = Holdings.make(ports, config.workers)
+        signals.block(signals.OF_PARENT)
         self._loop.start()
         try:
             exit_code = self._start_all()
@@ -130,7 +130,7 @@ class Parent:
     def _work(self) -> None:
         """Until a signal to stop; nothing that fails here ends the program."""
         is_told = False
-        while (number := signals.wait(self._patience())) not in signals.STOP:
+        while (number := signals.wait(self._patience(), signals.OF_PARENT)) not in signals.STOP:
             for wanted, step in (
                 (signals.CHILD, self._bury),
                 (signals.REPORT, self._report),

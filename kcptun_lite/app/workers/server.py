@@ -12,16 +12,20 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from os import getpid, kill
 from signal import Signals
-from typing import Any
+from typing import Any, cast
 
 from kcptun_lite import log
 from kcptun_lite.app.config import ServerConfig
 from kcptun_lite.app.server import Server
 from kcptun_lite.app.workers.drain import Drain
 from kcptun_lite.app.workers.share import COUNTERS, DRAIN, FORGET, STATUS, Place
+from kcptun_lite.core import resting
+from kcptun_lite.core.conversation import Conversation
 from kcptun_lite.core.counters import CSV_COLUMNS, Counters
 from kcptun_lite.net.ends.listener import Listener
 from kcptun_lite.net.ends.siblings import Siblings
+from kcptun_lite.net.session.session import Session
+from kcptun_lite.net.session.update_thread import monotonic_ms
 from kcptun_lite.net.udp.udp_socket import UdpOptions, UdpSocket
 
 
@@ -93,7 +97,7 @@ class WorkerServer(Server):
             self._siblings.heir = word[1]
             for listener in self._readers:
                 listener.listen(False)
-            self._drain = Drain(self.config.drain * 1000, self._siblings, self._cut_streams)
+            self._drain = Drain(self.config.drain * 1000, self._give_away, self._cut_streams)
 
     def _answer(self, kind: str, value: Any) -> None:
         with suppress(OSError):  # gone, which the next look tells; or it does not listen now, and will ask again
@@ -112,8 +116,31 @@ class WorkerServer(Server):
         for relay in relays:
             relay.stop()
 
-    def _go_on_with(self, state: dict[str, Any]) -> None:
+    def _give_away(self, session: Session) -> None:
+        """Have the heir go on with a session, if that rests."""
+        place = self._table.place_of(session)
+        if place is None:
+            return
+
+        def give(conversation: Conversation) -> bool:
+            state = resting.describe(conversation)
+            if state is None:
+                return False
+            port = self._listeners.index(cast(Listener, place[0]))
+            has_fec = conversation.params.has_fec
+            return self._siblings.give((port, conversation.conv, place[1], session.local, has_fec, state))
+
+        session.hand_over(give)
+
+    def _go_on_with(self, told: tuple[Any, ...]) -> None:
         """A session that rests comes from a worker that is about to end."""
+        port, conv, address, local, has_fec, state = told
+        now = monotonic_ms()
+        session = self._listeners[port].go_on(conv, address, local, fec=has_fec, now=now)
+        if session:
+            with session.lock:
+                resting.go_on(session.conversation, state, now)
+            session.settle()
 
 
 def _adopt(number: int) -> socket.socket:

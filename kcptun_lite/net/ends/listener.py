@@ -136,6 +136,14 @@ class Listener:
         if not is_any_use:
             self._peer_sockets.rest_unknown()
 
+    def go_on(self, conv: int, address: Address, local: Local | None, *, fec: bool, now: int) -> Session | None:
+        """A session of a validated peer that another process has served; its conversation is still to be told."""
+        session = self._create(conv, address, local, fec=fec, now=now)
+        if session:
+            session.counters.passive_opens = 0  # which was counted there
+            self._table.validate(session)
+        return session
+
     def receive_handed(self, address: Address, local: Local | None, packets: Sequence[memoryview], now: int) -> None:
         """Take opened packets of a conversation of ours that a sibling has received at this port."""
         self._route(address, local, packets, now, is_handed=True)

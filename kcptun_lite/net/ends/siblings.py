@@ -66,7 +66,7 @@ class Siblings:
         outboxes: Mapping[int, socket.socket],
         loop: EventLoop,
         table: SessionTable,
-        on_session: Callable[[dict[str, Any]], None],
+        on_session: Callable[[tuple[Any, ...]], None],
     ) -> None:
         """`outboxes`: slot -> where to write to. `on_session` is given what `give` was."""
         self.counters = Counters()
@@ -128,7 +128,7 @@ class Siblings:
             at = end
         return True
 
-    def give(self, session: dict[str, Any]) -> bool:
+    def give(self, session: tuple[Any, ...]) -> bool:
         """Have the heir go on with a session; whether it was told so."""
         state = marshal.dumps(session)
         return self.heir is not None and self._send(self.heir, Kind.SESSION, [state], len(state))

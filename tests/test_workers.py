@@ -1,0 +1,207 @@
+"""A server with several workers, from outside: who notices what, and who does not."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from time import monotonic
+
+import pytest
+
+from tests.nat import Nat
+from tests.programs import Program, require, require_newest, start_client, start_server, wait_until
+from tests.traffic import Target, connect, echo_handler, receive_exactly
+
+FAST = {"mode": "fast3", "key": "k"}
+
+
+@contextmanager
+def running(*programs: Program) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for program in programs:
+            with suppress(subprocess.TimeoutExpired):
+                program.stop(signal.SIGTERM, timeout=6.0)
+
+
+def workers(server: Program) -> dict[int, int]:
+    """Number, from 1 on, -> pid of each worker that runs; the latest of each number."""
+    found = {}
+    for pid in map(int, Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()):
+        if match := re.search(r"worker (\d+)", Path(f"/proc/{pid}/cmdline").read_text()):
+            found[int(match[1])] = pid
+    return found
+
+
+def status(path: Path) -> dict[str, object]:
+    """What the server tells now."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(10.0)
+        sock.connect(f"{path}.sock")
+        with sock.makefile() as lines:
+            return dict(json.loads(lines.readline()))
+
+
+def say(sock: socket.socket, text: bytes) -> bool:
+    """Whether an echo comes back."""
+    with suppress(OSError):
+        sock.sendall(text)
+        return receive_exactly(sock, len(text)) == text
+    return False
+
+
+def pss(pid: int) -> int:
+    """KiB"""
+    return int(re.search(r"^Pss:\s+(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)[1])  # type: ignore[index]
+
+
+def test_only_the_clients_of_a_worker_that_is_killed_notice_it(tmp_path: Path) -> None:
+    path = tmp_path / "status"
+    with Target(echo_handler) as target, ExitStack() as stack:
+        server, address = start_server("ours", {**FAST, "target": target.address, "workers": 2, "status": path})
+        stack.enter_context(running(server))
+        client, local = start_client("ours", {**FAST, "remoteaddr": address, "conn": 16})
+        stack.enter_context(running(client))
+        streams = [stack.enter_context(connect(local)) for _ in range(16)]
+        assert all(say(stream, b"before") for stream in streams)
+        wait_until(lambda: Path(f"{path}.sock").exists() and status(path)["streams"] == 16, "all streams are told")
+        of_pid = {one["pid"]: one["session_count"] for one in status(path)["workers"]}  # type: ignore[attr-defined]
+        victim = workers(server)[1]
+        assert 0 < of_pid[victim] < 16, "chance has put all sessions on one worker"
+        os.kill(victim, signal.SIGKILL)
+        began = monotonic()
+        server.wait_for_log("worker 1 has ended .SIGKILL.; it is started again in 1 s")
+        others = stack.enter_context(ThreadPoolExecutor(16))
+        wait_until(lambda: all(others.map(_answers, [local] * 16)), "new connections work on all sessions", 4.0)
+        print(f"after {monotonic() - began:.2f} s")
+        alive = [stream for stream in streams if say(stream, b"after")]
+        assert len(alive) == 16 - of_pid[victim]
+        assert server.counters()["PassiveOpens"] >= 16
+
+
+def _answers(local: str) -> bool:
+    with suppress(OSError), connect(local, timeout=1.0) as sock:
+        return say(sock, b"new")
+    return False
+
+
+def test_clients_that_change_their_address_live_on_whatever_worker_they_reach() -> None:
+    with Target(echo_handler) as target, ExitStack() as stack:
+        server, address = start_server("ours", {**FAST, "target": target.address, "workers": 4})
+        stack.enter_context(running(server))
+        nat = stack.enter_context(Nat(address))
+        client, local = start_client("ours", {**FAST, "remoteaddr": nat.address, "conn": 100})
+        stack.enter_context(running(client))
+        streams = [stack.enter_context(connect(local)) for _ in range(100)]
+        assert all(say(stream, b"hello") for stream in streams)
+        for number in range(3):
+            nat.rebind()
+            assert all(say(stream, b"again %d" % number) for stream in streams)
+        counters = server.counters()
+        assert counters["PassiveOpens"] == 100 == counters["CurrEstab"]
+
+
+def test_a_recorded_first_packet_makes_no_session_at_another_worker() -> None:
+    with Target(echo_handler) as target, ExitStack() as stack:
+        server, address = start_server("ours", {**FAST, "target": target.address, "workers": 4})
+        stack.enter_context(running(server))
+        nat = stack.enter_context(Nat(address))
+        client, local = start_client("ours", {**FAST, "remoteaddr": nat.address})
+        stack.enter_context(running(client))
+        stream = stack.enter_context(connect(local))
+        assert say(stream, b"hello")
+        _replay(nat, address)
+        assert say(stream, b"hello")
+        assert server.counters()["PassiveOpens"] == 1 == target.connections
+        client.stop()
+        wait_until(lambda: server.counters()["CurrEstab"] == 0, "the session has ended")
+        _replay(nat, address)
+        assert server.counters()["PassiveOpens"] == 1 == target.connections
+
+
+def _replay(nat: Nat, address: str) -> None:
+    """Send what opened the session from so many addresses that each worker gets it, and wait until it was read."""
+    host, _, port = address.rpartition(":")
+    for _ in range(32):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(5.0)
+            sock.sendto(next(iter(nat.first.values())), (host, int(port)))
+            sock.recv(2048)  # it is told what has come already, or that there is nothing
+
+
+def test_a_range_of_ports_is_shared_and_a_session_may_move_between_them() -> None:
+    with Target(echo_handler) as target, ExitStack() as stack:
+        first = _free_range(4)
+        listen = f"127.0.0.1:{first}-{first + 3}"
+        server, _ = start_server("ours", {**FAST, "target": target.address, "workers": 2, "listen": listen})
+        stack.enter_context(running(server))
+        server.wait_for_log("listening on: 127.0.0.1")
+        nats = [stack.enter_context(Nat(f"127.0.0.1:{first + number}")) for number in range(4)]
+        for nat in nats:
+            client, local = start_client("ours", {**FAST, "remoteaddr": nat.address})
+            stack.enter_context(running(client))
+            stream = stack.enter_context(connect(local))
+            assert say(stream, b"hello")
+            nat._server = ("127.0.0.1", first + (nats.index(nat) + 1) % 4)  # another port, which another worker reads
+            nat.rebind()
+            assert say(stream, b"again")
+        assert server.counters()["PassiveOpens"] == 4
+
+
+def _free_range(count: int) -> int:
+    while True:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.bind(("127.0.0.1", 0))
+            first = probe.getsockname()[1]
+        with suppress(OSError), ExitStack() as stack:
+            for number in range(count):
+                sock = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+                sock.bind(("127.0.0.1", first + number))
+            return first
+
+
+@pytest.mark.parametrize("kind", ["ours", "go", "newest"])
+def test_a_reload_resets_no_stream_and_new_ones_work_at_once(kind: str) -> None:
+    if kind == "go":
+        require("kcptun-client")
+    if kind == "newest":
+        require_newest()
+    with Target(echo_handler) as target, ExitStack() as stack:
+        options = {**FAST, "target": target.address, "workers": 2}
+        server, address = start_server("ours", options)
+        stack.enter_context(running(server))
+        client, local = start_client(kind, {**FAST, "smuxver": 1, "remoteaddr": address, "conn": 4})
+        stack.enter_context(running(client))
+        streams = [stack.enter_context(connect(local)) for _ in range(2)]
+        assert all(say(stream, b"before") for stream in streams)
+        resting = [stack.enter_context(connect(local)) for _ in range(2)]
+        assert all(say(stream, b"before") for stream in resting)
+        for stream in resting:
+            stream.close()
+        before = workers(server)
+        server._process.send_signal(signal.SIGUSR2)
+        server.wait_for_log("reload: new workers take over")
+        wait_until(lambda: len(_children(server)) == 4, "old and new workers")
+        deadline = monotonic() + 6.0
+        while monotonic() < deadline:  # while sessions move
+            assert all(say(stream, b"meanwhile") for stream in streams)
+            assert _answers(local)
+        for stream in streams:
+            stream.close()
+        for _ in before:
+            server.wait_for_log(r"old worker \d has ended")
+        wait_until(lambda: len(_children(server)) == 2, "only new workers")
+        assert all(_answers(local) for _ in range(8))
+        assert not set(before.values()) & set(_children(server))
+        print("\n".join(server.log[-25:]))
+
+
+def _children(server: Program) -> list[int]:
+    return list(map(int, Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()))
