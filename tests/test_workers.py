@@ -195,12 +195,92 @@ def test_a_reload_resets_no_stream_and_new_ones_work_at_once(kind: str) -> None:
             assert _answers(local)
         for stream in streams:
             stream.close()
-        for _ in before:
-            server.wait_for_log(r"old worker \d has ended")
         wait_until(lambda: len(_children(server)) == 2, "only new workers")
         assert all(_answers(local) for _ in range(8))
         assert not set(before.values()) & set(_children(server))
-        print("\n".join(server.log[-25:]))
+
+
+def test_a_stream_that_outlasts_the_drain_is_cut_and_its_session_goes_on() -> None:
+    """With a client of Go, which would else take half a minute to notice that its session is gone."""
+    require("kcptun-client")
+    with Target(echo_handler) as target, ExitStack() as stack:
+        server, address = start_server("ours", {**FAST, "target": target.address, "workers": 2, "drain": 1})
+        stack.enter_context(running(server))
+        client, local = start_client("go", {**FAST, "remoteaddr": address})
+        stack.enter_context(running(client))
+        stream = stack.enter_context(connect(local))
+        assert say(stream, b"before")
+        server._process.send_signal(signal.SIGUSR2)
+        for number in 1, 2:
+            server.wait_for_log(f"old worker {number} has ended")
+        assert stream.recv(1) == b""
+        assert all(_answers(local) for _ in range(3))
+        assert server.counters()["PassiveOpens"] == 1
+
+
+def test_settings_are_read_again_and_bad_ones_change_nothing(tmp_path: Path) -> None:
+    settings = tmp_path / "server.json"
+    with Target(echo_handler) as target, ExitStack() as stack:
+
+        def reload(**values: object) -> None:
+            nonlocal since
+            settings.write_text(json.dumps({"target": target.address, **values}))
+            since = len(server.log)
+            server._process.send_signal(signal.SIGUSR2)
+
+        since = 0
+        settings.write_text(json.dumps({"target": "127.0.0.1:1"}))
+        server, address = start_server("ours", {**FAST, "target": "127.0.0.1:1", "workers": 2, "c": settings})
+        stack.enter_context(running(server))
+        client, local = start_client("ours", {**FAST, "remoteaddr": address})
+        stack.enter_context(running(client))
+        server.wait_for_log("listening on")
+        wait_until(lambda: len(workers(server)) == 2, "both workers")
+        before = workers(server)
+        for values, sentence in (
+            ({"mtu": 2000}, "reload: kcptun-lite-server: .*mtu.* out of range.*; nothing has changed"),
+            ({"workers": 3}, "reload: --workers has changed from 2 to 3, which takes a restart; nothing has changed"),
+            (
+                {"listen": ":1"},
+                "reload: --listen has changed from .* to :1, which takes a restart; nothing has changed",
+            ),
+        ):
+            reload(**values)
+            server.wait_for_log(sentence, since=since)
+        assert workers(server) == before and not _answers(local)
+        reload()
+        server.wait_for_log("old worker 2 has ended", since=since)
+        assert _answers(local)
+
+
+def test_who_stops_or_loses_the_parent_stops_the_workers() -> None:
+    for number in signal.SIGTERM, signal.SIGKILL:
+        server, _ = start_server("ours", {**FAST, "target": "127.0.0.1:1", "workers": 2})
+        wait_until(lambda server=server: len(workers(server)) == 2, "both workers")
+        pids = _children(server)
+        assert server.stop(number, timeout=4.0) == (0 if number == signal.SIGTERM else -signal.SIGKILL)
+        wait_until(lambda pids=pids: not any(Path(f"/proc/{pid}").exists() for pid in pids), "no worker is left", 4.0)
+
+
+def test_the_parent_is_small_and_each_worker_no_larger_than_one_process() -> None:
+    with ExitStack() as stack:
+        options = {**FAST, "target": "127.0.0.1:1"}
+        alone, _ = start_server("ours", options)
+        stack.enter_context(running(alone))
+        server, _ = start_server("ours", {**options, "workers": 2})
+        stack.enter_context(running(server))
+        wait_until(lambda: len(workers(server)) == 2, "both workers")
+        server.counters()  # all have answered
+        assert pss(server.pid) <= 12 * 1024
+        assert all(pss(pid) <= 1.1 * pss(alone.pid) for pid in _children(server))
+
+
+def test_a_reload_of_a_single_process_is_told_and_changes_nothing() -> None:
+    server, _ = start_server("ours", {**FAST, "target": "127.0.0.1:1"})
+    with running(server):
+        server._process.send_signal(signal.SIGUSR2)
+        server.wait_for_log("SIGUSR2: a reload is for a server with --workers 2 or more; nothing has changed")
+        assert server.is_running()
 
 
 def _children(server: Program) -> list[int]:

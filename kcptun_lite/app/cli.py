@@ -122,6 +122,7 @@ def _become_worker(program: "Program", name: str, job: bytes) -> NoReturn:
 
 def _become_parent(config: ServerConfig, warnings: list[str], environment: dict[str, str]) -> NoReturn:
     """Of a server with workers; for a reload, tell what would be run."""
+    from kcptun_lite.app import preview
     from kcptun_lite.app.workers import reload
 
     pipe = environment.pop(JOB_VARIABLE, "")
@@ -140,10 +141,8 @@ def _become_parent(config: ServerConfig, warnings: list[str], environment: dict[
         },
         "environment": dict(os.environ),
     }
+    preview.check(config)  # here, as the parent has nothing that is needed for it
     if pipe:
-        from kcptun_lite.app import preview
-
-        preview.check(config)
         with open(int(pipe), "wb") as file:
             marshal.dump(cast(Any, job), file)
         raise SystemExit(0)

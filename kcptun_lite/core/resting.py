@@ -25,7 +25,7 @@ class State(TypedDict):
     "data and parity shards, the next group; None: nothing is protected"
 
 
-def describe(conversation: Conversation) -> State | None:
+def rest_of(conversation: Conversation) -> State | None:
     """What the next one needs to know; None if streams are open, or anything is under way or cut in the middle."""
     kcp, smux, layer, encoder = conversation.kcp, conversation.smux, conversation._layer, conversation._encoder
     if smux is None or smux.stream_count or layer.held_bytes or not kcp.is_resting:
@@ -42,7 +42,7 @@ def describe(conversation: Conversation) -> State | None:
     }
 
 
-def go_on(conversation: Conversation, state: State, now: int) -> None:
+def go_on_with(conversation: Conversation, state: State, now: int) -> None:
     """Have a conversation that was begun with the same number, and has heard nothing, go on; its peer is validated."""
     conversation.validation.is_validated = True
     conversation.kcp.is_terse = False

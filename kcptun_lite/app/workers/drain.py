@@ -17,6 +17,7 @@ from kcptun_lite.net.session.session import Session
 from kcptun_lite.net.session.update_thread import monotonic_ms
 
 LINGER = 2000  # ms that a session of ours stays after its last stream: a new one may have begun before it heard of this
+UNHEARD_LINGER = 6000  # ms ... if it has not acknowledged it: one that ends at once does not
 CUT_LIMIT = 3000  # ms after the cut in which ends of streams arrive
 
 
@@ -50,5 +51,5 @@ class Drain:
             self._told[session] = now
             session.leave()
         since = max(self._told[session], session.idle_since)
-        if not session.stream_count and now - since >= LINGER and session.is_flushed():
+        if not session.stream_count and now - since >= (LINGER if session.is_flushed() else UNHEARD_LINGER):
             session.close(SessionClosed("the worker ends"))

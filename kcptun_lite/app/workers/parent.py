@@ -83,14 +83,7 @@ class Parent:
             self._holdings = Holdings.restore(inherited["holdings"])
             self._go_on(inherited)
         else:
-            listen = config.listen
-            try:
-                ports = listen_patiently(
-                    lambda: SharedPorts.open(listen.host, listen.port_min, listen.port_max, config.workers)
-                )
-            except TransportError as exc:
-                raise cannot_listen("--listen", listen, exc) from exc.__cause__
-            self._holdings = Holdings.make(ports, config.workers)
+            self._holdings = Holdings.make(listen_patiently(self._open_ports), config.workers)
         signals.block(signals.OF_PARENT)
         self._loop.start()
         try:
@@ -104,9 +97,17 @@ class Parent:
         log.info("stopped", "stopped")
         return 0
 
+    def _open_ports(self) -> SharedPorts:
+        listen = self._config.listen
+        try:
+            return SharedPorts.open(listen.host, listen.port_min, listen.port_max, self._config.workers)
+        except TransportError as exc:
+            raise cannot_listen("--listen", listen, exc) from exc.__cause__
+
     def _start_all(self) -> int | None:
         """Start the first worker, which shows whether it can be done, then all others; the exit code if it cannot."""
-        log.info(f"{self._config.workers} workers, process {os.getpid()} is their parent")
+        count = self._config.workers
+        log.info(f"{count} workers; each has 1/{count} of --maxsessions, --maxstreams and --memlimit")
         if not self._holdings.is_steered:
             log.warning("the system cannot hold clients to their workers: what comes from them may take turns")
         first = self._start(0)

@@ -19,9 +19,9 @@ from kcptun_lite.app.config import ServerConfig
 from kcptun_lite.app.server import Server
 from kcptun_lite.app.workers.drain import Drain
 from kcptun_lite.app.workers.share import COUNTERS, DRAIN, FORGET, STATUS, Place
-from kcptun_lite.core import resting
 from kcptun_lite.core.conversation import Conversation
 from kcptun_lite.core.counters import CSV_COLUMNS, Counters
+from kcptun_lite.core.resting import go_on_with, rest_of
 from kcptun_lite.net.ends.listener import Listener
 from kcptun_lite.net.ends.siblings import Siblings
 from kcptun_lite.net.session.session import Session
@@ -123,7 +123,7 @@ class WorkerServer(Server):
             return
 
         def give(conversation: Conversation) -> bool:
-            state = resting.describe(conversation)
+            state = rest_of(conversation)
             if state is None:
                 return False
             port = self._listeners.index(cast(Listener, place[0]))
@@ -139,7 +139,7 @@ class WorkerServer(Server):
         session = self._listeners[port].go_on(conv, address, local, fec=has_fec, now=now)
         if session:
             with session.lock:
-                resting.go_on(session.conversation, state, now)
+                go_on_with(session.conversation, state, now)
             session.settle()
 
 

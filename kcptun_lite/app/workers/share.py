@@ -43,4 +43,4 @@ def of_worker(server: Plain) -> Plain:
     workers = server["workers"]
     parts = {name: -(-server[name] // workers) for name in ("maxsessions", "maxstreams")}
     parts["memlimit"] = server["memlimit"] // workers
-    return {**server, **parts, "status": "", "snmplog": "", "parent": 0}
+    return {**server, **parts, "workers": 1, "status": "", "snmplog": "", "parent": 0}
