@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from kcptun_lite.app.config import Plain
 from kcptun_lite.app.workers.share import Place
 
-MESSAGE_MAX = 1 << 20  # bytes of the longest answer: a status with 100 sessions and 100 connections takes 60,000
+MESSAGE_MAX = 1 << 18  # bytes of the longest answer: a status with 100 sessions and 100 connections takes 60,000
 
 
 class Python(NamedTuple):
@@ -59,14 +59,16 @@ class Worker:
         with suppress(OSError):  # it is gone, which SIGCHLD tells; or it has not heard the last one yet
             self.channel.send(word)
 
-    def hear(self, now: int) -> str:
-        """Take one answer (`now` in ms) and return its kind; empty if there is none."""
+    def hear(self, now: int) -> bool:
+        """Take one answer, if there is one (`now` in ms); False when the worker is gone."""
         try:
             data = self.channel.recv(MESSAGE_MAX)
+        except BlockingIOError:
+            return True
         except OSError:
-            return ""
+            return False
         if not data:
-            return ""
+            return False
         kind, value = marshal.loads(data)
         self.heard_at = now
         if kind == "ready":
@@ -75,7 +77,7 @@ class Worker:
             self.counters = value
         elif kind == "status":
             self.status = value
-        return str(kind)
+        return True
 
     def signal(self, number: int) -> None:
         with suppress(ProcessLookupError):

@@ -48,6 +48,7 @@ class PeerSockets:
         self._was_unknown_turn = False
         self._is_resting = False  # unknown sources are not heard for a moment
         self._is_listening = True
+        self._on_ready: Callable[[], None] | None = None
         self._epoll: select.epoll | None = None
         if ON_LINUX:
             with suppress(OSError):  # no descriptor left: then there is the listening one only
@@ -91,14 +92,20 @@ class PeerSockets:
     def listen(self, wanted: bool) -> None:
         """Hear unknown sources or leave them to another process that has the listening socket; peers are heard."""
         self._is_listening = wanted
-        self._hear_unknown()
+        if self._epoll:
+            self._hear_unknown()
+        elif self._on_ready:
+            self.watch(self._on_ready)
 
     def watch(self, on_ready: Callable[[], None]) -> None:
         """Have the event loop call `on_ready` when something has come to any of them, until `close`."""
+        self._on_ready = on_ready
         if self._epoll:
             self._loop.watch(self._epoll.fileno(), on_ready)
         elif self._is_listening:
             self._listening.watch(self._loop, on_ready)
+        else:
+            self._loop.forget(self._listening.fileno())
 
     def close(self) -> None:
         """Shut all sockets but the listening one; nobody opens any more."""
