@@ -67,7 +67,7 @@ def least_limit(params: ConversationParams, sessions: int) -> int:
 
 
 def check_limit(config: ClientConfig | ServerConfig, params: ConversationParams) -> None:
-    """Raises: ConfigError for a `--memlimit` too small for a client's sessions, or for one of each of a server's workers."""
+    """Raises: ConfigError for a `--memlimit` too small for a client's sessions, or one of each worker of a server."""
     sessions, workers = (config.conn, 1) if isinstance(config, ClientConfig) else (1, config.workers)
     least = least_limit(params, sessions) * workers
     if 0 < config.memlimit < least:
