@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from signal import SIGHUP, SIGKILL, SIGTERM, Signals
 from time import sleep, time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kcptun_lite import __version__, log
 from kcptun_lite.app import signals
@@ -35,7 +35,12 @@ from kcptun_lite.net.event_loop import EventLoop
 from kcptun_lite.net.session.update_thread import monotonic_ms
 from kcptun_lite.net.udp.shared_port import SharedPorts
 
+if TYPE_CHECKING:
+    from kcptun_lite.app.notify import Notifier
+    from kcptun_lite.app.status_file import StatusFile
+
 HOUSEKEEPING = 1000  # ms
+BRIEF = 0.02  # s between two looks at something that is about to happen
 BEGIN_LIMIT = 30_000  # ms until a worker must serve
 FIRST_PAUSE, LAST_PAUSE = 1000, 30_000  # ms before a worker is started again, doubled each time ...
 GOOD_LIFE = 60_000  # ms ... unless it has lived so long
@@ -63,7 +68,6 @@ class Parent:
         self._is_reload_wanted = False
         self._started_at = monotonic_ms()
         self._looked_at = 0
-        self._asked_at = 0
         self._snmp_log = SnmpLog(self._config.snmplog, self._config.snmpperiod)
         self._status_file = self._make_status_file() if self._config.status else None
         self._notifier = self._make_notifier()
@@ -110,28 +114,32 @@ class Parent:
         log.info(f"{count} workers; each has 1/{count} of --maxsessions, --maxstreams and --memlimit")
         if not self._holdings.is_steered:
             log.warning("the system cannot hold clients to their workers: what comes from them may take turns")
-        first = self._start(0)
+        try:
+            first = self._start(0)
+        except OSError as exc:
+            if not self._workers:
+                raise
+            self._stay_with_old(describe_os_error(exc))
+            return None
         while not first.is_ready:
-            number = signals.wait(0.05, signals.STOP)
-            if number in signals.STOP:
+            if signals.wait(BRIEF, signals.STOP):
                 return 0
-            ended = self._collect()
             if monotonic_ms() - first.started_at > BEGIN_LIMIT:
                 log.error(f"a worker has not begun to serve within {BEGIN_LIMIT // 1000} s")
                 first.signal(SIGKILL)
+            ended = self._collect()
             if first.pid in ended and not self._workers:
                 return abs(ended[first.pid]) or KcptunError.exit_code
             if first.pid in ended:
-                self._stay_with_old()
+                self._stay_with_old("the first new one has ended")
                 return None
-        for index in range(1, self._config.workers):
-            self._start(index)
+        self._due = dict.fromkeys(range(1, count), 0)
         return None
 
     def _work(self) -> None:
         """Until a signal to stop; nothing that fails here ends the program."""
         is_told = False
-        while (number := signals.wait(self._patience(), signals.OF_PARENT)) not in signals.STOP:
+        while (number := signals.wait(self._patience() if is_told else BRIEF, signals.OF_PARENT)) not in signals.STOP:
             for wanted, step in (
                 (signals.CHILD, self._bury),
                 (signals.REPORT, self._report),
@@ -174,22 +182,18 @@ class Parent:
     def _shut_down(self) -> None:
         if self._notifier:
             self._notifier.stopping()
-        self._end(list(self._workers.values()))
+        for worker in self._workers.values():
+            worker.signal(SIGTERM)
+        deadline = monotonic_ms() + STOP_LIMIT
+        while self._workers:
+            if monotonic_ms() >= deadline:
+                for worker in self._workers.values():
+                    worker.signal(SIGKILL)
+            sleep(BRIEF)
+            self._collect()
         self._loop.stop()
         if self._status_file:
             self._status_file.remove()
-
-    def _end(self, workers: list[Worker]) -> None:
-        """End these workers, and wait until they have."""
-        for worker in workers:
-            worker.signal(SIGTERM)
-        deadline = monotonic_ms() + STOP_LIMIT
-        while any(worker.pid in self._workers for worker in workers):
-            if monotonic_ms() >= deadline:
-                for worker in workers:
-                    worker.signal(SIGKILL)
-            sleep(0.02)
-            self._collect()
 
     # -- workers -------------------------------------------------------------------------------
 
@@ -326,12 +330,14 @@ class Parent:
             worker.heard_at = monotonic_ms()
             self._add(worker)
 
-    def _stay_with_old(self) -> None:
+    def _stay_with_old(self, why: str) -> None:
         """The new program cannot serve: those that can go on."""
-        log.error("reload: a new worker could not begin; the old ones go on")
+        log.error(f"reload: new workers cannot serve ({why}); the old ones go on")
         self._generation = 1 - self._generation
         for worker in self._workers.values():
             worker.is_old = False
+        served = {worker.index for worker in self._workers.values()}
+        self._due = {index: 0 for index in range(self._config.workers) if index not in served}
 
     def _drain_old(self) -> None:
         for worker in self._workers.values():
@@ -356,12 +362,12 @@ class Parent:
         for worker in ready:
             worker.ask(COUNTERS)
         while monotonic_ms() < asked_at + ANSWER_LIMIT and any(worker.heard_at < asked_at for worker in ready):
-            sleep(0.01)
+            sleep(BRIEF)
         counters = self._counters()
         fields = {name: getattr(counters, CSV_COLUMNS[name]) for name in CSV_COLUMNS}
         log.info(snmp_line(counters), "counters", **fields)
 
-    def _make_status_file(self) -> Any:
+    def _make_status_file(self) -> "StatusFile":
         from kcptun_lite.app.status_file import StatusFile
 
         return StatusFile(self._config.status, self._loop, self._status)
@@ -381,7 +387,7 @@ class Parent:
 
     # -- systemd -------------------------------------------------------------------------------
 
-    def _make_notifier(self) -> Any:
+    def _make_notifier(self) -> "Notifier | None":
         if "NOTIFY_SOCKET" not in os.environ:
             return None
         from kcptun_lite.app.notify import Notifier

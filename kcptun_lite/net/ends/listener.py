@@ -175,7 +175,7 @@ class Listener:
                 return self._receive_from_elsewhere(known, address, local, packets[index:], now)
             siblings = None if is_handed else self._siblings  # what was handed on is not handed back
             if siblings and siblings.hand_on(conv, self, address, local, packets[index:]):
-                return True
+                return False  # whether it was of use the sibling finds out; it may be replayed
             is_first = cmd == KCP_PUSH and sn == 0
             if is_first and not self._table.has_ended(conv):
                 session = self._create(conv, address, local, fec=at > 0, now=now)

@@ -4,7 +4,8 @@ In      conversations as they begin and end; packets of one that a sibling has
 Out     the same told to the siblings; packets handed on by them, to the listener of the port they came to
 Knows   unix datagram sockets, who has what. Not: sessions, encryption
 Wire    one kind, one slot, then numbers of 32 bits, or packets behind what `marshal` makes of their source and lengths
-Cost    loaded with --workers alone; a message to each sibling for each session; 10 us for each batch that is handed on
+Cost    loaded with --workers alone; a message to each sibling for each session; for each batch that is handed on 20 to
+        45 us, of both
 
 A client that changes its address may reach another worker. That one opens its packets, and hands on those of a
 conversation that a sibling has. The sibling treats them as its own: it validates the address, follows the client there,
