@@ -79,7 +79,10 @@ def read_settings(origin: Origin, config: Plain) -> Job:
     if status or not found[0]:
         lines = found[1].decode(errors="replace").strip().splitlines()
         raise ConfigError(lines[-1] if lines else "the settings could not be read")
-    job: Job = marshal.loads(found[0])
+    try:
+        job: Job = marshal.loads(found[0])
+    except (EOFError, TypeError, ValueError):
+        raise ConfigError("the program is of another Python now, which takes a restart") from None
     for name in ("listen", "workers"):
         if job["config"][name] != config[name]:
             before, after = (Endpoint(*one[name]) if name == "listen" else one[name] for one in (config, job["config"]))
@@ -110,18 +113,13 @@ def _read_all(pid: int, *descriptors: int) -> list[bytes]:
 
 
 def execute(job: Job, inherited: Inherited | None) -> NoReturn:
-    """Become the parent that `job` tells of. Raises: OSError, ConfigError."""
+    """Become the parent that `job` tells of. Raises: OSError."""
     python = Python(*job["python"])
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
     what: Any = job["path"], job["python"], job["config"], job["origin"], inherited
-    data = marshal.dumps(what)
-    try:
-        if os.write(writer, data) != len(data):
-            raise BlockingIOError
-    except BlockingIOError:
-        raise ConfigError("options and environment together are too long") from None
-    os.close(writer)
+    reader = os.memfd_create("job")  # an environment may be longer than a pipe
+    with open(reader, "wb", closefd=False) as file:
+        marshal.dump(what, file)
+    os.lseek(reader, 0, os.SEEK_SET)
     kept = [reader]
     if inherited:
         holdings = inherited["holdings"]
