@@ -16,6 +16,7 @@ import marshal
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from kcptun_lite.app import signals
@@ -143,6 +144,8 @@ def _become_parent(config: ServerConfig, warnings: list[str], environment: dict[
     }
     preview.check(config)  # here, as the parent has nothing that is needed for it
     if pipe:
+        import_module("kcptun_lite.app.workers.parent")  # an upgrade that is broken is found out here
+        import_module("kcptun_lite.app.workers.server")
         with open(int(pipe), "wb") as file:
             marshal.dump(cast(Any, job), file)
         raise SystemExit(0)

@@ -3,7 +3,7 @@
 In      conversations as they begin and end; packets of one that a sibling has
 Out     the same told to the siblings; packets handed on by them, to the listener of the port they came to
 Knows   unix datagram sockets, who has what. Not: sessions, encryption
-Wire    one kind, one slot, then numbers of 32 bits, or packets behind what `marshal` makes of their source and lengths
+Wire    a head of 8 bytes, then numbers of 32 bits, or packets behind what `marshal` makes of their source and lengths
 Cost    loaded with --workers alone; a message to each sibling for each session; for each batch that is handed on 20 to
         45 us, of both
 
@@ -34,7 +34,8 @@ CONVS_MAX = 4096  # in one message
 MESSAGES_AT_ONCE = 64  # read before others have their turn
 GREETING_LIMIT = 1.0  # s that a new worker waits for what its siblings have
 
-_HEAD = struct.Struct("=BBH")  # kind, slot of the sender, bytes of what marshal has made
+FORMAT = 1  # of all messages: workers of an older program, after an upgrade, do not take in what they would not read
+_HEAD = struct.Struct("=BBBxI")  # FORMAT, kind, slot of the sender, bytes of what marshal has made
 _ROOM = 64 * 1024  # bytes; more than the longest message
 
 
@@ -144,7 +145,7 @@ class Siblings:
 
     def _send(self, slot: int, kind: Kind, parts: Sequence[bytes | memoryview], size: int) -> bool:
         try:
-            self._outboxes[slot].sendmsg([_HEAD.pack(kind, self._slot, size), *parts])
+            self._outboxes[slot].sendmsg([_HEAD.pack(FORMAT, kind, self._slot, size), *parts])
         except OSError:  # full, or no memory
             self.counters.send_drops += 1
             return False
@@ -161,7 +162,9 @@ class Siblings:
             self._take(self._buffer[:size])
 
     def _take(self, message: memoryview) -> None:
-        kind, slot, size = _HEAD.unpack_from(message)
+        form, kind, slot, size = _HEAD.unpack_from(message)
+        if form != FORMAT:
+            return
         body = message[_HEAD.size :]
         if kind == Kind.PACKETS:
             number, address, local, lengths = marshal.loads(body[:size])
