@@ -70,6 +70,7 @@ class Parent:
         self._looked_at = 0
         self._snmp_log = SnmpLog(self._config.snmplog, self._config.snmpperiod)
         self._status_file = self._make_status_file() if self._config.status else None
+        self._has_status = False
         self._notifier = self._make_notifier()
 
     # -- life ----------------------------------------------------------------------------------
@@ -167,7 +168,7 @@ class Parent:
             lambda now: self._snmp_log.tick(now, self._counters),
             self._tell_systemd,
             lambda now: self._reload_if_wanted(),
-            *([self._status_file.tick] if self._status_file else ()),
+            self._show_status,
         ]
 
     def _patience(self) -> float:
@@ -371,6 +372,12 @@ class Parent:
         from kcptun_lite.app.status_file import StatusFile
 
         return StatusFile(self._config.status, self._loop, self._status)
+
+    def _show_status(self, now: int) -> None:
+        """Once all workers have told theirs: half of the sums would look as if the rest were gone."""
+        self._has_status = self._has_status or all(worker.status for worker in self._workers.values())
+        if self._status_file and self._has_status:
+            self._status_file.tick(now)
 
     def _status(self) -> dict[str, Any]:
         own = {
