@@ -132,7 +132,7 @@ def _replay(nat: Nat, address: str) -> None:
     host, _, port = address.rpartition(":")
     for _ in range(32):
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            sock.settimeout(5.0)
+            sock.settimeout(20.0)  # some workers may still be starting; what comes meanwhile waits
             sock.sendto(next(iter(nat.first.values())), (host, int(port)))
             sock.recv(2048)  # it is told what has come already, or that there is nothing
 
