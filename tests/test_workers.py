@@ -41,6 +41,13 @@ def workers(server: Program) -> dict[int, int]:
     return found
 
 
+def start_workers(kind: str, options: dict[str, object]) -> tuple[Program, str]:
+    """A server of whose workers all have been started, and its address."""
+    server, address = start_server(kind, options)
+    wait_until(lambda: len(workers(server)) == options["workers"], "all workers")
+    return server, address
+
+
 def status(path: Path) -> dict[str, object]:
     """What the server tells now."""
     with socket.socket(socket.AF_UNIX) as sock:
@@ -66,7 +73,7 @@ def pss(pid: int) -> int:
 def test_only_the_clients_of_a_worker_that_is_killed_notice_it(tmp_path: Path) -> None:
     path = tmp_path / "status"
     with Target(echo_handler) as target, ExitStack() as stack:
-        server, address = start_server("ours", {**FAST, "target": target.address, "workers": 2, "status": path})
+        server, address = start_workers("ours", {**FAST, "target": target.address, "workers": 2, "status": path})
         stack.enter_context(running(server))
         client, local = start_client("ours", {**FAST, "remoteaddr": address, "conn": 16})
         stack.enter_context(running(client))
@@ -95,7 +102,7 @@ def _answers(local: str) -> bool:
 
 def test_clients_that_change_their_address_live_on_whatever_worker_they_reach() -> None:
     with Target(echo_handler) as target, ExitStack() as stack:
-        server, address = start_server("ours", {**FAST, "target": target.address, "workers": 4})
+        server, address = start_workers("ours", {**FAST, "target": target.address, "workers": 4})
         stack.enter_context(running(server))
         nat = stack.enter_context(Nat(address))
         client, local = start_client("ours", {**FAST, "remoteaddr": nat.address, "conn": 100})
@@ -111,7 +118,7 @@ def test_clients_that_change_their_address_live_on_whatever_worker_they_reach() 
 
 def test_a_recorded_first_packet_makes_no_session_at_another_worker() -> None:
     with Target(echo_handler) as target, ExitStack() as stack:
-        server, address = start_server("ours", {**FAST, "target": target.address, "workers": 4})
+        server, address = start_workers("ours", {**FAST, "target": target.address, "workers": 4})
         stack.enter_context(running(server))
         nat = stack.enter_context(Nat(address))
         client, local = start_client("ours", {**FAST, "remoteaddr": nat.address})
@@ -141,7 +148,7 @@ def test_a_range_of_ports_is_shared_and_a_session_may_move_between_them() -> Non
     with Target(echo_handler) as target, ExitStack() as stack:
         first = _free_range(4)
         listen = f"127.0.0.1:{first}-{first + 3}"
-        server, _ = start_server("ours", {**FAST, "target": target.address, "workers": 2, "listen": listen})
+        server, _ = start_workers("ours", {**FAST, "target": target.address, "workers": 2, "listen": listen})
         stack.enter_context(running(server))
         server.wait_for_log("listening on: 127.0.0.1")
         nats = [stack.enter_context(Nat(f"127.0.0.1:{first + number}")) for number in range(4)]
@@ -176,7 +183,7 @@ def test_a_reload_resets_no_stream_and_new_ones_work_at_once(kind: str) -> None:
         require_newest()
     with Target(echo_handler) as target, ExitStack() as stack:
         options = {**FAST, "target": target.address, "workers": 2}
-        server, address = start_server("ours", options)
+        server, address = start_workers("ours", options)
         stack.enter_context(running(server))
         client, local = start_client(kind, {**FAST, "smuxver": 1, "remoteaddr": address, "conn": 4})
         stack.enter_context(running(client))
@@ -205,7 +212,7 @@ def test_a_stream_that_outlasts_the_drain_is_cut_and_its_session_goes_on() -> No
     """With a client of Go, which would else take half a minute to notice that its session is gone."""
     require("kcptun-client")
     with Target(echo_handler) as target, ExitStack() as stack:
-        server, address = start_server("ours", {**FAST, "target": target.address, "workers": 2, "drain": 1})
+        server, address = start_workers("ours", {**FAST, "target": target.address, "workers": 2, "drain": 1})
         stack.enter_context(running(server))
         client, local = start_client("go", {**FAST, "remoteaddr": address})
         stack.enter_context(running(client))
@@ -231,12 +238,11 @@ def test_settings_are_read_again_and_bad_ones_change_nothing(tmp_path: Path) -> 
 
         since = 0
         settings.write_text(json.dumps({"target": "127.0.0.1:1"}))
-        server, address = start_server("ours", {**FAST, "target": "127.0.0.1:1", "workers": 2, "c": settings})
+        server, address = start_workers("ours", {**FAST, "target": "127.0.0.1:1", "workers": 2, "c": settings})
         stack.enter_context(running(server))
         client, local = start_client("ours", {**FAST, "remoteaddr": address})
         stack.enter_context(running(client))
         server.wait_for_log("listening on")
-        wait_until(lambda: len(workers(server)) == 2, "both workers")
         before = workers(server)
         for values, sentence in (
             ({"mtu": 2000}, "reload: kcptun-lite-server: .*mtu.* out of range.*; nothing has changed"),
@@ -259,11 +265,10 @@ def test_an_upgrade_comes_in_and_a_broken_one_leaves_the_old_workers(tmp_path: P
     installed = tmp_path / "kcptun_lite"
     shutil.copytree(ROOT / "kcptun_lite", installed, ignore=shutil.ignore_patterns("__pycache__"))
     with Target(echo_handler) as target, ExitStack() as stack:
-        server, address = start_server(f"ours@{tmp_path}", {**FAST, "target": target.address, "workers": 2})
+        server, address = start_workers(f"ours@{tmp_path}", {**FAST, "target": target.address, "workers": 2})
         stack.enter_context(running(server))
         client, local = start_client("ours", {**FAST, "remoteaddr": address})
         stack.enter_context(running(client))
-        wait_until(lambda: len(workers(server)) == 2, "both workers")
         (installed / "__init__.py").write_text('"""A newer one."""\n\n__version__ = "9.9.9"\n')
         server._process.send_signal(signal.SIGUSR2)
         server.wait_for_log("version: 9.9.9")
@@ -286,8 +291,7 @@ def test_an_upgrade_comes_in_and_a_broken_one_leaves_the_old_workers(tmp_path: P
 
 def test_who_stops_or_loses_the_parent_stops_the_workers() -> None:
     for number in signal.SIGTERM, signal.SIGKILL:
-        server, _ = start_server("ours", {**FAST, "target": "127.0.0.1:1", "workers": 2})
-        wait_until(lambda server=server: len(workers(server)) == 2, "both workers")
+        server, _ = start_workers("ours", {**FAST, "target": "127.0.0.1:1", "workers": 2})
         pids = _children(server)
         assert server.stop(number, timeout=8.0) == (0 if number == signal.SIGTERM else -signal.SIGKILL)
         wait_until(lambda pids=pids: not any(Path(f"/proc/{pid}").exists() for pid in pids), "no worker is left", 8.0)
@@ -298,9 +302,8 @@ def test_the_parent_is_small_and_each_worker_no_larger_than_one_process() -> Non
         options = {**FAST, "target": "127.0.0.1:1"}
         alone, _ = start_server("ours", options)
         stack.enter_context(running(alone))
-        server, _ = start_server("ours", {**options, "workers": 2})
+        server, _ = start_workers("ours", {**options, "workers": 2})
         stack.enter_context(running(server))
-        wait_until(lambda: len(workers(server)) == 2, "both workers")
         server.counters()  # all have answered
         assert pss(server.pid) <= 12 * 1024
         assert all(pss(pid) <= 1.1 * pss(alone.pid) for pid in _children(server))

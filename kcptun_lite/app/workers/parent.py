@@ -302,23 +302,24 @@ class Parent:
         try:
             job = reload.read_settings(self._origin, self._plain)
         except KcptunError as exc:
-            reload.refuse(exc)
+            log.error(f"reload: {exc}; nothing has changed")
             return
         log.info("reload: new workers take over", "reload")
-        self._loop.stop()
-        if self._status_file:
+        if self._status_file and job["config"]["status"] != self._config.status:  # else it is replaced
             self._status_file.remove()
         workers = list(self._workers.values())
-        reload.execute(
-            job,
-            {
-                "holdings": self._holdings.numbers,
-                "workers": [(one.index, one.slot, one.pid, one.channel.fileno(), one.started_at) for one in workers],
-                "retired": self._retired,
-                "generation": self._generation,
-                "started_at": self._started_at,
-            },
-        )
+        inherited: reload.Inherited = {
+            "holdings": self._holdings.numbers,
+            "workers": [(one.index, one.slot, one.pid, one.channel.fileno(), one.started_at) for one in workers],
+            "retired": self._retired,
+            "generation": self._generation,
+            "started_at": self._started_at,
+        }
+        try:
+            reload.execute(job, inherited)
+        except OSError as exc:
+            reload.close_to_children(inherited)
+            log.error(f"reload: {describe_os_error(exc)}; nothing has changed")
 
     def _go_on(self, inherited: reload.Inherited) -> None:
         """Take what the parent has left that this process was before."""

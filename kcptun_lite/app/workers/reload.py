@@ -15,7 +15,6 @@ import select
 from signal import SIGKILL
 from typing import Any, NoReturn, TypedDict
 
-from kcptun_lite import log
 from kcptun_lite.app.config import JOB_VARIABLE, Endpoint, Plain
 from kcptun_lite.app.workers.holdings import Numbers
 from kcptun_lite.app.workers.process import Python
@@ -127,18 +126,16 @@ def execute(job: Job, inherited: Inherited | None) -> NoReturn:
         kept += [channel for _, _, _, channel, _ in inherited["workers"]]
     for number in kept:
         os.set_inheritable(number, True)
-    os.execve(python.executable, python.arguments("workers.parent", reader), job["environment"])
+    try:
+        os.execve(python.executable, python.arguments("workers.parent", reader), job["environment"])
+    finally:  # it has failed
+        os.close(reader)
 
 
 def close_to_children(inherited: Inherited) -> None:
-    """After `execute`: no child gets a descriptor that is not meant for it."""
+    """After `execute`, or if that fails: no child gets a descriptor that is not meant for it."""
     holdings = inherited["holdings"]
     for number in [*holdings["ports"], *(one for box in holdings["inboxes"] for one in box)]:
         os.set_inheritable(number, False)
     for _, _, _, channel, _ in inherited["workers"]:
         os.set_inheritable(channel, False)
-
-
-def refuse(error: Exception) -> None:
-    """Tell that nothing has changed."""
-    log.error(f"reload: {error}; nothing has changed")
