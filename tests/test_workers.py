@@ -35,9 +35,10 @@ def running(*programs: Program) -> Iterator[None]:
 def workers(server: Program) -> dict[int, int]:
     """Number, from 1 on, -> pid of each worker that runs; the latest of each number."""
     found = {}
-    for pid in map(int, Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()):
-        if match := re.search(r"worker (\d+)", Path(f"/proc/{pid}/cmdline").read_text()):
-            found[int(match[1])] = pid
+    for pid in _children(server):
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            if match := re.search(r"worker (\d+)", Path(f"/proc/{pid}/cmdline").read_text()):
+                found[int(match[1])] = pid
     return found
 
 

@@ -3,7 +3,7 @@
 In      a configuration, how Python is started; signals; what workers tell
 Out     running workers; log, counters and status of the whole server; an exit code
 Knows   when a worker is wanted, and when it is not any more. Not: sessions, encryption
-Cost    10 MiB of its own, 1 more with --status; per worker a question and an answer each second
+Cost    8 MiB (PSS), with --status; for each worker a question and an answer each second
 
 It serves nothing itself, so it has no reason to die. What it holds outlives each worker: the ports, and the inbox in
 which others leave what is meant for one (net/ends/siblings). A worker that is started again finds there what has come
