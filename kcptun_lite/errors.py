@@ -63,6 +63,10 @@ class SessionClosed(SessionError):
     """The session was closed by this end."""
 
 
+class SessionMoved(SessionClosed):
+    """Another process goes on with the session."""
+
+
 class SessionRefused(SessionError):
     """The server has no room for another session."""
 

@@ -153,6 +153,7 @@ _path = ""
 _descriptor = STDERR
 _level = Level.INFO
 _quiet = False
+_is_hushed = False
 _is_journal = False
 _sink = _Sink(lambda data: os.write(STDERR, data))
 _syslog: _Syslog | None = None
@@ -193,6 +194,12 @@ def setup(
     _is_journal = not path and not _syslog and stderr_is_journal()
     _body = _json_body() if is_json else _bare_body if _syslog or _is_journal else _go_body
     _sink = _Sink((lambda data: os.write(descriptor, data)) if path else _sender_to_stderr())
+
+
+def hush(is_hushed: bool) -> None:
+    """Leave out all but errors, or no more: for a process whose start says what another one has said already."""
+    global _is_hushed
+    _is_hushed = is_hushed
 
 
 def reopen() -> None:
@@ -290,7 +297,7 @@ def _new_key_locked(key: str, now_s: float) -> _Key:
 
 
 def _write(level: Level, text: str, fields: Fields) -> None:
-    if level > _level:
+    if level > _level or (_is_hushed and level != Level.ERROR):
         return
     if _syslog:
         _syslog.write(level, _body(level, text, fields))

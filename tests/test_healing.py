@@ -4,77 +4,20 @@ Bounds are those users are promised, with the anchors of the Go program (60 to 9
 """
 
 import os
-import select
 import signal
-import socket
-import threading
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from time import monotonic, sleep
 
 import pytest
 
+from tests.nat import Nat, udp
 from tests.programs import Program, Tunnel, require, start_client, start_server, wait_until
 from tests.traffic import Target, connect, echo_handler, exchange, exchange_handler, receive_exactly
 from tools.lossy_proxy import Link
 
 FAST = {"mode": "fast3", "sndwnd": 512, "rcvwnd": 512, "datashard": 0, "parityshard": 0}
 BACK_WITHIN = 3.0  # s after a server is back, until new connections work
-
-
-class Nat:
-    """A UDP path from one client to one server that can be cut, and can give the client another address."""
-
-    def __init__(self, server: str) -> None:
-        host, _, port = server.rpartition(":")
-        self._server = (host, int(port))
-        self._inside = _udp()
-        self._outside = _udp()
-        self._client: tuple[str, int] | None = None
-        self._over = threading.Event()
-        self.is_cut = False
-        self.recorded: deque[bytes] = deque(maxlen=200)
-        "what the client has sent last"
-        self.address = f"127.0.0.1:{self._inside.getsockname()[1]}"
-        self._thread = threading.Thread(target=self._run, name="nat")
-
-    def __enter__(self) -> "Nat":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._over.set()
-        self._thread.join()
-        self._inside.close()
-        self._outside.close()
-
-    def rebind(self) -> None:
-        """The client has another address from now on."""
-        old, self._outside = self._outside, _udp()
-        old.close()
-
-    def _run(self) -> None:
-        while not self._over.is_set():
-            inside, outside = self._inside, self._outside
-            with suppress(OSError, ValueError):  # rebound meanwhile
-                for ready in select.select([inside, outside], [], [], 0.05)[0]:
-                    data, source = ready.recvfrom(2048)
-                    if self.is_cut:
-                        continue
-                    if ready is inside:
-                        self._client = source
-                        outside.sendto(data, self._server)
-                        self.recorded.append(data)
-                    elif self._client:
-                        inside.sendto(data, self._client)
-
-
-def _udp() -> socket.socket:
-    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
-    sock.bind(("127.0.0.1", 0))
-    return sock
 
 
 @contextmanager
@@ -138,7 +81,7 @@ def test_replayed_packets_move_no_session() -> None:
         server, address = start_server("ours", {**FAST, "target": target.address})
         with running(server), Nat(address) as nat:
             client, peer_socket = start_client("ours", {**FAST, "remoteaddr": nat.address})
-            with running(client), connect(peer_socket) as sock, _udp() as thief:
+            with running(client), connect(peer_socket) as sock, udp() as thief:
                 host, _, port = address.rpartition(":")
                 taken: list[bytes] = []
                 for number in range(20):
@@ -167,7 +110,7 @@ def test_an_outage_loses_no_stream() -> None:
 
 
 def test_a_dead_server_is_passed_over_for_the_next_one() -> None:
-    with Target(echo_handler) as target, _udp() as silent:
+    with Target(echo_handler) as target, udp() as silent:
         server, address = start_server("ours", {**FAST, "target": target.address})
         dead = f"127.0.0.1:{silent.getsockname()[1]}"
         with running(server):

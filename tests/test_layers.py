@@ -19,6 +19,7 @@ FLOORS: tuple[set[str], ...] = (
     {"core.params", "core.glance"},
     {"core.streams"},
     {"core.conversation"},
+    {"core.resting"},
     {"net.event_loop"},
     {"net.udp"},
     {"net.session"},

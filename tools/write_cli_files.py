@@ -35,7 +35,8 @@ SECTIONS = (
     (
         "Signals",
         ".TP\nSIGTERM, SIGINT\nstop within three seconds\n.TP\nSIGHUP\nopen \\-\\-log anew; a client also dials again\n"
-        ".TP\nSIGUSR1\nwrite the counters to the log",
+        ".TP\nSIGUSR1\nwrite the counters to the log\n"
+        ".TP\nSIGUSR2\nof a server with \\-\\-workers: read the settings again, and have new workers take over",
     ),
     (
         "Environment",

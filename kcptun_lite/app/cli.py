@@ -16,9 +16,11 @@ import marshal
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NoReturn
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from kcptun_lite.app import signals
+from kcptun_lite.app.config import JOB_VARIABLE, ServerConfig
 from kcptun_lite.errors import ConfigError, KcptunError
 from kcptun_lite.log import SEVERITIES, Level, escape, stderr_is_journal
 
@@ -31,7 +33,7 @@ SECRETS = ("KCPTUN_KEY", "SS_PLUGIN_OPTIONS")  # variables that the key may be i
 # one may be in the C library's resolver for as long as that likes.
 BOOTSTRAP = (
     "import sys, marshal, os; p = os.fdopen({pipe}, 'rb'); sys.path[:], *job = marshal.load(p); p.close(); "
-    "from kcptun_lite.app.worker import main; os._exit(main(*job))"
+    "from kcptun_lite.app.{module} import main; os._exit(main(*job))"
 )
 
 # What the worker's C libraries read from the environment; what the user has set stays. Measured: a bulk transfer
@@ -72,9 +74,12 @@ def main(program: "Program", arguments: Sequence[str]) -> NoReturn:
     from kcptun_lite.app.parsing import parse  # which takes half of the time till the worker starts
 
     _open_standard_files()
+    environment = dict(os.environ)
     try:
         config, warnings = parse(program, arguments, os.environ, _read_file)
         _tune_libraries(config.gogc)
+        if isinstance(config, ServerConfig) and (config.workers > 1 or JOB_VARIABLE in environment):
+            _become_parent(config, warnings, environment)
         job = marshal.dumps((_import_path(), program, config.pack(), warnings))
         _become_worker(program, config.name, job)
     except KcptunError as error:
@@ -108,12 +113,44 @@ def _become_worker(program: "Program", name: str, job: bytes) -> NoReturn:
         raise ConfigError("the options together are too long; shorten --key") from None
     os.close(writer)
     os.set_inheritable(reader, True)
-    code = BOOTSTRAP.format(pipe=reader)
+    code = BOOTSTRAP.format(pipe=reader, module="worker")
     signals.block()  # a signal while the interpreter starts again waits for the worker's `hold`
     try:
         os.execv(sys.executable, [_title(program, name), *_interpreter_options(), "-S", "-P", "-c", code, program])
     except OSError as error:
         raise KcptunError(f"Python ({sys.executable!r}) cannot be started: {error.strerror}") from error
+
+
+def _become_parent(config: ServerConfig, warnings: list[str], environment: dict[str, str]) -> NoReturn:
+    """Of a server with workers; for a reload, tell what would be run."""
+    from kcptun_lite.app import preview
+    from kcptun_lite.app.workers import reload
+
+    pipe = environment.pop(JOB_VARIABLE, "")
+    for variable in (*SECRETS, JOB_VARIABLE):
+        os.environ.pop(variable, None)
+    path = _import_path()
+    python = sys.executable, _title("server", config.name), _interpreter_options(), path, BOOTSTRAP
+    job: reload.Job = {
+        "path": path,
+        "python": python,
+        "config": config.pack(),
+        "origin": {
+            "command": [sys.executable, *sys.orig_argv[1:]],
+            "environment": environment,
+            "warnings": warnings,
+        },
+        "environment": dict(os.environ),
+    }
+    preview.check(config)  # here, as the parent has nothing that is needed for it
+    if pipe:
+        import_module("kcptun_lite.app.workers.parent")  # an upgrade that is broken is found out here
+        import_module("kcptun_lite.app.workers.server")
+        with open(int(pipe), "wb") as file:
+            marshal.dump(cast(Any, job), file)
+        raise SystemExit(0)
+    signals.block()
+    reload.execute(job, None)
 
 
 def _title(program: "Program", name: str) -> str:

@@ -17,8 +17,9 @@ from kcptun_lite.app.config import ClientConfig
 from kcptun_lite.app.diagnosis import diagnose
 from kcptun_lite.app.dialects import describe_found, likely_dialects
 from kcptun_lite.app.evidence import gather
+from kcptun_lite.app.listening import cannot_listen
 from kcptun_lite.app.path_manager import PathManager
-from kcptun_lite.app.tunnel import Tunnel, cannot_listen
+from kcptun_lite.app.tunnel import Tunnel
 from kcptun_lite.core.crypt.crypt import fitting_methods
 from kcptun_lite.core.mux.dialect import Dialect
 from kcptun_lite.errors import (

@@ -17,6 +17,9 @@ from kcptun_lite import __version__
 Plain = dict[str, Any]
 "names and values that marshal can carry"
 
+JOB_VARIABLE = "_KCPTUN_LITE_JOB"
+"descriptor to which a started program writes what it would run, and ends (app/workers/reload)"
+
 
 class Endpoint(NamedTuple):
     """Where to listen or to connect: a host with one port or a range of them, or a unix socket."""
@@ -166,6 +169,10 @@ class ServerConfig(CommonConfig):
     maxsessions: int
     strict: bool
     "clients with another smuxver or nocomp are not served"
+    workers: int
+    "processes; more than 1: under a parent (app/workers)"
+    drain: int
+    "s that old workers go on after a reload"
 
     @classmethod
     def unpack(cls, values: Plain) -> Self:

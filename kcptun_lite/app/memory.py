@@ -67,11 +67,12 @@ def least_limit(params: ConversationParams, sessions: int) -> int:
 
 
 def check_limit(config: ClientConfig | ServerConfig, params: ConversationParams) -> None:
-    """Raises: ConfigError for a `--memlimit` that cannot hold the client's sessions, or one of the server's."""
-    sessions = config.conn if isinstance(config, ClientConfig) else 1
-    least = least_limit(params, sessions)
+    """Raises: ConfigError for a `--memlimit` too small for a client's sessions, or one of each worker of a server."""
+    sessions, workers = (config.conn, 1) if isinstance(config, ClientConfig) else (1, config.workers)
+    least = least_limit(params, sessions) * workers
     if 0 < config.memlimit < least:
         what = "one session" if sessions == 1 else f"{sessions} sessions (--conn)"
+        what += f" of each of {workers} workers" if workers > 1 else ""
         least_mib = -(-least // MIB)
         raise ConfigError(
             f"--memlimit: {config.memlimit} bytes cannot hold {what}; write {least_mib}M or more, or 0 for no limit"

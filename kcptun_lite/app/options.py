@@ -29,6 +29,7 @@ WINDOWS = {"client": (128, 512), "server": (1024, 1024)}  # sndwnd and rcvwnd of
 
 MTU_MIN = 50  # bytes; kcp-go ignores less
 KEEPALIVE_MAX_S = 30  # smux drops a peer that is silent for 30 s, and beats at least that often
+WORKERS_MAX = 64
 FRAME_MAX = 0xFFFF  # bytes; the length of a smux frame has 16 bits
 
 BASIC, TUNING, STREAMS, REPORTS, EXPERT = "basic", "tuning", "streams and memory", "log and statistics", "expert"
@@ -299,6 +300,22 @@ OPTIONS: tuple[Option, ...] = (
     _option("closewait", _count, "300", STREAMS, "seconds without a byte after which a half-closed stream is cut"),
     _option("maxstreams", _bytes, "1024", STREAMS, "streams open at most"),
     Option("maxsessions", _bytes, None, "1024", STREAMS, "sessions at most; further clients are refused"),
+    Option(
+        "workers",
+        values.NumberOrAuto(values.Number(1, WORKERS_MAX)),
+        None,
+        "1",
+        STREAMS,
+        "processes that share the sessions, as one of them uses one core; auto: one for each core",
+    ),
+    Option(
+        "drain",
+        _count,
+        None,
+        "60",
+        STREAMS,
+        "seconds that old workers serve their streams after a reload (SIGUSR2); then what is still open is cut",
+    ),
     Option(
         "strict",
         values.switch,

@@ -10,6 +10,8 @@ What counts, high to low: -c file, command line, plug-in options of shadowsocks,
 become at most one `--name=value` for each option, so that configargparse meets no value that looks like an option.
 """
 
+import os
+import socket
 import sys
 from collections.abc import Mapping, Sequence
 from string import ascii_letters, digits
@@ -28,6 +30,7 @@ from kcptun_lite.app.options import (
     MTU_MIN,
     OPTIONS,
     WINDOWS,
+    WORKERS_MAX,
     Option,
 )
 from kcptun_lite.core.batch.strided import PACKET_ALIGNMENT
@@ -276,6 +279,8 @@ class _Parsing:
             hint = f"; {slips[0]}" if slips else ""
             raise ConfigError(f"--remoteaddr is missing: write the server's address, --remoteaddr host:29900{hint}")
         self._check_sizes(found)
+        if self.program == "server":
+            self._count_workers(found)
         self._apply_mode(found)
         if self.program == "server":  # it takes its clients as they come; --strict has kcptun's defaults
             found["smuxver"], found["nocomp"] = found["smuxver"] or 1, bool(found["nocomp"])
@@ -287,6 +292,18 @@ class _Parsing:
         for name in ("tcp", "pprof"):
             if found[name]:
                 self.warnings.append(f"--{name} does nothing in kcptun_lite")
+
+    def _count_workers(self, found: dict[str, Any]) -> None:
+        ports = found["listen"].port_max - found["listen"].port_min + 1
+        if found["workers"] is None:  # auto
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            found["workers"] = min(cores, WORKERS_MAX, ports if ports > 1 else cores)
+        if ports > 1 and found["workers"] > ports:
+            raise self._wrong(
+                "workers", f"{found['workers']} cannot share the {ports} ports of --listen; write {ports} or less"
+            )
+        if found["workers"] > 1 and not hasattr(socket, "SO_REUSEPORT"):
+            raise self._wrong("workers", "this system lets no two processes share a port; write 1")
 
     def _check_sizes(self, found: dict[str, Any]) -> None:
         shards = found["datashard"], found["parityshard"]

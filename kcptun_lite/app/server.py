@@ -7,6 +7,7 @@ Knows   ports, the target (docs/protocol.md, "Server program"). Not: how a sessi
 
 import socket
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 from kcptun_lite import log
 from kcptun_lite.app.config import ServerConfig
@@ -17,7 +18,8 @@ from kcptun_lite.app.diagnosis import (
     describe_strictness,
     describe_unknown_source,
 )
-from kcptun_lite.app.tunnel import Tunnel, cannot_listen
+from kcptun_lite.app.listening import cannot_listen
+from kcptun_lite.app.tunnel import Tunnel
 from kcptun_lite.core.conversation import Conversation
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.crypt.crypt import fitting_methods
@@ -30,6 +32,9 @@ from kcptun_lite.net.session.stream import Stream
 from kcptun_lite.net.tcp.target import Target
 from kcptun_lite.net.udp.address import format_address, format_host
 from kcptun_lite.net.udp.udp_socket import UdpOptions, UdpSocket
+
+if TYPE_CHECKING:
+    from kcptun_lite.net.ends.siblings import Siblings
 
 FREE_FOR_ALL = 3 / 4  # of --maxstreams; the rest is for sessions that have few ...
 SMALL_SHARE = 16  # ... no more than this part of them
@@ -62,18 +67,22 @@ class Server(Tunnel):
             for udp in sockets:
                 udp.close()
             raise cannot_listen("--listen", config.listen, exc) from exc.__cause__
-        self._listeners = [
-            Listener(
-                self.context,
-                udp,
-                self._table,
-                on_stream=self._on_stream,
-                on_session=self.count_session,
-                on_validated=self._on_validated,
-                on_closed=self.session_closed,
-            )
-            for udp in sockets
-        ]
+        self._listeners = [self._make_listener(udp) for udp in sockets]
+
+    def _make_listener(
+        self, udp: UdpSocket, siblings: "Siblings | None" = None, *, has_peer_sockets: bool = True
+    ) -> Listener:
+        return Listener(
+            self.context,
+            udp,
+            self._table,
+            on_stream=self._on_stream,
+            on_session=self.count_session,
+            on_validated=self._on_validated,
+            on_closed=self.session_closed,
+            siblings=siblings,
+            has_peer_sockets=has_peer_sockets,
+        )
 
     def _start(self) -> None:
         has_range = len(self._listeners) > 1

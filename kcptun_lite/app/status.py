@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from kcptun_lite import __version__
 from kcptun_lite.app.diagnosis import Diagnoses
 from kcptun_lite.app.limits import Limits
+from kcptun_lite.app.status_form import LISTED, SCHEMA
 from kcptun_lite.core.batch.pool import BufferPool
 from kcptun_lite.core.budget import UNLIMITED
 from kcptun_lite.core.counters import CSV_COLUMNS, Counters
@@ -22,10 +23,6 @@ from kcptun_lite.core.kcp.line_model import LineModel
 from kcptun_lite.net.session.session import Session
 from kcptun_lite.net.session.stream import Stream
 from kcptun_lite.net.udp.address import format_address
-
-SCHEMA = 2  # goes up when a key changes its meaning or goes; new keys leave it. 1, of before, had no number
-LISTED = 100  # sessions and connections that are told one by one: those heard last, those opened last
-BEGINNING = b'{"pid": '  # of every status, by which a file is known to be one
 
 Ends = tuple[str, str]
 "where a connection comes in and goes out, as the log writes it"
@@ -80,6 +77,7 @@ def describe(facts: Facts, *, role: str, name: str, uptime: int, now: int) -> di
         "memory": _describe_memory(facts.pool, sessions),
         "last_diagnosis": facts.diagnoses.current,
         "diagnoses": [finding._asdict() for finding in facts.diagnoses.recent],
+        "workers": [],
     }
 
 

@@ -11,11 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 from kcptun_lite import files, log
-from kcptun_lite.app.status import BEGINNING
 from kcptun_lite.app.status_socket import StatusSocket
 from kcptun_lite.errors import ConfigError, describe_os_error
 from kcptun_lite.net.event_loop import EventLoop
 
+BEGINNING = b'{"pid": '  # of every status, by which a file is known to be one
 PERIOD = 5000  # ms between two writes
 
 

@@ -8,12 +8,11 @@ Knows   lifetimes and their order. Not: who dials whom
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from errno import EACCES, EADDRINUSE
 from os import environ, getpid, getppid, kill
 from signal import Signals
 from socket import SOCK_STREAM
 from threading import Condition, Event, Lock, Thread
-from time import sleep, time
+from time import time
 from typing import TYPE_CHECKING, Any
 
 from kcptun_lite import log
@@ -21,6 +20,7 @@ from kcptun_lite.app import memory, signals
 from kcptun_lite.app.config import ClientConfig, Endpoint, ServerConfig, describe
 from kcptun_lite.app.diagnosis import REPEAT_AFTER, Diagnoses, Spoken
 from kcptun_lite.app.limits import Limits
+from kcptun_lite.app.listening import listen_patiently
 from kcptun_lite.app.shared_context import make_context, make_pads
 from kcptun_lite.app.stats import SnmpLog, snmp_line
 from kcptun_lite.core.batch.pool import BufferPool
@@ -31,7 +31,7 @@ from kcptun_lite.core.crypt.crypt import METHODS
 from kcptun_lite.core.crypt.qpp import QppStream
 from kcptun_lite.core.fec.encoder import speed_up
 from kcptun_lite.core.mux.snappy import cramjam_if_any
-from kcptun_lite.errors import REMEDIES, SessionClosed, SessionError, TransportError
+from kcptun_lite.errors import SessionClosed, SessionError, TransportError
 from kcptun_lite.net.event_loop import EventLoop
 from kcptun_lite.net.session.session import Session
 from kcptun_lite.net.session.stream import Stream
@@ -50,8 +50,6 @@ WITHOUT_CRAMJAM = (
 HOUSEKEEPING = 1.0  # s between looks at expiry, statistics, idle buffers
 FLUSH_LIMIT = 1500  # ms that a stopping program waits for its peers to acknowledge what was queued
 STOP_LIMIT = 2500  # ms after which it ends without those threads that wait for the system: a resolver, a slow reader
-PORT_PATIENCE = 5000  # ms that a port may be in use at the start: by the program that was killed just now
-PORT_LOOK = 0.1  # s
 
 
 Ends = Callable[[], tuple[str, str]]
@@ -60,6 +58,9 @@ Ends = Callable[[], tuple[str, str]]
 
 class Tunnel(ABC):
     """The frame of a program; `Client` and `Server` fill in `_start`, `_stop_accepting` and `_sessions`."""
+
+    speaks_for_all = True
+    "no parent tells what the program does"
 
     def __init__(self, config: ClientConfig | ServerConfig) -> None:
         self.config = config
@@ -82,7 +83,7 @@ class Tunnel(ABC):
         self._snmp_log = SnmpLog(config.snmplog, config.snmpperiod)
         self._limits = Limits()
         self._started_at = monotonic_ms()
-        self._status_file = self._make_status() if config.status else None
+        self._status_file = self._make_status_file() if config.status else None
         self._established = self._max_established = 0
         self._is_quiet = True
         "no buffer was wanted for a second"
@@ -196,7 +197,7 @@ class Tunnel(ABC):
         if remark := METHODS[self.config.crypt].remark:
             log.warning(f"--crypt {self.config.crypt}: {remark}")
         self.check()
-        self._listen_patiently()
+        listen_patiently(self._listen)
         signals.block()
         try:
             self.ticker.start()
@@ -207,11 +208,12 @@ class Tunnel(ABC):
             raise
         try:
             self._start()
-            self._tell_systemd()
+            self._tell_ready()
             self._work()
         finally:
             self._shut_down()
-        log.info("stopped", "stopped")
+        if self.speaks_for_all:
+            log.info("stopped", "stopped")
         return 0
 
     def check(self) -> None:
@@ -238,7 +240,7 @@ class Tunnel(ABC):
             0, params, Counters(), is_client=True, headroom=crypt.headroom, tailroom=crypt.tailroom, now=monotonic_ms()
         )
 
-    def _tell_systemd(self) -> None:
+    def _tell_ready(self) -> None:
         if "NOTIFY_SOCKET" not in environ:
             return
         from kcptun_lite.app.notify import Notifier
@@ -247,22 +249,6 @@ class Tunnel(ABC):
         if self._notifier.interval:
             self.ticker.attach(self._notifier)
         self._notifier.ready(f"listening on {self.listening}")
-
-    def _listen_patiently(self) -> None:
-        """`_listen`, again for a while if the port is in use: whoever restarts a program does not wait for its end."""
-        deadline = monotonic_ms() + PORT_PATIENCE
-        has_told = False
-        while True:
-            try:
-                return self._listen()
-            except TransportError as exc:
-                is_in_use = isinstance(exc.__cause__, OSError) and exc.__cause__.errno == EADDRINUSE
-                if not is_in_use or monotonic_ms() >= deadline:
-                    raise
-                if not has_told:
-                    log.info(f"{exc}; trying for {PORT_PATIENCE // 1000} s")
-                has_told = True
-            sleep(PORT_LOOK)
 
     def _work(self) -> None:
         """Until a signal to stop. Nothing that fails here ends the program: neither a bug nor a system that has no more
@@ -273,8 +259,11 @@ class Tunnel(ABC):
             elif number == signals.REDIAL:
                 self._try(log.reopen)
                 self._try(self._redial)
+            elif number == signals.RELOAD:
+                log.info("SIGUSR2: a reload is for a server with --workers 2 or more; nothing has changed")
             self._every_second(monotonic_ms())
-        log.info(f"stopping: {Signals(number).name}", "stopping", signal=Signals(number).name)
+        if self.speaks_for_all:
+            log.info(f"stopping: {Signals(number).name}", "stopping", signal=Signals(number).name)
 
     def _report(self) -> None:
         counters = self.counters()
@@ -308,21 +297,23 @@ class Tunnel(ABC):
             log.info("the program that has started this one is gone")
             kill(getpid(), Signals.SIGTERM)
 
-    def _make_status(self) -> "StatusFile":
-        from kcptun_lite.app.status import LISTED, Facts, describe
+    def _make_status_file(self) -> "StatusFile":
         from kcptun_lite.app.status_file import StatusFile
 
+        return StatusFile(self.config.status, self.loop, self.status)
+
+    def status(self) -> dict[str, Any]:
+        """What the program tells about itself (app/status)."""
+        from kcptun_lite.app.status import Facts, describe
+        from kcptun_lite.app.status_form import LISTED
+
         role = "client" if isinstance(self.config, ClientConfig) else "server"
-
-        def status() -> dict[str, Any]:
-            with self._lock:
-                connections = list(self._relays.values())[-LISTED:]
-            told = [(stream, ends()) for stream, ends in connections]
-            facts = Facts(self._sessions(), told, self.counters(), self._limits, self.pool, self.diagnoses)
-            now = monotonic_ms()
-            return describe(facts, role=role, name=self.config.name, uptime=now - self._started_at, now=now)
-
-        return StatusFile(self.config.status, self.loop, status)
+        with self._lock:
+            connections = list(self._relays.values())[-LISTED:]
+        told = [(stream, ends()) for stream, ends in connections]
+        facts = Facts(self._sessions(), told, self.counters(), self._limits, self.pool, self.diagnoses)
+        now = monotonic_ms()
+        return describe(facts, role=role, name=self.config.name, uptime=now - self._started_at, now=now)
 
     def _speed_parity_up(self) -> None:
         """In the main thread, as it takes its time, and the streams go on meanwhile."""
@@ -434,15 +425,3 @@ def _name(ends: Ends) -> str:
 def _is_done(session: Session) -> bool:
     """Whether nothing is to be waited for: whoever has not shown where he is may never acknowledge anything."""
     return session.is_flushed() or not session.is_validated
-
-
-def cannot_listen(option: str, endpoint: Endpoint, exc: TransportError) -> TransportError:
-    """What stopped an option's address from being listened on, with the option's name and what can be done."""
-    text, cause = str(exc), exc.__cause__
-    if isinstance(cause, OSError):
-        remedy = REMEDIES.get(cause.errno or 0, "")
-        if cause.errno == EACCES and 0 < endpoint.port_min < 1024:
-            remedy = "ports below 1024 are for root, or need CAP_NET_BIND_SERVICE"
-        if remedy and remedy not in text:
-            text += f" ({remedy})"
-    return TransportError(f"{option}: {text}")

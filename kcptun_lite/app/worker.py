@@ -9,32 +9,29 @@ Cost    see app/cli for what the two processes take
 import sys
 import threading
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from kcptun_lite import log
 from kcptun_lite.app import signals
 from kcptun_lite.app.config import ClientConfig, Plain, ServerConfig
+from kcptun_lite.app.process import set_up_log, set_up_process
 from kcptun_lite.errors import KcptunError, describe_exception
+
+if TYPE_CHECKING:
+    from kcptun_lite.app.workers.share import Place
 
 STACK_BYTES = 256 * 1024  # per thread; the default is 8 MiB of address space, which small systems count
 SWITCH_INTERVAL_S = 0.001  # how long a thread may hold the interpreter; Python's 5 ms add to every round trip
 
 
-def main(program: str, plain: Plain, warnings: Sequence[str]) -> int:
-    """Run the client or the server until it ends; returns the exit code."""
+def main(program: str, plain: Plain, warnings: Sequence[str], place: "Place | None" = None) -> int:
+    """Run the client or the server until it ends; returns the exit code. `place`: it is one of several servers."""
     signals.hold()
     threading.stack_size(STACK_BYTES)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    _name_process(f"kcptun-lite-{program}")
-    _raise_descriptor_limit()
+    set_up_process(program)
     try:
-        log.setup(
-            path=plain["log"],
-            level=log.Level[plain["loglevel"].upper()],
-            quiet=plain["quiet"],
-            program=f"kcptun-lite-{program}",
-            name=plain["name"],
-            is_json=plain["logformat"] == "json",
-        )
+        set_up_log(program, plain)
         for warning in warnings:
             log.warning(warning)
         if program == "client" and plain["check"]:
@@ -45,6 +42,11 @@ def main(program: str, plain: Plain, warnings: Sequence[str]) -> int:
             from kcptun_lite.app import client
 
             return client.run(ClientConfig.unpack(plain))
+        if place:
+            from kcptun_lite.app.workers import server as worker
+
+            log.hush(place["is_hushed"])
+            return worker.run(ServerConfig.unpack(plain), place)
         from kcptun_lite.app import server
 
         return server.run(ServerConfig.unpack(plain))
@@ -54,23 +56,3 @@ def main(program: str, plain: Plain, warnings: Sequence[str]) -> int:
     except Exception as error:  # a bug, or a system without memory, descriptors or threads to begin with
         log.error(f"cannot go on: {describe_exception(error)}")
         return KcptunError.exit_code
-
-
-def _raise_descriptor_limit() -> None:
-    """As many descriptors as the system lets us have: each stream takes one, and the usual 1024 are soon gone."""
-    try:
-        import resource
-
-        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    except (ImportError, OSError, ValueError):  # not Unix; macOS takes no "unlimited" here
-        pass
-
-
-def _name_process(name: str) -> None:
-    """What ps and pidof call the process, after exec has made it a python3 (Linux; it keeps 15 bytes)."""
-    try:
-        with open("/proc/self/comm", "w", encoding="ascii") as file:
-            file.write(name[:15])
-    except OSError:
-        pass

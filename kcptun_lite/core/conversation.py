@@ -411,11 +411,11 @@ class Conversation:
         shards, is_thrifty = (self.params.data_shards, self.params.parity_shards), self.share.is_limited
         return FecEncoder(*shards, *self._room_around, is_thrifty=is_thrifty, first_group=first_group)
 
-    def _take_shards(self, data: int, parity: int) -> None:
+    def _take_shards(self, data: int, parity: int, first_group: int = 1) -> None:
         """Send parity from now on, in the numbers that the peer uses itself."""
         if parity <= MOST_PARITY * data:
             self.params = self.params._replace(data_shards=data, parity_shards=parity)
-            self._encoder = self._make_encoder(first_group=1)
+            self._encoder = self._make_encoder(first_group)
 
     def _pull(self) -> None:
         """Move what KCP has in order up to the streams, as far as their buffers allow.

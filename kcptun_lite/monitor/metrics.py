@@ -111,6 +111,7 @@ def _gauges(running: dict[str, Status]) -> Iterator[Metric]:
     sessions = gauge("sessions", "Open sessions")
     most = gauge("sessions_peak", "Most sessions that were open at once")
     streams = gauge("connections", "Open connections")
+    workers = gauge("workers", "Workers that run, of a server with --workers")
     trouble = gauge("trouble", "Whether the tunnel says that something is wrong")
     resident = gauge("resident_memory_bytes", "Resident memory of the process")
     limit = gauge("memory_limit_bytes", "--memlimit, 0 for none")
@@ -122,6 +123,7 @@ def _gauges(running: dict[str, Status]) -> Iterator[Metric]:
         sessions.add_metric([name], status.session_count)
         most.add_metric([name], status.counters.get("MaxConn", 0))
         streams.add_metric([name], status.streams)
+        workers.add_metric([name], len(status.workers))
         trouble.add_metric([name], bool(status.last_diagnosis))
         resident.add_metric([name], status.memory_bytes)
         limit.add_metric([name], status.memory.limit_bytes)
@@ -129,7 +131,7 @@ def _gauges(running: dict[str, Status]) -> Iterator[Metric]:
         peak.add_metric([name], status.memory.peak_bytes)
         for kind in MEMORY_KINDS:
             kinds.add_metric([name, kind], getattr(status.memory, f"{kind}_bytes"))
-    yield from (start, sessions, most, streams, trouble, resident, limit, held, peak, kinds)
+    yield from (start, sessions, most, streams, workers, trouble, resident, limit, held, peak, kinds)
 
 
 def _sessions(running: dict[str, Status]) -> Iterator[Metric]:

@@ -83,6 +83,19 @@ class Diagnosis:
 
 
 @dataclass(frozen=True)
+class Worker:
+    """One process of a server with several; docs/status.md, "Of each worker"."""
+
+    pid: int
+    uptime_s: int
+    session_count: int
+    streams: int
+    in_bytes_s: int
+    out_bytes_s: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
 class Status:
     """All that a tunnel tells of one moment."""
 
@@ -111,6 +124,7 @@ class Status:
     counters: dict[str, int]
     memory: Memory
     diagnoses: list[Diagnosis]
+    workers: list[Worker]
 
     @property
     def busiest(self) -> Session | None:
@@ -146,6 +160,7 @@ def parse(data: bytes) -> Status:
             counters={_clean(key): _check(int, value) for key, value in list(found["counters"].items())[:LIST_MAX]},
             memory=_make(Memory, found["memory"]),
             diagnoses=[_make(Diagnosis, item) for item in _items(found, "diagnoses")],
+            workers=[_make(Worker, item) for item in _items({"workers": [], **found}, "workers")],
         )
     except (KeyError, TypeError, AttributeError) as exc:
         raise NoStatus(f"a key is missing, or its value is of another kind: {_clean(exc)}") from exc

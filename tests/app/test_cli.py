@@ -25,7 +25,7 @@ SPY = """
 import json, os, sys
 import kcptun_lite.app.cli as cli
 cli.BOOTSTRAP = cli.BOOTSTRAP.replace(
-    "from kcptun_lite.app.worker import main; os._exit(main(*job))",
+    "from kcptun_lite.app.{module} import main; os._exit(main(*job))",
     "import kcptun_lite.app.worker, json; print(json.dumps(dict(job=job, pid=os.getpid(), argv=sys.orig_argv, "
     "environ=dict(os.environ), path=sys.path, flags=repr(sys.flags), x=list(sys._xoptions), modules=list(sys.modules), "
     "files=sorted(map(int, os.listdir('/proc/self/fd'))), "
@@ -188,7 +188,13 @@ def test_closed_standard_files_are_filled_in() -> None:
 def test_no_signal_comes_while_the_interpreter_starts_again() -> None:
     """One to stop would end in a traceback there; they wait until the worker wants them."""
     _, worker = spy("--key", "k")
-    assert set(worker["blocked"]) == {signal.SIGHUP, signal.SIGUSR1, signal.SIGTERM, signal.SIGINT}
+    assert set(worker["blocked"]) == {
+        signal.SIGHUP,
+        signal.SIGUSR1,
+        signal.SIGUSR2,
+        signal.SIGTERM,
+        signal.SIGINT,
+    }
 
 
 def test_signals_to_stop_end_a_worker_that_waits_for_its_port() -> None:

@@ -53,6 +53,7 @@ def check(status: dict[str, Any]) -> None:
     parts += [("Of each session", session) for session in status["sessions"]]
     parts += [("Of each connection", connection) for connection in status["connections"]]
     parts += [("Of each diagnosis", diagnosis) for diagnosis in status["diagnoses"]]
+    parts += [("Of each worker", worker) for worker in status["workers"]]
     for heading, found in parts:
         assert found.keys() == page[heading].keys(), heading
         for key, value in found.items():

@@ -11,10 +11,12 @@ import pytest
 
 from kcptun_lite import log
 from kcptun_lite.app import client as client_room
+from kcptun_lite.app import listening as listening_room
 from kcptun_lite.app import server as server_room
 from kcptun_lite.app import signals
 from kcptun_lite.app import tunnel as tunnel_room
 from kcptun_lite.app.client import Client
+from kcptun_lite.app.listening import listen_patiently
 from kcptun_lite.app.server import Server
 from kcptun_lite.app.tunnel import Tunnel
 from kcptun_lite.core.counters import Counters
@@ -344,8 +346,8 @@ def test_stopping_leaves_a_thread_behind_that_the_system_keeps(monkeypatch: pyte
 def test_a_port_that_is_freed_soon_is_waited_for(lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     taken = socket.create_server(("127.0.0.1", 0))
     client = make_client("127.0.0.1:9", localaddr=f"127.0.0.1:{taken.getsockname()[1]}")
-    monkeypatch.setattr(tunnel_room, "sleep", lambda seconds: taken.close())
-    client._listen_patiently()
+    monkeypatch.setattr(listening_room, "sleep", lambda seconds: taken.close())
+    listen_patiently(client._listen)
     client._listening.close()
     assert len(lines) == 1
     assert lines[0].startswith("--localaddr: cannot listen on ") and lines[0].endswith("; trying for 5 s")
@@ -356,18 +358,18 @@ def test_a_servers_port_as_well_and_all_of_a_range(monkeypatch: pytest.MonkeyPat
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
         server = make_server("127.0.0.1:9", listen=f"127.0.0.1:{port}")
-        monkeypatch.setattr(tunnel_room, "sleep", lambda seconds: taken.close())
-        server._listen_patiently()
+        monkeypatch.setattr(listening_room, "sleep", lambda seconds: taken.close())
+        listen_patiently(server._listen)
         assert server._listeners[0].address[1] == port
         server._close_sessions()
 
 
 def test_a_port_that_stays_in_use_is_told_at_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tunnel_room, "PORT_PATIENCE", 0)
+    monkeypatch.setattr(listening_room, "PATIENCE", 0)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         client = make_client("127.0.0.1:9", localaddr=f"127.0.0.1:{taken.getsockname()[1]}")
         with pytest.raises(TransportError, match="another program listens there"):
-            client._listen_patiently()
+            listen_patiently(client._listen)
 
 
 @pytest.mark.parametrize(
@@ -395,7 +397,7 @@ def test_what_stops_it_from_listening_is_told_with_the_remedy(
         monkeypatch.setattr(UdpSocket, "listen", fail)
         tunnel = make_server("127.0.0.1:9", listen=address)
     with pytest.raises(TransportError) as caught:
-        tunnel._listen_patiently()
+        listen_patiently(tunnel._listen)
     option = "--localaddr" if program == "client" else "--listen"
     assert str(caught.value) == f"{option}: cannot listen{remedy}"
 

@@ -108,6 +108,21 @@ def test_a_program_that_hangs_is_started_anew(machine: Machine) -> None:
     machine.run(f"rm -r {folder} && systemctl daemon-reload && systemctl restart {SERVER}")
 
 
+def test_a_server_with_workers_stays_through_a_reload(machine: Machine) -> None:
+    folder = f"/run/systemd/system/{SERVER}.d"
+    drop_in = "[Service]\\nEnvironment=KCPTUN_WORKERS=2\\nWatchdogSec=3\\n"
+    machine.run(f"mkdir --parents {folder} && printf '{drop_in}' >{folder}/workers.conf")
+    machine.run(f"systemctl daemon-reload && systemctl restart {SERVER} {CLIENT}")
+    pid = machine.shows(SERVER, "MainPID")
+    assert machine.run(FETCH) == "through the tunnel\n\n"
+    machine.run(f"systemctl reload {SERVER}")
+    said = f"journalctl --unit={SERVER} --output=cat"
+    wait_until(lambda: "old worker 2 has ended" in machine.run(said), "new workers alone")
+    assert machine.run(FETCH) == "through the tunnel\n\n"
+    assert (machine.shows(SERVER, "MainPID"), machine.shows(SERVER, "NRestarts")) == (pid, "0")
+    machine.run(f"rm -r {folder} && systemctl daemon-reload && systemctl restart {SERVER}")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [

@@ -40,6 +40,7 @@ def status(**values: Any) -> dict[str, Any]:
         "memory": {"limit_bytes": 0, "held_bytes": 5000, "peak_bytes": 9000, "sending_bytes": 1, "receiving_bytes": 2,
                    "buffers_used_bytes": 3, "buffers_idle_bytes": 4},
         "last_diagnosis": "", "diagnoses": [{"since": 1_700_000_000, "until": 1_700_000_060, "text": "was down"}],
+        "workers": [],
         **values,
     }  # fmt: skip
 

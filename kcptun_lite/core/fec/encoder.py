@@ -93,6 +93,12 @@ class FecEncoder:
         self._last_packet: int | None = None
         "ms"
 
+    @property
+    def next_group(self) -> int:
+        """`first_group` of an encoder that goes on where this one ends."""
+        size = self.data_shards + self.parity_shards
+        return -(-self._seqid // size) % (self._seqid_end // size)
+
     def _choose_arithmetic(self) -> None:
         """The fastest there is now: numpy may be loaded later, or never."""
         data, parity = self.data_shards, self.parity_shards

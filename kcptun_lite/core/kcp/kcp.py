@@ -192,6 +192,17 @@ class Kcp:
         """Whether everything sent has been acknowledged and nothing waits."""
         return self.sender.is_quiet
 
+    @property
+    def is_resting(self) -> bool:
+        """Whether nothing is under way, either way, and nothing waits to be read or to be acknowledged."""
+        return self.is_quiet and not (self.flush_wanted or self._acks.count or self.received.unread_count)
+
+    def go_on(self, una: int, next_sn: int, rmt_wnd: int, peer_ts: int) -> None:
+        """Take the place of one that rests: `progress` of its, its window and time of the peer."""
+        self.window.snd_una = self.window.snd_nxt = una
+        self.received.next_sn = next_sn
+        self.rmt_wnd, self.peer_ts = rmt_wnd, peer_ts
+
     def progress(self) -> tuple[int, int, int]:
         """What new data and new acknowledgements move, and old ones do not: una, rcv_nxt, early segments so far."""
         return self.window.snd_una, self.received.next_sn, self.received.early_count

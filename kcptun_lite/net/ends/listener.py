@@ -9,6 +9,7 @@ Cost    one look-up per batch and peer
 
 from collections.abc import Callable, Sequence
 from threading import Lock
+from typing import TYPE_CHECKING
 
 from kcptun_lite import log
 from kcptun_lite.core.batch.packets import Address, Local, PacketBatch
@@ -30,7 +31,7 @@ from kcptun_lite.core.wire import (
     MASK32,
     fec_type,
 )
-from kcptun_lite.errors import SessionClosed, SessionError, TransportError, describe_exception
+from kcptun_lite.errors import SessionClosed, SessionError, SessionMoved, TransportError, describe_exception
 from kcptun_lite.net.ends.context import SessionContext
 from kcptun_lite.net.ends.failed_packets import Sample
 from kcptun_lite.net.ends.receiver import Receiver
@@ -40,6 +41,9 @@ from kcptun_lite.net.session.stream import Stream
 from kcptun_lite.net.udp.address import format_address
 from kcptun_lite.net.udp.peer_sockets import PeerSockets
 from kcptun_lite.net.udp.udp_socket import UdpSocket
+
+if TYPE_CHECKING:
+    from kcptun_lite.net.ends.siblings import Siblings
 
 HALF_OPEN_TIME = 10_000  # ms in which a new session must show that its peer is where it seems ...
 UNVALIDATED_TIME = 35_000  # ms ... if it has a stream: should all be lost, a keep-alive of 30 s asks once more
@@ -59,9 +63,12 @@ class Listener:
         on_session: Callable[[Session], None],
         on_validated: Callable[[Session], None],
         on_closed: Callable[[Session, SessionError], None],
+        siblings: "Siblings | None" = None,
+        has_peer_sockets: bool = True,
     ) -> None:
         """`table` is the same for all ports of a server: a client may move from one to another.
 
+        `siblings`: other processes that serve the same port; `has_peer_sockets`: peers get sockets of their own.
         `on_stream` is called when a stream may be served, which for many sessions that begin at once is when they are
         validated; `on_session` for each session, `on_validated` when its peer has shown where it is.
         """
@@ -80,11 +87,16 @@ class Listener:
         "streams of sessions that must be validated before they reach the target"
         self._answers_left = ANSWERS
         self._is_closing = False
-        self._peer_sockets = PeerSockets(udp, context.loop)
+        self._siblings = siblings
+        self._peer_sockets = PeerSockets(udp, context.loop, may_open=has_peer_sockets)
         self._receiver = Receiver(udp, context, self.counters, self._on_batch, self._peer_sockets.receive)
 
     def start(self) -> None:
         self._peer_sockets.watch(self._receiver.receive_ready)
+
+    def listen(self, wanted: bool) -> None:
+        """Hear unknown sources at this port, or leave them to siblings; what peers' own sockets bring is heard."""
+        self._peer_sockets.listen(wanted)
 
     @property
     def address(self) -> Address:
@@ -124,7 +136,27 @@ class Listener:
         if not is_any_use:
             self._peer_sockets.rest_unknown()
 
-    def _route(self, address: Address, local: Local | None, packets: Sequence[memoryview], now: int) -> bool:
+    def go_on(self, conv: int, address: Address, local: Local | None, *, fec: bool, now: int) -> Session | None:
+        """A session of a validated peer that another process has served; its conversation is still to be told."""
+        session = self._create(conv, address, local, fec=fec, now=now)
+        if session:
+            session.counters.passive_opens = 0  # which was counted there
+            self._table.validate(session)
+        return session
+
+    def receive_handed(self, address: Address, local: Local | None, packets: Sequence[memoryview], now: int) -> None:
+        """Take opened packets of a conversation of ours that a sibling has received at this port."""
+        self._route(address, local, packets, now, is_handed=True)
+
+    def _route(
+        self,
+        address: Address,
+        local: Local | None,
+        packets: Sequence[memoryview],
+        now: int,
+        *,
+        is_handed: bool = False,
+    ) -> bool:
         """Give packets of one address, sent to `local` of ours, to the session they are of; whether that was of use."""
         session = self._table.at((self, address))
         strays: list[int] = []
@@ -141,6 +173,9 @@ class Listener:
                     session = known  # which is not validated: then the address still belongs to another one
                     break
                 return self._receive_from_elsewhere(known, address, local, packets[index:], now)
+            siblings = None if is_handed else self._siblings  # what was handed on is not handed back
+            if siblings and siblings.hand_on(conv, self, address, local, packets[index:]):
+                return False  # whether it was of use the sibling finds out; it may be replayed
             is_first = cmd == KCP_PUSH and sn == 0
             if is_first and not self._table.has_ended(conv):
                 session = self._create(conv, address, local, fec=at > 0, now=now)
@@ -263,12 +298,18 @@ class Listener:
         )
         session.local = local
         self._table.add(session, (self, address))
+        if self._siblings:
+            self._siblings.have(conv)
         session.start()
         self._on_session(session)
         return session
 
     def _forget(self, session: Session, reason: SessionError) -> None:
         place = self._table.place_of(session)
+        if self._siblings:
+            may_begin = self._table.is_unvalidated(session) or isinstance(reason, SessionMoved)
+            tell = self._siblings.gone if may_begin else self._siblings.ended
+            tell(session.conversation.conv)
         self._table.forget(session)
         _shut_door(place)
         with self._lock:

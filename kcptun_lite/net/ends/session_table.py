@@ -12,7 +12,7 @@ by their conversation alone, so a recorded first packet puts nobody out.
 
 import socket
 from collections import Counter
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from threading import Lock
 
 from kcptun_lite.core.batch.packets import Address
@@ -134,9 +134,18 @@ class SessionTable:
             if session in self._unvalidated:
                 del self._unvalidated[session]
                 return
-            self._ended[conv] = None
-            if len(self._ended) > ENDED_MAX:
-                del self._ended[next(iter(self._ended))]
+            self._note_ended_locked(conv)
+
+    def note_ended(self, convs: Iterable[int]) -> None:
+        """Conversations that were another process's are over."""
+        with self._lock:
+            for conv in convs:
+                self._note_ended_locked(conv)
+
+    def ended(self) -> list[int]:
+        """The conversations that are remembered though they are over, oldest first."""
+        with self._lock:
+            return list(self._ended)
 
     def may_go_early(self, session: Session) -> bool:
         """Whether a session may reach the target before it is validated: not if many of these have just begun."""
@@ -154,6 +163,11 @@ class SessionTable:
             self._early_left = min(EARLY_MAX, self._early_left + EARLY_PER_SECOND)
 
     # -- inside --------------------------------------------------------------------------------
+
+    def _note_ended_locked(self, conv: int) -> None:
+        self._ended[conv] = None
+        if len(self._ended) > ENDED_MAX:
+            del self._ended[next(iter(self._ended))]
 
     def _longest_idle_locked(self, host: str, now: int) -> Session | None:
         """Whose client is this host and has had no stream for the longest time, if that is long enough."""

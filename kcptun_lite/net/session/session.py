@@ -29,6 +29,7 @@ from kcptun_lite.errors import (
     RemoteProtocolError,
     SessionClosed,
     SessionError,
+    SessionMoved,
     SessionRefused,
     nonsense,
 )
@@ -436,6 +437,20 @@ class Session:
             with log.told("closing a session"):
                 stream.call_sink()
         self._on_closed(self, reason)
+
+    def hand_over(self, give: Callable[[Conversation], bool]) -> bool:
+        """Let another process go on, without a word to the peer, if `give` takes the conversation as it is now.
+
+        `give` runs under the session's lock, as nothing may be sent or received meanwhile; it must not wait.
+        """
+        with self.lock:
+            if self._closed or self._streams or not give(self.conversation):
+                return False
+            self._closed = reason = SessionMoved("another process goes on with it")
+            self.conversation.share.close()
+        self._ticker.detach(self)
+        self._on_closed(self, reason)
+        return True
 
     def _cut_locked(self, stream: Stream, cause: SessionError) -> None:
         """Whoever reads, writes or waits hears of it, even if telling the peer fails."""

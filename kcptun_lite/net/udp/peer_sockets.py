@@ -36,8 +36,9 @@ class PeerSockets:
     `receive` and `rest_unknown` are for the event loop's thread, the others are called under a lock of the caller's.
     """
 
-    def __init__(self, listening: UdpSocket, loop: EventLoop) -> None:
-        """`listening` stays the caller's, who closes it first, to end `receive`."""
+    def __init__(self, listening: UdpSocket, loop: EventLoop, *, may_open: bool = True) -> None:
+        """`listening` stays the caller's, who closes it first, to end `receive`. `may_open` False: no others."""
+        self._may_open = may_open
         self._loop = loop
         self._listening = listening
         self._by_peer: dict[Address, UdpSocket] = {}
@@ -46,6 +47,8 @@ class PeerSockets:
         self._turn = 0
         self._was_unknown_turn = False
         self._is_resting = False  # unknown sources are not heard for a moment
+        self._is_listening = True
+        self._on_ready: Callable[[], None] | None = None
         self._epoll: select.epoll | None = None
         if ON_LINUX:
             with suppress(OSError):  # no descriptor left: then there is the listening one only
@@ -62,7 +65,9 @@ class PeerSockets:
 
     def open(self, peer: Address, local: Local | None = None) -> None:
         """Give a peer that has none a socket of its own, for what it sends to our address `local`, if possible."""
-        if not self._epoll or len(self._by_peer) >= PEER_SOCKETS_MAX or monotonic() < self._refused_until:
+        if not (self._epoll and self._may_open) or monotonic() < self._refused_until:
+            return
+        if len(self._by_peer) >= PEER_SOCKETS_MAX:
             return
         try:
             peer_socket = self._listening.for_peer(peer, local)
@@ -84,12 +89,23 @@ class PeerSockets:
             self._epoll.unregister(peer_socket.fileno())
             peer_socket.close()
 
+    def listen(self, wanted: bool) -> None:
+        """Hear unknown sources or leave them to another process that has the listening socket; peers are heard."""
+        self._is_listening = wanted
+        if self._epoll:
+            self._hear_unknown()
+        elif self._on_ready:
+            self.watch(self._on_ready)
+
     def watch(self, on_ready: Callable[[], None]) -> None:
         """Have the event loop call `on_ready` when something has come to any of them, until `close`."""
+        self._on_ready = on_ready
         if self._epoll:
             self._loop.watch(self._epoll.fileno(), on_ready)
-        else:
+        elif self._is_listening:
             self._listening.watch(self._loop, on_ready)
+        else:
+            self._loop.forget(self._listening.fileno())
 
     def close(self) -> None:
         """Shut all sockets but the listening one; nobody opens any more."""
@@ -132,14 +148,15 @@ class PeerSockets:
         """What came last was good for nothing: see to the peers, and all else, before any more of it."""
         if self._epoll and not self._is_resting:
             self._is_resting = True
-            self._hear_unknown(False)
+            self._hear_unknown()
             self._loop.call_later(UNKNOWN_REST, self._end_rest)
 
     def _end_rest(self) -> None:
         self._is_resting = False
-        self._hear_unknown(True)
+        self._hear_unknown()
 
-    def _hear_unknown(self, wanted: bool) -> None:
+    def _hear_unknown(self) -> None:
+        is_wanted = self._is_listening and not self._is_resting
         if self._epoll and not self._epoll.closed:
             with suppress(OSError):  # the listening socket is closed
-                self._epoll.modify(self._listening.fileno(), select.EPOLLIN if wanted else 0)
+                self._epoll.modify(self._listening.fileno(), select.EPOLLIN if is_wanted else 0)

@@ -107,7 +107,7 @@ def is_known(bound: socket.socket, level: int, option: int) -> bool:
     return True
 
 
-def try_option(bound: socket.socket, level: int, option: int, value: int) -> OSError | None:
+def try_option(bound: socket.socket, level: int, option: int, value: int | bytes) -> OSError | None:
     """Set an option that is nice to have; returns what was wrong with it."""
     try:
         bound.setsockopt(level, option, value)

@@ -85,6 +85,7 @@ class UdpSocket:
         self._socket = bound
         self._options = options
         self._is_closed = False
+        self._is_ours_alone = True
         self._calls = 0  # of receive and send, under way now
         self._calls_lock = Lock()  # for the two above
         self._loop: EventLoop | None = None
@@ -131,6 +132,14 @@ class UdpSocket:
             if not may_come(failures):
                 break
         raise TransportError(f"cannot listen on {host}:{port} (UDP): {failures[-1].strerror}") from failures[-1]
+
+    @classmethod
+    def adopt(cls, number: int, options: UdpOptions) -> "UdpSocket":
+        """A bound socket that other processes have as well, by its descriptor: it goes on when we close ours."""
+        udp = cls(socket.socket(fileno=number), options)
+        udp._is_ours_alone = False
+        udp._want_asked()
+        return udp
 
     @classmethod
     def dial(cls, host: str, port: int, options: UdpOptions) -> tuple["UdpSocket", list[Address]]:
@@ -219,10 +228,9 @@ class UdpSocket:
             self._is_closed = True
         if self._loop:
             self._loop.forget(self._socket.fileno())
-        try:
-            self._socket.shutdown(socket.SHUT_RDWR)
-        except OSError:  # ENOTCONN as there is no peer; Linux wakes the receiver all the same
-            pass
+        if self._is_ours_alone:
+            with suppress(OSError):  # ENOTCONN as there is no peer; Linux wakes the receiver all the same
+                self._socket.shutdown(socket.SHUT_RDWR)
         self._leave()
 
     def _enter(self) -> None:

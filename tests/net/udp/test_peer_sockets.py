@@ -244,3 +244,25 @@ def test_a_second_server_still_learns_that_the_port_is_taken(room: Room) -> None
     room.peer_sockets.open(room.friend.address)
     with pytest.raises(TransportError, match="cannot listen"):
         UdpSocket.listen("127.0.0.1", room.listening.address[1], UdpOptions())
+
+
+def test_unknown_sources_may_be_left_to_another_process_while_peers_are_heard(room: Room) -> None:
+    room.peer_sockets.open(room.friend.address)
+    room.peer_sockets.listen(False)
+    room.peer_sockets.rest_unknown()
+    room.peer_sockets._end_rest()  # hears no more than before
+    room.send(room.unknown, b"unknown")
+    room.send(room.friend, b"friend")
+    room.receive_until(b"friend")
+    assert not room.receive()
+    room.peer_sockets.listen(True)
+    room.receive_until(b"unknown")
+
+
+def test_where_a_group_of_sockets_cannot_be_steered_there_are_no_others() -> None:
+    listening = UdpSocket.listen("127.0.0.1", 0, SMALL)
+    peer_sockets = PeerSockets(listening, cast(Any, FakeLoop()), may_open=False)
+    peer_sockets.open(("127.0.0.1", 9))
+    assert ("127.0.0.1", 9) not in peer_sockets
+    listening.close()
+    peer_sockets.close()

@@ -22,6 +22,8 @@ complete -c kcptun-lite-server -l keepalive -x -d 'seconds between signs of life
 complete -c kcptun-lite-server -l closewait -x -d 'seconds without a byte after which a half-closed stream is cut'
 complete -c kcptun-lite-server -l maxstreams -x -d 'streams open at most'
 complete -c kcptun-lite-server -l maxsessions -x -d 'sessions at most; further clients are refused'
+complete -c kcptun-lite-server -l workers -x -d 'processes that share the sessions, as one of them uses one core; auto: one for each core'
+complete -c kcptun-lite-server -l drain -x -d 'seconds that old workers serve their streams after a reload (SIGUSR2); then what is still open is cut'
 complete -c kcptun-lite-server -l strict -d 'serve only clients whose smuxver and nocomp are the server\'s own'
 complete -c kcptun-lite-server -l memlimit -x -d 'bytes of all buffers and queues together at most, such as 8M; also from GOMEMLIMIT; 0: no limit'
 complete -c kcptun-lite-server -l gogc -x -d 'idle buffers kept, percent of those in use, or off; also from GOGC'

@@ -125,6 +125,9 @@ function add_tuning(s, type) {
 	}
 	else {
 		number_option(s, 'tuning', 'maxsessions', _('Clients'), _('Sessions at most.'), 'min(1)', '1024');
+		number_option(s, 'tuning', 'workers', _('Workers'),
+			_('Processes that share the clients, as one uses one core; auto: one for each core.'),
+			'or("auto",range(1,64))', '1');
 	}
 	number_option(s, 'tuning', 'memlimit', _('Memory limit'),
 		_('Memory to stay within, such as 32M.'), 'string', _('no limit'))
