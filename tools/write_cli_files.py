@@ -36,6 +36,7 @@ SECTIONS = (
         "Signals",
         ".TP\nSIGTERM, SIGINT\nstop within three seconds\n.TP\nSIGHUP\nopen \\-\\-log anew; a client also dials again\n"
         ".TP\nSIGUSR1\nwrite the counters to the log\n"
+        ".TP\nSIGQUIT\nof a server: stop when the streams that are open have ended, after \\-\\-drain seconds at most\n"
         ".TP\nSIGUSR2\nof a server with \\-\\-workers: read the settings again, and have new workers take over",
     ),
     (

@@ -173,10 +173,14 @@ class ServerConfig(CommonConfig):
     "processes; more than 1: under a parent (app/workers)"
     drain: int
     "s that old workers go on after a reload"
+    health: Endpoint | None
+    "where balancers ask; None: nowhere"
 
     @classmethod
     def unpack(cls, values: Plain) -> Self:
-        return cls(**values | {"listen": Endpoint(*values["listen"]), "target": Endpoint(*values["target"])})
+        health = Endpoint(*values["health"]) if values["health"] else None
+        addresses = {"listen": Endpoint(*values["listen"]), "target": Endpoint(*values["target"]), "health": health}
+        return cls(**values | addresses)
 
 
 def _plain(value: Any) -> Any:

@@ -46,6 +46,7 @@ _METAVARS: dict[values.Reader, str] = {
     values.number_or_off: "N",
     values.seconds_or_off: "N",
     values.listening_or_path: "ADDRESS",
+    values.listening_or_off: "ADDRESS",
     values.listening_range: "ADDRESS",
     values.remotes: "ADDRESS",
     values.target: "ADDRESS",
@@ -314,7 +315,7 @@ OPTIONS: tuple[Option, ...] = (
         None,
         "60",
         STREAMS,
-        "seconds that old workers serve their streams after a reload (SIGUSR2); then what is still open is cut",
+        "seconds that streams may go on after a reload (SIGUSR2: on old workers) or SIGQUIT; then what is open is cut",
     ),
     Option(
         "strict",
@@ -351,6 +352,15 @@ OPTIONS: tuple[Option, ...] = (
         "",
         REPORTS,
         "JSON file to keep the state of sessions and counters in; the socket FILE.sock gives it each second",
+    ),
+    Option(
+        "health",
+        values.listening_or_off,
+        None,
+        "",
+        REPORTS,
+        "host:port for balancers to ask over HTTP: 200 while new sessions are welcome, 503 when draining, "
+        "stopping or full; best on 127.0.0.1 or an address of your own network",
     ),
     _option("name", values.text, "", REPORTS, "what this tunnel is called, by ps and in the system's log"),
     _option("quiet", values.switch, "false", REPORTS, "no lines about streams opened and closed"),

@@ -7,6 +7,8 @@ Knows   ports, the target (docs/protocol.md, "Server program"). Not: how a sessi
 
 import socket
 from collections.abc import Callable, Iterable
+from os import getpid, kill
+from signal import Signals
 from typing import TYPE_CHECKING
 
 from kcptun_lite import log
@@ -20,6 +22,7 @@ from kcptun_lite.app.diagnosis import (
 )
 from kcptun_lite.app.listening import cannot_listen
 from kcptun_lite.app.tunnel import Tunnel
+from kcptun_lite.core.budget import SESSION_COST
 from kcptun_lite.core.conversation import Conversation
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.crypt.crypt import fitting_methods
@@ -34,6 +37,8 @@ from kcptun_lite.net.udp.address import format_address, format_host
 from kcptun_lite.net.udp.udp_socket import UdpOptions, UdpSocket
 
 if TYPE_CHECKING:
+    from kcptun_lite.app.health import Health
+    from kcptun_lite.app.workers.drain import Drain
     from kcptun_lite.net.ends.siblings import Siblings
 
 FREE_FOR_ALL = 3 / 4  # of --maxstreams; the rest is for sessions that have few ...
@@ -55,6 +60,8 @@ class Server(Tunnel):
         self._listeners: list[Listener] = []
         self._adapted: set[Session] = set()
         "sessions whose differences were told"
+        self._health: Health | None = None
+        self._drain: Drain | None = None
 
     def _listen(self) -> None:
         config = self.config
@@ -85,6 +92,10 @@ class Server(Tunnel):
         )
 
     def _start(self) -> None:
+        if self.config.health:
+            from kcptun_lite.app.health import open_health
+
+            self._health = open_health(self.config.health, self.loop, self.trouble)
         has_range = len(self._listeners) > 1
         self.log_start(str(self.config.listen) if has_range else format_address(self._listeners[0].address))
         self.look_up("--target", self.config.target)
@@ -97,7 +108,40 @@ class Server(Tunnel):
             self._look_after_newcomers,
             self._look_at_unknown_sources,
             lambda now: self._look_at_adaptations(),
+            self._look_at_drain,
         ]
+
+    def trouble(self) -> str:
+        """Why new sessions are not welcome, in a word; nothing if they are."""
+        if self.is_stopping:
+            return "stopping"
+        if self._drain:
+            return "draining"
+        return "full" if self._table.is_full or self.pool.budget.free < SESSION_COST else ""
+
+    def drain(self) -> None:
+        """Have no new sessions, and end when the streams of those there are have ended, or --drain seconds are over."""
+        if self.speaks_for_all:
+            log.info(f"draining: no new sessions; what is open may go on for {self.config.drain} s", "draining")
+        self._table.is_draining = True
+        # A kcptun cannot be told to go elsewhere: its session is served until the end.
+        self._begin_drain(lambda session: None)
+
+    def _begin_drain(self, give_away: Callable[[Session], None]) -> None:
+        from kcptun_lite.app.workers.drain import Drain
+
+        self._drain = self._drain or Drain(self.config.drain * 1000, give_away, self._cut_streams)
+
+    def _look_at_drain(self, now: int) -> None:
+        if self._drain and self._drain.is_over(self._sessions(), now):
+            log.info("all sessions have ended or moved")
+            kill(getpid(), Signals.SIGTERM)
+
+    def _cut_streams(self) -> None:
+        with self._lock:
+            relays = list(self._relays)
+        for relay in relays:
+            relay.stop()
 
     def _look_after_newcomers(self, now: int) -> None:
         self._table.every_second()
@@ -158,6 +202,11 @@ class Server(Tunnel):
     def _close_sessions(self) -> None:
         for listener in self._listeners:
             listener.close()
+
+    def _stop_threads(self) -> None:
+        super()._stop_threads()
+        if self._health:
+            self._health.close()
 
     def _on_validated(self, session: Session) -> None:
         peer = format_address(session.remote)

@@ -2,7 +2,7 @@
 
 In      nothing
 Out     the number of the next signal that concerns the program, or None
-Knows   which signals stop, report, redial, reload. Not: what is done about them
+Knows   which signals stop, drain, report, redial, reload. Not: what is done about them
 Cost    one system call per wait
 
 A Python signal handler runs between any two steps of the main thread, also while that holds a lock
@@ -19,9 +19,10 @@ STOP = (signal.SIGTERM, signal.SIGINT)
 REPORT = signal.SIGUSR1
 REDIAL = signal.SIGHUP
 RELOAD = signal.SIGUSR2
+DRAIN = signal.SIGQUIT  # as nginx has it: an end that waits for what is open
 CHILD = signal.SIGCHLD  # a worker has ended; for their parent alone
 
-_AWAITED = (*STOP, REPORT, REDIAL, RELOAD)
+_AWAITED = (*STOP, REPORT, REDIAL, RELOAD, DRAIN)
 OF_PARENT = (*_AWAITED, CHILD)
 
 

@@ -261,9 +261,15 @@ class Tunnel(ABC):
                 self._try(self._redial)
             elif number == signals.RELOAD:
                 log.info("SIGUSR2: a reload is for a server with --workers 2 or more; nothing has changed")
+            elif number == signals.DRAIN:
+                self._try(self.drain)
             self._every_second(monotonic_ms())
         if self.speaks_for_all:
             log.info(f"stopping: {Signals(number).name}", "stopping", signal=Signals(number).name)
+
+    def drain(self) -> None:
+        """SIGQUIT: end when what is open has ended. A client's connections would be refused meanwhile: it stops."""
+        kill(getpid(), Signals.SIGTERM)
 
     def _report(self) -> None:
         counters = self.counters()

@@ -177,6 +177,11 @@ def listening_range(value: str) -> Endpoint:
     return listening(value, ranges=True)
 
 
+def listening_or_off(value: str) -> Endpoint | None:
+    """host:port; None for an empty text."""
+    return listening(value) if value else None
+
+
 def listening_or_path(value: str) -> Endpoint:
     return Endpoint(path=_socket_path(value)) if _is_path(value) else listening(value)
 

@@ -28,7 +28,7 @@ from kcptun_lite.app.status_form import SCHEMA
 from kcptun_lite.app.workers import merge, reload
 from kcptun_lite.app.workers.holdings import Holdings
 from kcptun_lite.app.workers.process import Python, Worker, start
-from kcptun_lite.app.workers.share import COUNTERS, DRAIN, FORGET, STATUS, Place, of_worker
+from kcptun_lite.app.workers.share import COUNTERS, DRAIN, FORGET, HEALTH, STATUS, Place, of_worker
 from kcptun_lite.core.counters import CSV_COLUMNS, Counters
 from kcptun_lite.errors import KcptunError, TransportError, describe_exception, describe_os_error
 from kcptun_lite.net.event_loop import EventLoop
@@ -36,6 +36,7 @@ from kcptun_lite.net.session.update_thread import monotonic_ms
 from kcptun_lite.net.udp.shared_port import SharedPorts
 
 if TYPE_CHECKING:
+    from kcptun_lite.app.health import Health
     from kcptun_lite.app.notify import Notifier
     from kcptun_lite.app.status_file import StatusFile
 
@@ -65,13 +66,14 @@ class Parent:
         self._due: dict[int, int] = {}
         "index -> ms at which it is to be started"
         self._generation = 0
-        self._is_reload_wanted = False
+        self._is_reload_wanted = self._is_draining = self._is_stopping = False
         self._started_at = monotonic_ms()
         self._looked_at = 0
         self._snmp_log = SnmpLog(self._config.snmplog, self._config.snmpperiod)
         self._status_file = self._make_status_file() if self._config.status else None
         self._has_status = False
         self._notifier = self._make_notifier()
+        self._health: Health | None = None
 
     # -- life ----------------------------------------------------------------------------------
 
@@ -92,6 +94,7 @@ class Parent:
         signals.block(signals.OF_PARENT)
         self._loop.start()
         try:
+            self._open_health(inherited)
             exit_code = self._start_all()
             if exit_code is None:
                 self._work()
@@ -146,6 +149,7 @@ class Parent:
                 (signals.REPORT, self._report),
                 (signals.REDIAL, self._pass_hangup_on),
                 (signals.RELOAD, self._want_reload),
+                (signals.DRAIN, self._drain_all),
             ):
                 if number == wanted:
                     self._try(step)
@@ -167,6 +171,7 @@ class Parent:
             lambda now: self._look_at_parent(),
             lambda now: self._snmp_log.tick(now, self._counters),
             self._tell_systemd,
+            lambda now: self._look_at_end(),
             lambda now: self._reload_if_wanted(),
             self._show_status,
         ]
@@ -181,6 +186,7 @@ class Parent:
             step()
 
     def _shut_down(self) -> None:
+        self._is_stopping = True
         if self._notifier:
             self._notifier.stopping()
         for worker in self._workers.values():
@@ -193,6 +199,8 @@ class Parent:
             sleep(BRIEF)
             self._collect()
         self._loop.stop()
+        if self._health:
+            self._health.close()
         if self._status_file:
             self._status_file.remove()
 
@@ -258,6 +266,9 @@ class Parent:
                 for other in self._workers.values():
                     other.ask(FORGET + bytes([worker.slot]))
                 continue
+            if self._is_draining:
+                log.info(f"worker {worker.index + 1} has ended")
+                continue
             now = monotonic_ms()
             lived = now - worker.started_at
             pause = self._pauses.get(worker.index, 0)
@@ -289,6 +300,8 @@ class Parent:
     # -- reload --------------------------------------------------------------------------------
 
     def _want_reload(self) -> None:
+        if self._is_draining:
+            return log.info("reload: the server is about to end; nothing has changed")
         self._is_reload_wanted = True
         if any(worker.is_old for worker in self._workers.values()):
             log.info("reload: it waits for the old workers, which still serve what was open at the last one")
@@ -296,7 +309,7 @@ class Parent:
 
     def _reload_if_wanted(self) -> None:
         """Become a parent with the settings and the program of now; old workers go on until the new ones serve."""
-        if not self._is_reload_wanted or any(worker.is_old for worker in self._workers.values()):
+        if not self._is_reload_wanted or self._is_draining or any(worker.is_old for worker in self._workers.values()):
             return
         self._is_reload_wanted = False
         try:
@@ -307,12 +320,14 @@ class Parent:
         log.info("reload: new workers take over", "reload")
         if self._status_file and job["config"]["status"] != self._config.status:  # else it is replaced
             self._status_file.remove()
+        keeps_health = ServerConfig.unpack(job["config"]).health == self._config.health
         workers = list(self._workers.values())
         inherited: reload.Inherited = {
             "holdings": self._holdings.numbers,
             "workers": [(one.index, one.slot, one.pid, one.channel.fileno(), one.started_at) for one in workers],
             "retired": self._retired,
             "generation": self._generation,
+            "health": self._health.listening.fileno() if self._health and keeps_health else -1,
             "started_at": self._started_at,
         }
         try:
@@ -329,7 +344,7 @@ class Parent:
         for index, slot, pid, channel, started_at in inherited["workers"]:
             worker = Worker(index, slot, pid, socket.socket(fileno=channel), started_at)
             worker.listening, worker.is_old = str(self._config.listen), True
-            worker.heard_at = monotonic_ms()
+            worker.heard_at, worker.trouble = monotonic_ms(), ""
             self._add(worker)
 
     def _stay_with_old(self, why: str) -> None:
@@ -346,6 +361,21 @@ class Parent:
             if worker.is_old:
                 worker.ask(DRAIN + bytes([self._slot(worker.index)]))
 
+    # -- the end -------------------------------------------------------------------------------
+
+    def _drain_all(self) -> None:
+        """End when the streams of all workers have ended, or --drain seconds are over."""
+        if not self._is_draining:
+            log.info(f"draining: no new sessions; what is open may go on for {self._config.drain} s", "draining")
+        self._is_draining = True
+        self._due.clear()
+        for worker in self._workers.values():
+            worker.ask(DRAIN)
+
+    def _look_at_end(self) -> None:
+        if self._is_draining and not self._workers:
+            os.kill(os.getpid(), SIGTERM)
+
     # -- the whole -----------------------------------------------------------------------------
 
     def _ask(self) -> None:
@@ -354,6 +384,8 @@ class Parent:
                 worker.ask(COUNTERS)
                 if self._status_file:
                     worker.ask(STATUS)
+                if self._health:
+                    worker.ask(HEALTH)
 
     def _counters(self) -> Counters:
         return merge.total([self._retired, *(worker.counters for worker in list(self._workers.values()))])
@@ -392,6 +424,26 @@ class Parent:
         }
         parts = [worker.status for worker in list(self._workers.values()) if worker.status]
         return merge.status(parts, self._counters(), own)
+
+    # -- balancers -----------------------------------------------------------------------------
+
+    def _open_health(self, inherited: reload.Inherited | None) -> None:
+        """Raises: TransportError."""
+        if self._config.health:
+            from kcptun_lite.app.health import Health, open_health
+
+            if inherited and inherited["health"] >= 0:  # so that nobody finds the port closed meanwhile
+                self._health = Health(self._loop, socket.socket(fileno=inherited["health"]), self._trouble)
+            else:
+                self._health = open_health(self._config.health, self._loop, self._trouble)
+
+    def _trouble(self) -> str:
+        """Why new sessions are not welcome, in a word; nothing as long as one worker takes some."""
+        if self._is_stopping or self._is_draining:
+            return "stopping" if self._is_stopping else "draining"
+        now = monotonic_ms()
+        troubles = [one.trouble for one in list(self._workers.values()) if now - one.heard_at < SILENCE]
+        return "" if "" in troubles else (troubles or ["starting"])[-1]
 
     # -- systemd -------------------------------------------------------------------------------
 

@@ -50,6 +50,8 @@ class Worker:
         "of before a reload"
         self.counters: Mapping[str, int] = {}
         self.status: dict[str, Any] | None = None
+        self.trouble = "starting"
+        "why it takes no sessions, in a word"
 
     @property
     def is_ready(self) -> bool:
@@ -72,11 +74,13 @@ class Worker:
         kind, value = marshal.loads(data)
         self.heard_at = now
         if kind == "ready":
-            self.listening = value
+            self.listening, self.trouble = value, ""
         elif kind == "counters":
             self.counters = value
         elif kind == "status":
             self.status = value
+        elif kind == "health":
+            self.trouble = value
         return True
 
     def signal(self, number: int) -> None:

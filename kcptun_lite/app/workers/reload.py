@@ -41,6 +41,8 @@ class Inherited(TypedDict):
     "index, slot, pid, channel, ms of the start"
     retired: dict[str, int]
     generation: int
+    health: int
+    "descriptor on which balancers ask; -1: none"
     started_at: int
 
 
@@ -124,6 +126,7 @@ def execute(job: Job, inherited: Inherited | None) -> NoReturn:
         holdings = inherited["holdings"]
         kept += [*holdings["ports"], *(number for box in holdings["inboxes"] for number in box)]
         kept += [channel for _, _, _, channel, _ in inherited["workers"]]
+        kept += [inherited["health"]] if inherited["health"] >= 0 else []
     for number in kept:
         os.set_inheritable(number, True)
     try:
@@ -139,3 +142,5 @@ def close_to_children(inherited: Inherited) -> None:
         os.set_inheritable(number, False)
     for _, _, _, channel, _ in inherited["workers"]:
         os.set_inheritable(channel, False)
+    if inherited["health"] >= 0:
+        os.set_inheritable(inherited["health"], False)

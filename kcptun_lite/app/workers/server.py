@@ -8,7 +8,7 @@ Cost    a message each way once a second
 
 import marshal
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from os import getpid, kill
 from signal import Signals
@@ -17,8 +17,7 @@ from typing import Any, cast
 from kcptun_lite import log
 from kcptun_lite.app.config import ServerConfig
 from kcptun_lite.app.server import Server
-from kcptun_lite.app.workers.drain import Drain
-from kcptun_lite.app.workers.share import COUNTERS, DRAIN, FORGET, STATUS, Place
+from kcptun_lite.app.workers.share import COUNTERS, DRAIN, FORGET, HEALTH, STATUS, Place
 from kcptun_lite.core.conversation import Conversation
 from kcptun_lite.core.counters import CSV_COLUMNS, Counters
 from kcptun_lite.core.resting import go_on_with, rest_of
@@ -44,7 +43,6 @@ class WorkerServer(Server):
         )
         self._readers: list[Listener] = []
         "of ports that this worker reads"
-        self._drain: Drain | None = None
 
     def _listen(self) -> None:
         options = UdpOptions(self.config.sockbuf, self.config.dscp)
@@ -69,9 +67,6 @@ class WorkerServer(Server):
         self._answer("ready", self.listening)
         self.loop.watch(self._channel.fileno(), self._hear_parent)
 
-    def _chores(self) -> list[Callable[[int], None]]:
-        return [*super()._chores(), self._look_at_drain]
-
     def _other_counters(self) -> Iterable[Counters]:
         return [*super()._other_counters(), self._siblings.counters]
 
@@ -93,28 +88,21 @@ class WorkerServer(Server):
             self._answer("status", self.status())
         elif word[:1] == FORGET:
             self._siblings.forget(word[1])
+        elif word == HEALTH:
+            self._answer("health", self.trouble())
+        elif word == DRAIN:
+            self.drain()
         elif word[:1] == DRAIN:
             self._siblings.heir = word[1]
             for listener in self._readers:
                 listener.listen(False)
-            self._drain = Drain(self.config.drain * 1000, self._give_away, self._cut_streams)
+            self._begin_drain(self._give_away)
 
     def _answer(self, kind: str, value: Any) -> None:
         with suppress(OSError):  # gone, which the next look tells; or it does not listen now, and will ask again
             self._channel.send(marshal.dumps((kind, value)))
 
     # -- after a reload ------------------------------------------------------------------------
-
-    def _look_at_drain(self, now: int) -> None:
-        if self._drain and self._drain.is_over(self._sessions(), now):
-            log.info("all sessions of this worker have ended or moved")
-            kill(getpid(), Signals.SIGTERM)
-
-    def _cut_streams(self) -> None:
-        with self._lock:
-            relays = list(self._relays)
-        for relay in relays:
-            relay.stop()
 
     def _give_away(self, session: Session) -> None:
         """Have the heir go on with a session, if that rests."""

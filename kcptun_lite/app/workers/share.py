@@ -10,7 +10,7 @@ from typing import TypedDict
 from kcptun_lite.app.config import Plain
 
 # The parent's words, and behind some of them the number of a slot.
-COUNTERS, STATUS, DRAIN, FORGET = b"c", b"s", b"d", b"f"
+COUNTERS, STATUS, HEALTH, DRAIN, FORGET = b"c", b"s", b"h", b"d", b"f"
 
 
 class Place(TypedDict):
@@ -43,4 +43,4 @@ def of_worker(server: Plain) -> Plain:
     workers = server["workers"]
     parts = {name: -(-server[name] // workers) for name in ("maxsessions", "maxstreams")}
     parts["memlimit"] = server["memlimit"] // workers
-    return {**server, **parts, "workers": 1, "status": "", "snmplog": "", "parent": 0}
+    return {**server, **parts, "workers": 1, "status": "", "snmplog": "", "health": None, "parent": 0}

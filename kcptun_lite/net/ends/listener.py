@@ -277,6 +277,8 @@ class Listener:
         why, gives_way = self._table.refusal(address, now)
         if why:
             why = f"--maxsessions: {why}"
+        elif self._table.is_draining:
+            why = "the server is about to end"
         elif self._context.pool.budget.free < SESSION_COST:
             why = "--memlimit is used up"
         if why:

@@ -35,6 +35,8 @@ class SessionTable:
     """The sessions of one server; thread-safe."""
 
     def __init__(self, max_sessions: int) -> None:
+        self.is_draining = False
+        "no session begins any more"
         self._max = max_sessions
         self._max_of_host = max(1, int(max_sessions * MOST_OF_ONE_HOST))
         self._max_unvalidated = max(1, max_sessions // SHARE_OF_UNVALIDATED)
@@ -64,6 +66,11 @@ class SessionTable:
 
     def place_of(self, session: Session) -> Place | None:
         return self._places.get(session)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there are as many sessions as may be, of peers that have shown where they are."""
+        return len(self._places) - len(self._unvalidated) >= self._max
 
     def has_ended(self, conv: int) -> bool:
         """Whether a session of this conversation was validated and is over: what begins it again is a replay."""

@@ -7,7 +7,7 @@
 
 
 
-_shtab_kcptun_lite_server_option_strings=(-l --listen -t --target --key --crypt --mode -c --mtu --sndwnd --rcvwnd --ds --datashard --ps --parityshard --dscp --nocomp --sockbuf --ratelimit --smuxver --smuxbuf --streambuf --framesize --keepalive --closewait --maxstreams --maxsessions --workers --drain --strict --memlimit --gogc --log --logformat --loglevel --status --name --quiet --snmplog --snmpperiod --acknodelay --nodelay --interval --resend --nc --QPP --QPPCount --tcp --pprof --genkey --test-config --print-config -h --help --help-all -v --version)
+_shtab_kcptun_lite_server_option_strings=(-l --listen -t --target --key --crypt --mode -c --mtu --sndwnd --rcvwnd --ds --datashard --ps --parityshard --dscp --nocomp --sockbuf --ratelimit --smuxver --smuxbuf --streambuf --framesize --keepalive --closewait --maxstreams --maxsessions --workers --drain --strict --memlimit --gogc --log --logformat --loglevel --status --health --name --quiet --snmplog --snmpperiod --acknodelay --nodelay --interval --resend --nc --QPP --QPPCount --tcp --pprof --genkey --test-config --print-config -h --help --help-all -v --version)
 
 _shtab_kcptun_lite_server__c_COMPGEN=_shtab_compgen_files
 _shtab_kcptun_lite_server___log_COMPGEN=_shtab_compgen_files
