@@ -115,13 +115,18 @@ class World:
     def unplug(self, device: str) -> None:
         self.near.ip(f"link del {device}")
 
-    def serve(self, kind: str = "ours", **options: object) -> Program:
+    def serve(self, kind: str = "ours", *, under: Sequence[str] = (), **options: object) -> Program:
+        """`under`: a command that starts the program, as sudo does."""
         given: Options = {"listen": "0.0.0.0:29900", "target": f"{SERVER}:7", **FAST, **options}
-        return self._start(self.far, kind, "[Ll]istening on", [*_name(kind, "server"), *kcptun_arguments(given)])
+        return self._start(
+            self.far, kind, "[Ll]istening on", [*under, *_name(kind, "server"), *kcptun_arguments(given)]
+        )
 
-    def dial(self, kind: str = "ours", **options: object) -> Program:
+    def dial(self, kind: str = "ours", *, under: Sequence[str] = (), **options: object) -> Program:
         given: Options = {"localaddr": "127.0.0.1:12948", "remoteaddr": f"{SERVER}:29900", **FAST, **options}
-        return self._start(self.near, "client", "[Ll]istening on", [*_name(kind, "client"), *kcptun_arguments(given)])
+        return self._start(
+            self.near, "client", "[Ll]istening on", [*under, *_name(kind, "client"), *kcptun_arguments(given)]
+        )
 
     def _start(self, host: Host, name: str, sign: str, words: list[str]) -> Program:
         program = Program(name, host.command(*words), env={"PYTHONPATH": str(ROOT)})

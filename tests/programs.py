@@ -175,7 +175,8 @@ def require(*names: str) -> None:
     import pytest  # the demo and the benchmarks use this file without it
 
     if missing := missing_programs(*names):
-        text = f"not on the PATH: {', '.join(missing)} (Debian packages kcptun, iperf3, busybox, nftables)"
+        packages = "kcptun, iperf3, busybox, nftables, iptables, conntrack"
+        text = f"not on the PATH: {', '.join(missing)} (Debian packages {packages})"
         if os.environ.get("CI"):
             pytest.fail(text)
         pytest.skip(text)

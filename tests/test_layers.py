@@ -21,9 +21,10 @@ FLOORS: tuple[set[str], ...] = (
     {"core.conversation"},
     {"core.resting"},
     {"net.event_loop"},
+    {"net.packet_socket"},
     {"net.udp"},
     {"net.session"},
-    {"net.tcp", "net.ends"},
+    {"net.tcp", "net.ends", "net.fake_tcp"},
     {"app"},
     {"__main__"},
     {"monitor"},
@@ -139,6 +140,7 @@ def test_programs_start_without_the_monitors_libraries() -> None:
     loaded = {name.partition(".")[0] for name in done.stdout.split()}
     loaded |= {name for name in done.stdout.split() if name.startswith("kcptun_lite.")}
     assert not loaded & {"textual", "rich", "aiohttp", "prometheus_client", "asyncio", "json", "kcptun_lite.monitor"}
+    assert not {name for name in loaded if name.startswith("kcptun_lite.net.fake_tcp")}
     assert not loaded & {"kcptun_lite.app.status", "kcptun_lite.app.status_file", "kcptun_lite.app.status_socket"}
 
 

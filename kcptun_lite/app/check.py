@@ -18,6 +18,7 @@ from kcptun_lite.app.diagnosis import diagnose
 from kcptun_lite.app.dialects import likely_dialects
 from kcptun_lite.app.evidence import gather
 from kcptun_lite.app.shared_context import make_context, make_pads
+from kcptun_lite.app.transport import check_rights, ways_of_dialling
 from kcptun_lite.core.batch.pool import BufferPool
 from kcptun_lite.core.crypt.crypt import METHODS, fitting_methods
 from kcptun_lite.core.crypt.qpp import QppStream
@@ -66,7 +67,10 @@ class Step(IntEnum):
 
 STEP_OF_RULE = {
     "refused": Step.REFUSED,
+    "reset": Step.ANSWER,
     "unsent": Step.ANSWER,
+    "unanswered": Step.ANSWER,
+    "silent": Step.ANSWER,
     "nothing": Step.ANSWER,
     "gone": Step.ANSWER,
     "crypt": Step.KEY,
@@ -76,6 +80,8 @@ STEP_OF_RULE = {
     "target": Step.TARGET,
 }
 "the rules of app/diagnosis"
+UNCLEAR = ("nothing", "silent", "key")
+"rules that another --crypt might explain"
 
 
 class Check:
@@ -92,18 +98,33 @@ class Check:
         self._pads = make_pads(config)
         self._likely = likely_dialects(config)
         self._options = UdpOptions(config.sockbuf, config.dscp, config.interface)
+        self._ways = ways_of_dialling(config)
+        self._way = self._ways[0]
         self._reason: SessionError | None = None
 
     def run(self) -> int:
-        """Check all servers; returns the exit code."""
+        """Check all servers; returns the exit code. Raises: ConfigError."""
+        check_rights(self._config)
         self._ticker.start()
         self._loop.start()
         try:
-            codes = [self._check(remote) for remote in self._config.remoteaddr]
+            codes = [self._check_all_ways(remote) for remote in self._config.remoteaddr]
         finally:
             self._loop.stop()
             self._ticker.stop()
         return next((int(code) for code in codes if code), 0)
+
+    def _check_all_ways(self, remote: Endpoint) -> Step | None:
+        """The step at which one server failed, the last way that was tried."""
+        step: Step | None = None
+        for name, way in zip(("UDP", "TCP"), self._ways, strict=False):
+            self._way = way
+            if len(self._ways) > 1:
+                _say(f"over {name}:")
+            step = self._check(remote)
+            if step not in (Step.REFUSED, Step.ANSWER):
+                break
+        return step
 
     def _check(self, remote: Endpoint) -> Step | None:
         """The step at which one server failed."""
@@ -130,7 +151,7 @@ class Check:
 
     def _dial(self, remote: Endpoint, context: SessionContext, on_closed: OnClosed) -> Session:
         servers = [Server(remote.host, remote.port_min, remote.port_max)]
-        route = Route(servers, self._options, Event())
+        route = Route(servers, self._options, Event(), [self._way])
         return Dialer(context, route, Dialects(self._likely)).dial(lambda session: None, on_closed)
 
     def _find_crypt(self, remote: Endpoint) -> str:
@@ -176,7 +197,7 @@ class Check:
                 step = STEP_OF_RULE[finding.rule]
                 if step is Step.TARGET:
                     _pass(Step.STREAM, self._about_streams(session))
-                if finding.rule in ("nothing", "key") and (found := self._find_crypt(remote)):
+                if finding.rule in UNCLEAR and (found := self._find_crypt(remote)):
                     return _fail(Step.KEY, f"server {evidence.server} uses --crypt {found}, this client {crypt}")
                 return _fail(step, finding.sentence + self._about_silence(finding.rule))
             if is_over:
@@ -200,7 +221,7 @@ class Check:
 
     def _about_silence(self, rule: str) -> str:
         """What else it may be: a server of before 2021 drops all that comes with error correction if it has none."""
-        if rule not in ("nothing", "key"):
+        if rule not in UNCLEAR:
             return ""
         has_fec = self._context.params.has_fec
         return (

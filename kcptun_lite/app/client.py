@@ -19,6 +19,7 @@ from kcptun_lite.app.dialects import describe_found, likely_dialects
 from kcptun_lite.app.evidence import gather
 from kcptun_lite.app.listening import cannot_listen
 from kcptun_lite.app.path_manager import PathManager
+from kcptun_lite.app.transport import ways_of_dialling
 from kcptun_lite.app.tunnel import Tunnel
 from kcptun_lite.core.crypt.crypt import fitting_methods
 from kcptun_lite.core.mux.dialect import Dialect
@@ -43,6 +44,11 @@ from kcptun_lite.net.udp.sockopt import device_error
 from kcptun_lite.net.udp.udp_socket import UdpOptions
 
 REFUSED_PAUSE = 5000  # ms after a refusal in which no new session is tried while there is another one
+TRANSPORTS = {
+    "TCP": "UDP does not get through: going on over TCP; UDP is tried again now and then",
+    "UDP": "UDP gets through again: going on over UDP",
+}
+"what is said of --transport auto"
 REDIAL_PAUSE = 1.0  # s between attempts to make a session's socket (as kcptun)
 
 
@@ -54,16 +60,19 @@ class Client(Tunnel):
     def __init__(self, config: ClientConfig) -> None:
         super().__init__(config)
         servers = [Server(remote.host, remote.port_min, remote.port_max) for remote in config.remoteaddr]
-        route = Route(servers, UdpOptions(config.sockbuf, config.dscp, config.interface), self.stop_event)
+        options = UdpOptions(config.sockbuf, config.dscp, config.interface)
+        route = Route(servers, options, self.stop_event, ways_of_dialling(config))
         self._likely = likely_dialects(config)
         self._dialects = Dialects(self._likely, self._note_found)
         self._dialer = Dialer(self.context, route, self._dialects)
-        self._path_manager = PathManager(route, self._dialer, self._sessions)
+        self._path_manager = PathManager(route, self._dialer, self._sessions, has_second_way=config.transport == "auto")
         self._slots: list[Session | None] = [None] * config.conn
         self._expired: list[Session] = []
         self._accepted = 0
         self._refused_at: int | None = None
         "ms; when a server had no room for a session"
+        self._transport = "UDP"
+        "what carried the packets of all sessions when it was looked at last"
         self._dialling: Thread | None = None
 
     def _listen(self) -> None:
@@ -225,7 +234,14 @@ class Client(Tunnel):
     # -- main thread ---------------------------------------------------------------------------
 
     def _chores(self) -> list[Callable[[int], None]]:
-        return [*super()._chores(), self._scavenge, self._look_at_sessions]
+        return [*super()._chores(), self._scavenge, self._look_at_sessions, lambda now: self._look_at_transport()]
+
+    def _look_at_transport(self) -> None:
+        """Say when --transport auto has chosen the other one."""
+        found = {session.transport for session in self._sessions() if not session.is_closed}
+        if self.config.transport == "auto" and len(found) == 1 and self._transport not in found:
+            self._transport = found.pop()
+            log.info(TRANSPORTS[self._transport])
 
     def _scavenge(self, now: int) -> None:
         """Close expired sessions: those with nothing left to do, and all of them when --scavengettl is over too.

@@ -107,6 +107,8 @@ class CommonConfig(Record):
     "s"
     qpp: bool
     qppcount: int
+    tcp: bool
+    "packets travel as TCP segments, or may; a server takes both"
     snmplog: str
     "path with Go's time layout; empty: none"
     snmpperiod: int
@@ -152,6 +154,8 @@ class ClientConfig(CommonConfig):
     "s that an expired session may live on; None: as long as its streams"
     interface: str
     "network device that the packets leave by; empty: as the routes say"
+    transport: str
+    "udp, tcp or auto"
     check: bool
     "try the server once and say what is wrong"
 
@@ -229,7 +233,7 @@ def describe(config: ClientConfig | ServerConfig, listening: str = "") -> list[s
     lines += [f"snmplog: {config.snmplog}", f"snmpperiod: {config.snmpperiod}"]
     if server:
         lines.append("pprof: false")
-    return [*lines, f"quiet: {_go(config.quiet)}", "tcp: false"]
+    return [*lines, f"quiet: {_go(config.quiet)}", f"tcp: {_go(config.tcp)}"]
 
 
 def _auto(value: int | None) -> str:

@@ -24,7 +24,9 @@ RECENT = 8  # that the status tells with their times
 REMEMBERED = 64  # sentences; unknown sources must not fill the memory
 
 REFUSED = "Connection refused"
-"`Evidence.error` when an ICMP message said that nobody listens"
+"`Evidence.error` when an ICMP message, or a reset in place of a handshake, said that nobody listens"
+RESET = "Connection reset"
+"`Evidence.error` when a connection of --tcp was reset"
 
 
 class Evidence(NamedTuple):
@@ -56,6 +58,10 @@ class Evidence(NamedTuple):
     "streams in a row that the server ended soon and without a byte"
     delivered: bool = False
     "some stream has brought data"
+    transport: str = "UDP"
+    "or TCP"
+    is_answered: bool = True
+    "of TCP: the handshake is over"
 
 
 class Rule(NamedTuple):
@@ -77,7 +83,13 @@ RULES = (
     Rule(
         "refused",
         lambda e: e.error == REFUSED and e.silence >= QUICK,
-        "server {server} refuses UDP: no kcptun runs there, or --remoteaddr has another port than its --listen",
+        "server {server} refuses {transport}: no kcptun runs there{with_tcp}, or --remoteaddr has another port than "
+        "its --listen",
+    ),
+    Rule(
+        "reset",
+        lambda e: e.error == RESET and e.silence >= QUICK,
+        "the connection to {server} was reset: no kcptun runs there{with_tcp}, or something on the way cuts it",
     ),
     Rule(
         "unsent",
@@ -95,6 +107,17 @@ RULES = (
         "what comes back from {server} cannot be decrypted: --key or --crypt differ, or it is not kcptun",
     ),
     Rule(
+        "unanswered",
+        lambda e: not e.is_answered and e.silence >= PATIENCE,
+        "server {server} does not answer the TCP handshake: it is down, or a firewall drops TCP to this port",
+    ),
+    Rule(
+        "silent",
+        lambda e: e.transport == "TCP" and not e.received and e.age >= PATIENCE,
+        "server {server} takes the TCP connection, and nothing comes back through it: --key or --crypt differ, or what "
+        "listens there is no kcptun with --tcp, or something on the way stops what is no real TCP",
+    ),
+    Rule(
         "nothing",
         lambda e: not e.received and e.age >= PATIENCE,
         "nothing comes back from {server}: --key or --crypt differ, or the server is down, or UDP is blocked",
@@ -102,7 +125,7 @@ RULES = (
     Rule(
         "gone",
         lambda e: e.silence >= SILENCE,
-        "server {server} has stopped answering: it is down, or UDP is blocked",
+        "server {server} has stopped answering: it is down, or {transport} is blocked",
     ),
     Rule(
         "target",
@@ -124,7 +147,8 @@ def diagnose(evidence: Evidence) -> Finding | None:
     for rule in RULES:
         if rule.applies(evidence):
             fits = " or ".join(evidence.fitting or ())
-            return Finding(rule.name, rule.sentence.format(fits=fits, **evidence._asdict()))
+            with_tcp = " with --tcp" if evidence.transport == "TCP" else ""
+            return Finding(rule.name, rule.sentence.format(fits=fits, with_tcp=with_tcp, **evidence._asdict()))
     return None
 
 

@@ -5,7 +5,7 @@ Out     `Evidence`
 Knows   where each fact is kept. Not: what it means (app/diagnosis)
 """
 
-from kcptun_lite.app.diagnosis import REFUSED, Evidence
+from kcptun_lite.app.diagnosis import REFUSED, RESET, Evidence
 from kcptun_lite.errors import RemoteProtocolError, SessionError
 from kcptun_lite.net.session.session import Session
 from kcptun_lite.net.udp.address import format_address
@@ -30,10 +30,14 @@ def gather(session: Session, crypt: str, now: int, reason: SessionError | None =
         failure=str(cause) if isinstance(cause, RemoteProtocolError) else "",
         cut_streams=session.cut_streams,
         delivered=session.has_delivered,
+        transport=session.transport,
+        is_answered=session.is_way_answered,
     )
 
 
 def _text(error: OSError | None) -> str:
     if error is None:
         return ""
+    if isinstance(error, ConnectionResetError):
+        return RESET
     return REFUSED if isinstance(error, ConnectionRefusedError) else error.strerror or repr(error)

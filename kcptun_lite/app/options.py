@@ -239,6 +239,21 @@ OPTIONS: tuple[Option, ...] = (
         TUNING,
         "seconds an expired session may live on for its open streams; -1: as long as they do",
     ),
+    _option(
+        "tcp",
+        values.switch,
+        "false",
+        TUNING,
+        "send packets as TCP segments, where UDP is blocked or throttled (Linux, root); a server takes both",
+    ),
+    Option(
+        "transport",
+        values.OneOf(("udp", "tcp", "auto")),
+        "udp",
+        None,
+        TUNING,
+        "udp, tcp (as --tcp), or auto: as --tcp while nothing comes back over UDP (Linux, root)",
+    ),
     Option(
         "interface",
         values.device,
@@ -379,6 +394,5 @@ OPTIONS: tuple[Option, ...] = (
     _option("nc", _count, "0", EXPERT, "mode manual: 1 switches congestion control off"),
     _option("QPP", values.switch, "false", EXPERT, "scramble streams with permutation pads; the same at both ends"),
     _option("QPPCount", values.Number(1, 0xFFFF), "61", EXPERT, "number of those pads", json="qpp-count"),
-    _option("tcp", values.switch, "false", EXPERT, "accepted for kcptun's sake; does nothing here"),
     _option("pprof", values.switch, "false", EXPERT, "accepted for kcptun's sake; does nothing here"),
 )

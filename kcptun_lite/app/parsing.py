@@ -282,6 +282,8 @@ class _Parsing:
         if self.program == "server":
             self._count_workers(found)
         self._apply_mode(found)
+        if self.program == "client":
+            self._apply_transport(found)
         if self.program == "server":  # it takes its clients as they come; --strict has kcptun's defaults
             found["smuxver"], found["nocomp"] = found["smuxver"] or 1, bool(found["nocomp"])
         found["ratelimit"] = max(0, found["ratelimit"])  # less than 0 is none, as in kcptun
@@ -289,15 +291,16 @@ class _Parsing:
             self.warnings.append("the key is kcptun's default, which everybody knows; set KCPTUN_KEY")
         if not found["key"]:
             self.warnings.append("the key is empty, which everybody can guess; set KCPTUN_KEY")
-        for name in ("tcp", "pprof"):
-            if found[name]:
-                self.warnings.append(f"--{name} does nothing in kcptun_lite")
+        if found["pprof"]:
+            self.warnings.append("--pprof does nothing in kcptun_lite")
 
     def _count_workers(self, found: dict[str, Any]) -> None:
         ports = found["listen"].port_max - found["listen"].port_min + 1
         if found["workers"] is None:  # auto
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-            found["workers"] = min(cores, WORKERS_MAX, ports if ports > 1 else cores)
+            found["workers"] = 1 if found["tcp"] else min(cores, WORKERS_MAX, ports if ports > 1 else cores)
+        if found["tcp"] and found["workers"] > 1:
+            raise self._wrong("workers", f"{found['workers']} do not go with --tcp, which has one process; write 1")
         if ports > 1 and found["workers"] > ports:
             raise self._wrong(
                 "workers", f"{found['workers']} cannot share the {ports} ports of --listen; write {ports} or less"
@@ -328,6 +331,13 @@ class _Parsing:
                 "smuxbuf" if "streambuf" not in self.places else "streambuf",
                 f"streambuf ({found['streambuf']}) must not be over smuxbuf ({found['smuxbuf']}); lower streambuf",
             )
+
+    def _apply_transport(self, found: dict[str, Any]) -> None:
+        if found["tcp"]:
+            if "transport" in self.places and found["transport"] != "tcp":
+                raise self._wrong("transport", f"{found['transport']} does not go with --tcp; leave one of them out")
+            found["transport"] = "tcp"
+        found["tcp"] = found["transport"] != "udp"
 
     def _apply_mode(self, found: dict[str, Any]) -> None:
         mode = found["mode"]

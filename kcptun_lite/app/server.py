@@ -30,10 +30,12 @@ from kcptun_lite.core.params import ConversationParams
 from kcptun_lite.errors import RemoteProtocolError, SessionError, TransportError
 from kcptun_lite.net.ends.listener import Listener, hint
 from kcptun_lite.net.ends.session_table import SessionTable
+from kcptun_lite.net.packet_socket import PacketSocket, PeerDoors
 from kcptun_lite.net.session.session import Session
 from kcptun_lite.net.session.stream import Stream
 from kcptun_lite.net.tcp.target import Target
 from kcptun_lite.net.udp.address import format_address, format_host
+from kcptun_lite.net.udp.peer_sockets import PeerSockets
 from kcptun_lite.net.udp.udp_socket import UdpOptions, UdpSocket
 
 if TYPE_CHECKING:
@@ -66,37 +68,45 @@ class Server(Tunnel):
     def _listen(self) -> None:
         config = self.config
         options = UdpOptions(config.sockbuf, config.dscp)
-        sockets: list[UdpSocket] = []
+        sockets: list[tuple[PacketSocket, PeerDoors]] = []
         try:
             for port in range(config.listen.port_min, config.listen.port_max + 1):
-                sockets.append(UdpSocket.listen(config.listen.host, port, options))
+                udp = UdpSocket.listen(config.listen.host, port, options)
+                sockets.append((udp, PeerSockets(udp, self.loop)))
+                if config.tcp:
+                    sockets.append(self._listen_to_tcp(udp.address[1], options))
         except TransportError as exc:
-            for udp in sockets:
-                udp.close()
+            for opened, _ in sockets:
+                opened.close()
             raise cannot_listen("--listen", config.listen, exc) from exc.__cause__
-        self._listeners = [self._make_listener(udp) for udp in sockets]
+        self._listeners = [self._make_listener(opened, doors) for opened, doors in sockets]
 
-    def _make_listener(
-        self, udp: UdpSocket, siblings: "Siblings | None" = None, *, has_peer_sockets: bool = True
-    ) -> Listener:
+    def _make_listener(self, opened: PacketSocket, doors: PeerDoors, siblings: "Siblings | None" = None) -> Listener:
         return Listener(
             self.context,
-            udp,
+            opened,
+            doors,
             self._table,
             on_stream=self._on_stream,
             on_session=self.count_session,
             on_validated=self._on_validated,
             on_closed=self.session_closed,
             siblings=siblings,
-            has_peer_sockets=has_peer_sockets,
         )
+
+    def _listen_to_tcp(self, port: int, options: UdpOptions) -> tuple[PacketSocket, PeerDoors]:
+        """The same port again, for clients with --tcp."""
+        from kcptun_lite.net.fake_tcp.port import FakeTcpPort
+
+        fake = FakeTcpPort.open_port(self.config.listen.host, port, options, self.loop)
+        return fake, fake
 
     def _start(self) -> None:
         if self.config.health:
             from kcptun_lite.app.health import open_health
 
             self._health = open_health(self.config.health, self.loop, self.trouble)
-        has_range = len(self._listeners) > 1
+        has_range = self.config.listen.port_min != self.config.listen.port_max
         self.log_start(str(self.config.listen) if has_range else format_address(self._listeners[0].address))
         self.look_up("--target", self.config.target)
         for listener in self._listeners:

@@ -23,6 +23,7 @@ from kcptun_lite.app.limits import Limits
 from kcptun_lite.app.listening import listen_patiently
 from kcptun_lite.app.shared_context import make_context, make_pads
 from kcptun_lite.app.stats import SnmpLog, snmp_line
+from kcptun_lite.app.transport import check_rights
 from kcptun_lite.core.batch.pool import BufferPool
 from kcptun_lite.core.budget import Budget
 from kcptun_lite.core.conversation import Conversation
@@ -219,6 +220,7 @@ class Tunnel(ABC):
     def check(self) -> None:
         """Look at all that can be looked at before anything begins. Raises: ConfigError."""
         self._snmp_log.check()
+        check_rights(self.config)
         if self._status_file:
             self._status_file.check()
         self._load_libraries()

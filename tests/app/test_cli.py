@@ -107,12 +107,12 @@ def test_a_log_that_cannot_be_opened_ends_with_exit_code_2() -> None:
 
 
 def test_the_worker_is_the_same_process_with_the_whole_configuration() -> None:
-    started, worker = spy("--key", "k", "--remoteaddr", "a:1-2,b:3", "--mtu=1000", "--tcp")
+    started, worker = spy("--key", "k", "--remoteaddr", "a:1-2,b:3", "--mtu=1000", "--pprof")
     assert worker["pid"] == started["pid"]
     program, plain, warnings = worker["job"]
     assert (program, plain["mtu"], plain["key"]) == ("client", 1000, "k")
     assert plain["remoteaddr"] == [["a", 1, 2, ""], ["b", 3, 3, ""]]
-    assert warnings == ["--tcp does nothing in kcptun_lite"]
+    assert warnings == ["--pprof does nothing in kcptun_lite"]
 
 
 @pytest.mark.parametrize("arguments", [["--key", "very secret"], []])

@@ -423,7 +423,7 @@ def test_while_there_is_no_way_connections_wait(
     lines: list[str] = []
     monkeypatch.setattr(log, "_write", lambda level, text, fields: lines.append(text))
     monkeypatch.setattr(room, "REDIAL_PAUSE", 0.01)
-    monkeypatch.setattr(UdpSocket, "dial", fail_twice)
+    monkeypatch.setattr(client._dialer._route, "_ways", (fail_twice,))
     for sock in use(client, target):
         sock.close()
     assert len(tries) == 3
@@ -442,7 +442,7 @@ def test_while_there_is_no_way_another_session_must_do(
         def fail(host: str, port: int, options: object) -> None:
             raise TransportError("no name server")
 
-        patch.setattr(UdpSocket, "dial", fail)
+        patch.setattr(client._dialer._route, "_ways", (fail,))
         second = use(client, target)
         (session,) = live_sessions(client)
         assert session.stream_count == 2

@@ -56,6 +56,8 @@ def test_the_clients_defaults_are_kcptuns() -> None:
         quiet=False,
         qpp=False,
         qppcount=61,
+        tcp=False,
+        transport="udp",
         memlimit=0,
         gogc=100,
         maxstreams=1024,
@@ -381,3 +383,32 @@ def test_the_server_describes_itself_as_kcptun_does() -> None:
 
 def test_the_key_is_never_described() -> None:
     assert not any("test key" in line for line in describe(client()) + describe(server()))
+
+
+# Transport
+
+
+@pytest.mark.parametrize(
+    ("arguments", "transport"),
+    [([], "udp"), (["--tcp"], "tcp"), (["--transport=tcp"], "tcp"), (["--transport=auto"], "auto")],
+)
+def test_transport(arguments: list[str], transport: str) -> None:
+    config, warnings = read("client", ["-r", "a:1", "--key=k", *arguments], {})
+    assert isinstance(config, ClientConfig)
+    assert (config.transport, config.tcp, warnings) == (transport, transport != "udp", [])
+
+
+def test_two_transports_do_not_go_together() -> None:
+    with pytest.raises(ConfigError, match="--transport: auto does not go with --tcp; leave one of them out"):
+        read("client", ["-r", "a:1", "--tcp", "--transport", "auto"], {})
+
+
+@pytest.mark.parametrize("workers", ["auto", "1"])
+def test_a_port_of_tcp_is_one_processs(workers: str) -> None:
+    config, _ = read("server", ["--key=k", "--tcp", "--workers", workers], {})
+    assert isinstance(config, ServerConfig) and config.workers == 1
+
+
+def test_workers_and_tcp_do_not_go_together() -> None:
+    with pytest.raises(ConfigError, match="--workers: 2 do not go with --tcp, which has one process; write 1"):
+        read("server", ["--tcp", "--workers", "2"], {})

@@ -9,6 +9,7 @@ from kcptun_lite.app.diagnosis import (
     REFUSED,
     REMEMBERED,
     REPEAT_AFTER,
+    RESET,
     RULES,
     SILENCE,
     Evidence,
@@ -27,6 +28,8 @@ WORKING = ANSWERED._replace(understood=True, delivered=True, age=1_000_000)
 GARBLED = NEW._replace(received=1, age=PATIENCE - 1, silence=PATIENCE - 1)
 
 SMUX = "frame of smux version 2, expected 1: --smuxver must be the same on both ends"
+
+OVER_TCP = NEW._replace(transport="TCP", is_answered=False)
 
 TABLE = [
     (
@@ -48,6 +51,33 @@ TABLE = [
         "unsent",
         SILENT._replace(error="Network is unreachable"),
         f"packets to {HOST} cannot be sent: Network is unreachable",
+    ),
+    (
+        "refused",
+        OVER_TCP._replace(error=REFUSED, silence=QUICK),
+        f"server {HOST} refuses TCP: no kcptun runs there with --tcp, or --remoteaddr has another port than "
+        "its --listen",
+    ),
+    (
+        "reset",
+        OVER_TCP._replace(is_answered=True, error=RESET, silence=QUICK),
+        f"the connection to {HOST} was reset: no kcptun runs there with --tcp, or something on the way cuts it",
+    ),
+    (
+        "unanswered",
+        OVER_TCP._replace(silence=PATIENCE),
+        f"server {HOST} does not answer the TCP handshake: it is down, or a firewall drops TCP to this port",
+    ),
+    (
+        "silent",
+        OVER_TCP._replace(is_answered=True, age=PATIENCE),
+        f"server {HOST} takes the TCP connection, and nothing comes back through it: --key or --crypt differ, or what "
+        "listens there is no kcptun with --tcp, or something on the way stops what is no real TCP",
+    ),
+    (
+        "gone",
+        WORKING._replace(transport="TCP", silence=SILENCE),
+        f"server {HOST} has stopped answering: it is down, or TCP is blocked",
     ),
     ("crypt", GARBLED._replace(fitting=["salsa20"]), f"server {HOST} uses --crypt salsa20, this client aes"),
     ("crypt", GARBLED._replace(fitting=["xor", "tea"]), f"server {HOST} uses --crypt xor or tea, this client aes"),

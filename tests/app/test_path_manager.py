@@ -25,6 +25,8 @@ class FakeSession:
         self.asked = 0
         self.patience = 0
         self.heard_at = 1 << 60
+        self.is_way_reset = False
+        self.transport = "UDP"
 
     def probe(self) -> None:
         self.asked += 1
@@ -44,6 +46,16 @@ class Around:
         self.failed_at: list[Address] = []
         self.is_dead = False
 
+        self.is_first_way_open = False
+        self.preferred = 0
+        "times that the first way was to be preferred again"
+
+    def prefer_first_way(self) -> None:
+        self.preferred += 1
+
+    def is_heard_first_way(self, session: Any) -> bool:
+        return self.is_first_way_open
+
     def failed(self, remote: Address) -> None:
         self.failed_at.append(remote)
 
@@ -62,11 +74,11 @@ class Around:
 class Room:
     """A running path manager, with everything around it."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, *, has_second_way: bool = False) -> None:
         self.clock = clock
         self.around = Around()
         self.sessions: list[Any] = []
-        self.path_manager = PathManager(self.around, self.around, lambda: self.sessions)  # type: ignore[arg-type]
+        self.path_manager = PathManager(self.around, self.around, lambda: self.sessions, has_second_way=has_second_way)  # type: ignore[arg-type]
 
     def report(self, session: Any) -> None:
         self.path_manager.report(session)
@@ -221,3 +233,36 @@ def test_a_way_that_cannot_be_made_is_tried_again(managing: Room) -> None:
     managing.clock.now += FIRST_PAUSE
     managing.report(session)
     assert managing.around.probed == [session] * 2
+
+
+def test_a_way_that_was_reset_is_left_at_once(managing: Room) -> None:
+    """Where the peer is one of ours, who knows a session wherever it comes from."""
+    session = FakeSession()
+    session.is_way_reset = True
+    managing.report(session)
+    assert managing.around.redialed == [session] and not managing.around.probed
+
+
+@pytest.mark.parametrize(("is_open", "is_ours"), [(True, True), (False, True), (True, False)])
+def test_sessions_return_to_the_first_way_when_it_is_open(
+    monkeypatch: pytest.MonkeyPatch, is_open: bool, is_ours: bool
+) -> None:
+    """After a while, or when the network has changed."""
+    clock = Clock()
+    monkeypatch.setattr(room, "monotonic_ms", clock)
+    managing = Room(clock, has_second_way=True)
+    managing.around.is_first_way_open = is_open
+    strayed, other = FakeSession(), FakeSession()
+    strayed.transport, strayed.is_peer_ours = "TCP", is_ours
+    managing.sessions = [strayed, other]
+    managing.path_manager._look_at_first_way()
+    assert not managing.around.redialed
+    clock.now += room.RETURN_AFTER
+    for _ in range(2):
+        managing.path_manager._look_at_first_way()
+        assert managing.around.redialed == ([strayed] if is_open and is_ours else [])
+    managing.path_manager.redial_all()
+    assert managing.around.preferred
+    clock.now += room.ANSWER_TIME
+    managing.path_manager._look_at_first_way()
+    assert len(managing.around.redialed) == (2 if is_open and is_ours else 0)

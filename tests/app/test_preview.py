@@ -56,9 +56,9 @@ def test_what_a_start_would_find_is_found_and_no_file_is_made(tmp_path: Path) ->
 
 
 def test_warnings_are_told_and_are_no_failure() -> None:
-    done = run(["-m", "kcptun_lite", "server", "--test-config", "--tcp"])
+    done = run(["-m", "kcptun_lite", "server", "--test-config", "--pprof"])
     assert done.returncode == 0
-    assert "warning: --tcp does nothing in kcptun_lite\n" in done.stderr and "kcptun's default" in done.stderr
+    assert "warning: --pprof does nothing in kcptun_lite\n" in done.stderr and "kcptun's default" in done.stderr
     assert rows(done.stdout)["key"] == ["kcptun's default", "default"]
 
 

@@ -23,7 +23,7 @@ from kcptun_lite.core.batch.packets import Address
 from kcptun_lite.core.batch.pool import BufferPool
 from kcptun_lite.core.kcp.kcp import Flush, KcpParams
 from kcptun_lite.core.params import ConversationParams
-from kcptun_lite.core.wire import KCP_PUSH, KCP_SEGMENT
+from kcptun_lite.core.wire import KCP_PUSH, KCP_SEGMENT, MTU_MAX
 from kcptun_lite.errors import SessionError, TransportError
 from kcptun_lite.net.ends.context import SessionContext
 from kcptun_lite.net.ends.failed_packets import FailedPackets
@@ -124,6 +124,9 @@ class FakeUdp:
 
     def for_peer(self, peer: Address, local: object = None) -> Self:
         raise OSError("no second socket without a network")
+
+    def room(self, address: Address) -> int:
+        return MTU_MAX
 
     def send(self, packets: Sequence[memoryview], address: Address, local: object = None) -> int:
         if self.is_closed:

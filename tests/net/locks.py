@@ -21,6 +21,9 @@ from kcptun_lite.core.conversation import Conversation
 from kcptun_lite.core.kcp.kcp import Kcp
 from kcptun_lite.net.ends.listener import Listener
 from kcptun_lite.net.ends.route import Route
+from kcptun_lite.net.fake_tcp.connection import FakeTcpConnection
+from kcptun_lite.net.fake_tcp.flow import Flow
+from kcptun_lite.net.fake_tcp.port import FakeTcpPort
 from kcptun_lite.net.session.session import Session
 from kcptun_lite.net.session.stream import Stream
 from kcptun_lite.net.session.update_thread import UpdateThread
@@ -153,6 +156,9 @@ def locks_in_order(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     replace(Route, lambda route: setattr(route, "_lock", OrderedLock(5, "route")))
     replace(Budget, lambda budget: setattr(budget, "_lock", OrderedLock(6, "budget")))
     replace(UdpSocket, lambda udp: setattr(udp, "_calls_lock", OrderedLock(6, "UDP calls")))
+    replace(FakeTcpConnection, lambda fake: setattr(fake, "_lock", OrderedLock(5, "fake TCP connection")))
+    replace(FakeTcpPort, lambda fake: setattr(fake, "_lock", OrderedLock(5, "fake TCP port")))
+    replace(Flow, lambda flow: setattr(flow, "_lock", OrderedLock(6, "flow")))
 
     guard_writes(Tunnel, "_lock", {"_established", "_max_established"})
     guard_writes(Route, "_lock", {"_current"})
@@ -164,6 +170,8 @@ def locks_in_order(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         (Stream, lambda stream: getattr(stream._owner, "lock", None)),
         (Session, lambda session: session.lock),
         (Route, lambda route: route._lock),
+        (FakeTcpConnection, lambda fake: fake._lock),
+        (FakeTcpPort, lambda fake: fake._lock),
         (UpdateThread, lambda ticker: ticker._condition._lock),
     ):
         guard_calls(room, [name for name in vars(room) if name.endswith("_locked")], lock_of)

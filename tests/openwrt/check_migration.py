@@ -99,14 +99,13 @@ def test_a_config_of_2410_comes_over_and_runs(router: Router) -> None:
 
     router.service("start")
     assert set(router.instances()) == {"client1", "office"}, "the server was disabled, the examples still are"
-    for name in ("client1", "office"):
-        assert router.status(name)["role"] == "client"
+    assert router.status("office")["role"] == "client"
+    router.wait_for_log("client1: --tcp: it needs CAP_NET_RAW")  # kcptun as this user had no raw sockets either
     assert router.instances()["client1"]["env"]["KCPTUN_LOCALADDR"] == "0.0.0.0:12948"
     assert router.instances()["client1"]["user"] == "nobody"
     assert router.instances()["office"]["env"]["KCPTUN_REMOTEADDR"] == "[2001:db8::1]:29900-30000"
     log = "\n".join(router.log())
     assert log.count("taken over from section") == 3
-    assert "client1: --tcp does nothing" in log, "the tunnel goes over UDP"
     assert "office: the key is kcptun's default" in log
 
     text = router.path("/etc/config/kcptun-lite").read_text()

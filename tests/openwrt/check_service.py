@@ -237,13 +237,33 @@ def test_a_program_that_is_not_installed(router: Router) -> None:
         router.run("mv /tmp/kcptun-lite-server /usr/bin/")
 
 
+# Transport
+
+
+def test_sections_with_raw_sockets_run_as_root(router: Router) -> None:
+    """Unless they name a user; the others do not."""
+    reload_with(
+        router,
+        client("auto", transport="auto")
+        + client("tcp", tcp="1", local_port="12949")
+        + client("udp", tcp="0", transport="udp", local_port="12950")
+        + server("hub", tcp="1"),
+    )
+    users = {name: instance["user"] for name, instance in router.instances().items()}
+    assert users == {"auto": "root", "tcp": "root", "udp": "kcptun-lite", "hub": "root"}
+    for name in users:
+        router.status(name)  # it runs
+    reload_with(router, client("tcp", tcp="1", user="nobody"))
+    router.wait_for_log("tcp: --tcp: it needs CAP_NET_RAW")
+
+
 # The log
 
 
 def test_lines_have_their_level_and_the_tunnels_name(router: Router) -> None:
     reload_with(
         router,
-        client("home", tcp="1")
+        client("home", pprof="1")
         + client("far", snmplog="/nowhere/x", local_port="12950")
         + client("still", syslog="0", local_port="12949"),
     )
@@ -251,7 +271,8 @@ def test_lines_have_their_level_and_the_tunnels_name(router: Router) -> None:
     other = router.instances()["far"]["pid"]
     assert router.wait_for_log("encryption") == f"daemon.info kcptun-lite-client[{pid}]: home: encryption: aes"
     assert (
-        router.wait_for_log("tcp") == f"daemon.warn kcptun-lite-client[{pid}]: home: --tcp does nothing in kcptun_lite"
+        router.wait_for_log("pprof")
+        == f"daemon.warn kcptun-lite-client[{pid}]: home: --pprof does nothing in kcptun_lite"
     )
     assert "--snmplog: /nowhere/x cannot" in router.wait_for_log(f"daemon.err kcptun-lite-client[{other}]: far: ")
     router.status("still")
@@ -302,7 +323,7 @@ def test_every_option_is_in_what_procd_compares(router: Router) -> None:
         "maxstreams": "1023", "memlimit": "33M", "gogc": "99", "loglevel": "warning", "snmplog": "/tmp/a",
         "snmpperiod": "61", "acknodelay": "1", "nodelay": "1", "interval": "51", "resend": "1", "nc": "1", "qpp": "1",
         "qppcount": "60", "conn": "2", "autoexpire": "1", "scavengettl": "601", "localaddr": ":12949",
-        "remoteaddr": "192.0.2.9:29901", "bind_address": "127.0.0.1", "tcp": "1", "pprof": "1",
+        "remoteaddr": "192.0.2.9:29901", "bind_address": "127.0.0.1", "tcp": "1", "transport": "auto", "pprof": "1",
     }  # fmt: skip
     settings = {"": router.instances()["two"]["env"]["SETTINGS"]}
     for option, value in values.items():

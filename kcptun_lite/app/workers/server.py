@@ -25,6 +25,7 @@ from kcptun_lite.net.ends.listener import Listener
 from kcptun_lite.net.ends.siblings import Siblings
 from kcptun_lite.net.session.session import Session
 from kcptun_lite.net.session.update_thread import monotonic_ms
+from kcptun_lite.net.udp.peer_sockets import PeerSockets
 from kcptun_lite.net.udp.udp_socket import UdpOptions, UdpSocket
 
 
@@ -48,7 +49,8 @@ class WorkerServer(Server):
         options = UdpOptions(self.config.sockbuf, self.config.dscp)
         for number, is_read in self._place["ports"]:
             udp = UdpSocket.adopt(number, options)
-            listener = self._make_listener(udp, self._siblings, has_peer_sockets=self._place["is_steered"])
+            peer_sockets = PeerSockets(udp, self.loop, may_open=self._place["is_steered"])
+            listener = self._make_listener(udp, peer_sockets, self._siblings)
             listener.listen(False)  # until it is known what the siblings have
             self._listeners.append(listener)
             self._readers += [listener] if is_read else []

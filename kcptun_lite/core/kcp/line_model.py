@@ -50,10 +50,11 @@ CRUISE_ROUNDS = 6  # between two probes
 DRAIN_ROUNDS = 8  # that must empty a queue of our own; one that stays then is somebody else's
 DRAIN_GAIN = 0.75  # of the rate, and ...
 DRAIN_HARD = 0.5  # ... where that was not enough, or nothing was known before: if others of us fill it, all do the same
+QUEUE_UNMOVED = 0.7  # of the round trip before: who drains with others of us sees it become shorter
 YIELD = 0.95  # of what arrives while a queue stands is what we go on with
 SHARED_GAIN = 1.25  # of a probe where others use the line ...
-SHARED_ROUNDS = 10  # ... and of what has arrived in so many rounds the mean is our share
-SHARED_TIME = 5_000  # ms that we hold our share then, before we look again
+SHARED_ROUNDS = 10  # ... and the most of what has arrived in so many rounds is our share ...
+SHARED_TIME = 5_000  # ... for so many ms, before we look again
 MIN_RTT_TIME = 10_000  # ms that a least round trip is believed without being seen again
 PROBE_RTT_TIME = 200  # ms, or two round trips: how long little is sent to see it ...
 PROBE_RTT_PART = 0.25  # ... of what fills the line: what has stood in its queue seems to be part of the way
@@ -136,6 +137,8 @@ class LineModel(CongestionControl):
         self._least_since = 0  # ms; of the round trips since then
         self._state_since = 0
         self._shared_until = 0
+        self._before_drain = 0.0, 0
+        "the rate, and the least round trip of that round in ms"
         self._shares: deque[float] = deque(maxlen=SHARED_ROUNDS)
         self._probe_rtt_least = 0
 
@@ -349,6 +352,7 @@ class LineModel(CongestionControl):
         if not seen.is_limited:
             self._steady_lost *= LOSS_DOUBT
         if self.state is not State.DRAIN:
+            self._before_drain = self.rate, self._round_rtt
             if not seen.is_limited:
                 self._forget_rate(YIELD * seen.rate)
             self._enter(State.DRAIN, now)
@@ -356,7 +360,9 @@ class LineModel(CongestionControl):
             self._drain_on(seen)
         else:
             self.is_shared, self._shared_until = True, now + SHARED_TIME
-            self._forget_rate(self.rate / YIELD)
+            rate, rtt = self._before_drain
+            if self._round_rtt > QUEUE_UNMOVED * rtt:
+                self._forget_rate(rate)  # whoever fills the queue has taken what we gave up
             self._shares.clear()
             self._probe_gain = SHARED_GAIN
             self._enter(State.PROBE, now)
@@ -376,9 +382,9 @@ class LineModel(CongestionControl):
             self._forget_rate(seen.latest)
 
     def _hold_share(self, seen: "Round", now: int) -> None:
-        """What has arrived lately, and a probe now and then, whatever the queue."""
+        """As BBR: the most of what has arrived lately, a probe now and then, whatever the queue."""
         self._shares.append(seen.latest)
-        self._forget_rate(sum(self._shares) / len(self._shares))
+        self._forget_rate(max(self._shares))
         if now >= self._shared_until or (not seen.has_queue and self.state is State.CRUISE):
             self.is_shared = False
             self._enter(State.CRUISE, now)

@@ -21,10 +21,10 @@ from kcptun_lite.errors import PathTooNarrow, SessionError
 from kcptun_lite.net.ends.failed_packets import FailedPackets
 from kcptun_lite.net.ends.path_sizes import PathSizes
 from kcptun_lite.net.event_loop import EventLoop
+from kcptun_lite.net.packet_socket import PacketSocket
 from kcptun_lite.net.session.session import Session
 from kcptun_lite.net.session.stream import Stream
 from kcptun_lite.net.session.update_thread import UpdateThread
-from kcptun_lite.net.udp.udp_socket import UdpSocket
 
 
 class SessionContext(NamedTuple):
@@ -49,7 +49,7 @@ class SessionContext(NamedTuple):
         self,
         conv: int,
         params: ConversationParams,
-        udp: UdpSocket,
+        udp: PacketSocket,
         remote: Address,
         *,
         is_client: bool,
@@ -60,7 +60,7 @@ class SessionContext(NamedTuple):
         on_verdict: Callable[[Session, Guess], bool] = lambda session, guess: False,
     ) -> Session:
         """One end of a conversation, not started yet; a client's has `udp` for itself."""
-        params = params.within(self.path_sizes.mtu(remote, params.kcp.mtu))
+        params = params.within(min(self.path_sizes.mtu(remote, params.kcp.mtu), udp.room(remote)))
 
         def note_end(session: Session, reason: SessionError) -> None:
             if isinstance(reason, PathTooNarrow):

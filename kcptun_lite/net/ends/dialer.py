@@ -8,21 +8,26 @@ Wire    docs/protocol.md, "Client sessions"
 
 import os
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 
 from kcptun_lite.core.batch.packets import Address, PacketBatch
+from kcptun_lite.core.batch.pool import borrow_batch
+from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.mux.dialect import Dialect
-from kcptun_lite.core.wire import first_segment
+from kcptun_lite.core.wire import KCP_SEGMENT, KCP_WASK, first_segment
 from kcptun_lite.errors import SessionError, TransportError
 from kcptun_lite.net.ends.context import SessionContext
 from kcptun_lite.net.ends.dialects import Dialects, Search
 from kcptun_lite.net.ends.receiver import Receiver
 from kcptun_lite.net.ends.route import Route
+from kcptun_lite.net.packet_socket import DialedSocket
 from kcptun_lite.net.session.path_probe import PathProbe
 from kcptun_lite.net.session.session import Session
 from kcptun_lite.net.session.stream import Stream
 from kcptun_lite.net.session.update_thread import monotonic_ms
-from kcptun_lite.net.udp.udp_socket import UdpSocket
+
+FIRST_WAY_QUESTIONS = 3  # a second apart, as packets may be lost
 
 
 class Dialer:
@@ -81,12 +86,34 @@ class Dialer:
         session.start_path_probe(path_probe)
         return path_probe.remote
 
+    def is_heard_first_way(self, session: Session) -> bool:
+        """Whether the server, one of ours, answers the way that is preferred, while its session goes another one.
+
+        It is asked for its window, which it tells whoever knows the number of a session, and moves nothing.
+        Takes a second for each question. Raises: TransportError.
+        """
+        udp, remote = self._route.open_first_way(session.remote)
+        crypt = self._context.make_crypt()
+        with closing(udp), borrow_batch(self._context.pool) as batch:
+            for _ in range(FIRST_WAY_QUESTIONS):
+                batch.clear()
+                KCP_SEGMENT.pack_into(batch.arena, crypt.headroom, session.conversation.conv, KCP_WASK, *[0] * 6)
+                batch.commit(crypt.headroom + KCP_SEGMENT.size + crypt.tailroom)
+                crypt.seal(batch)
+                udp.send(batch.views(), remote)
+                batch.clear()
+                if udp.receive(batch, wait=True):  # for a second
+                    crypt.open(batch, Counters())
+                    if any(first_segment(packet) for packet in batch.packets()):
+                        return True
+        return False
+
     def _path_probe(self, session: Session, *, keeps_port: bool) -> PathProbe:
         path_probe = PathProbe(*self._route.open(session.remote[1] if keeps_port else None))
         self._receive(session, session.conversation.conv, *path_probe)
         return path_probe
 
-    def _receive(self, session: Session, conv: int, udp: UdpSocket, remote: Address) -> None:
+    def _receive(self, session: Session, conv: int, udp: DialedSocket, remote: Address) -> None:
         """Have what comes to a socket given to the session, until the socket is closed."""
         counters = session.counters
         source: Address | None = None

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from kcptun_lite.core.batch.packets import Address, Local, PacketBatch
 from kcptun_lite.core.counters import Counters
-from kcptun_lite.net.udp.udp_socket import UdpSocket
+from kcptun_lite.net.packet_socket import PacketSocket
 
 SAMPLE_EVERY = 1000  # ms, in the whole program
 SUSPECT_FOR = 1000  # ms that we wait for a suspect's next packet; then another one gets the turn
@@ -25,7 +25,7 @@ class Sample(NamedTuple):
 
     source: Address
     packet: bytes
-    udp: UdpSocket
+    udp: PacketSocket
     "which has received it"
     local: Local | None = None
     "our address that it was sent to, where there are several"
@@ -54,7 +54,7 @@ class FailedPackets:
 class FailedPacketSampler:
     """The eyes of one receiver: `before` each batch is opened, `after` one in which packets failed."""
 
-    def __init__(self, failed_packets: FailedPackets, counters: Counters, udp: UdpSocket) -> None:
+    def __init__(self, failed_packets: FailedPackets, counters: Counters, udp: PacketSocket) -> None:
         """`counters` are those the packets are counted in."""
         self._failed_packets = failed_packets
         self._counters = counters

@@ -1,4 +1,4 @@
-"""One UDP port of a server: who may come in, who has moved, who must wait.
+"""One port of a server: who may come in, who has moved, who must wait.
 
 In      opened packets with their sources
 Out     sessions; each session's packets, once per batch
@@ -36,11 +36,10 @@ from kcptun_lite.net.ends.context import SessionContext
 from kcptun_lite.net.ends.failed_packets import Sample
 from kcptun_lite.net.ends.receiver import Receiver
 from kcptun_lite.net.ends.session_table import Place, SessionTable
+from kcptun_lite.net.packet_socket import PacketSocket, PeerDoors
 from kcptun_lite.net.session.session import Session
 from kcptun_lite.net.session.stream import Stream
 from kcptun_lite.net.udp.address import format_address
-from kcptun_lite.net.udp.peer_sockets import PeerSockets
-from kcptun_lite.net.udp.udp_socket import UdpSocket
 
 if TYPE_CHECKING:
     from kcptun_lite.net.ends.siblings import Siblings
@@ -51,12 +50,13 @@ ANSWERS = 1000  # to unknown sources, a second
 
 
 class Listener:
-    """One UDP port and the sessions that come in there."""
+    """One port and the sessions that come in there."""
 
     def __init__(
         self,
         context: SessionContext,
-        udp: UdpSocket,
+        udp: PacketSocket,
+        doors: PeerDoors,
         table: SessionTable,
         *,
         on_stream: Callable[[Session, Stream], None],
@@ -64,11 +64,11 @@ class Listener:
         on_validated: Callable[[Session], None],
         on_closed: Callable[[Session, SessionError], None],
         siblings: "Siblings | None" = None,
-        has_peer_sockets: bool = True,
     ) -> None:
-        """`table` is the same for all ports of a server: a client may move from one to another.
+        """`doors` are those of `udp`, and close with the listener.
 
-        `siblings`: other processes that serve the same port; `has_peer_sockets`: peers get sockets of their own.
+        `table` is the same for all ports of a server: a client may move from one to another.
+        `siblings`: other processes that serve the same port.
         `on_stream` is called when a stream may be served, which for many sessions that begin at once is when they are
         validated; `on_session` for each session, `on_validated` when its peer has shown where it is.
         """
@@ -88,15 +88,15 @@ class Listener:
         self._answers_left = ANSWERS
         self._is_closing = False
         self._siblings = siblings
-        self._peer_sockets = PeerSockets(udp, context.loop, may_open=has_peer_sockets)
-        self._receiver = Receiver(udp, context, self.counters, self._on_batch, self._peer_sockets.receive)
+        self._doors = doors
+        self._receiver = Receiver(udp, context, self.counters, self._on_batch, self._doors.receive)
 
     def start(self) -> None:
-        self._peer_sockets.watch(self._receiver.receive_ready)
+        self._doors.watch(self._receiver.receive_ready)
 
     def listen(self, wanted: bool) -> None:
         """Hear unknown sources at this port, or leave them to siblings; what peers' own sockets bring is heard."""
-        self._peer_sockets.listen(wanted)
+        self._doors.listen(wanted)
 
     @property
     def address(self) -> Address:
@@ -114,7 +114,7 @@ class Listener:
             session.close(SessionClosed("the server stops"))
         self._udp.close()
         with self._lock:
-            self._peer_sockets.close()
+            self._doors.close()
 
     def every_second(self, now: int) -> None:
         """Close sessions that somebody has opened and never shown to be there; answer unknown sources again."""
@@ -123,6 +123,7 @@ class Listener:
             limit = UNVALIDATED_TIME if session.stream_count else HALF_OPEN_TIME
             if not session.is_validated and now - session.opened_at >= limit:
                 session.close(SessionClosed("half-open"))
+        self._doors.every_second(lambda address: self._table.at((self, address)) is not None)
 
     # -- the network's thread ------------------------------------------------------------------
 
@@ -134,7 +135,7 @@ class Listener:
             except Exception as exc:  # a bug, or no memory left: it concerns this source alone
                 log.limited("listener", f"packets of {address[0]}: {describe_exception(exc)}", log.Level.ERROR)
         if not is_any_use:
-            self._peer_sockets.rest_unknown()
+            self._doors.rest_unknown()
 
     def go_on(self, conv: int, address: Address, local: Local | None, *, fec: bool, now: int) -> Session | None:
         """A session of a validated peer that another process has served; its conversation is still to be told."""
@@ -238,10 +239,10 @@ class Listener:
                 waiting = self._waiting.pop(session, [])
             for stream in waiting:
                 self._on_stream(session, stream)
-        if address not in self._peer_sockets:
+        if address not in self._doors:
             with self._lock:
                 if self._table.at((self, address)) is session and not self._is_closing:
-                    self._peer_sockets.open(address, session.local)
+                    self._doors.open(address, session.local)
 
     def _take_stream(self, session: Session, stream: Stream) -> None:
         """Serve a stream, at once or when it is known that its client is where it seems."""
@@ -324,14 +325,14 @@ class Listener:
 
 
 def _has_waiting(place: Place | None) -> bool:
-    return place is not None and isinstance(place[0], Listener) and place[0]._peer_sockets.has_waiting(place[1])
+    return place is not None and isinstance(place[0], Listener) and place[0]._doors.has_waiting(place[1])
 
 
 def _shut_door(place: Place | None) -> None:
     """No session is reached there any more; or another one is, which gets a new socket."""
     if place is not None and isinstance(place[0], Listener):
         with place[0]._lock:
-            place[0]._peer_sockets.shut(place[1])
+            place[0]._doors.shut(place[1])
 
 
 def _wait_for_client(session: Session) -> None:
@@ -352,7 +353,7 @@ def _send_wins(
     conv: int,
     pool: BufferPool,
     crypt: PacketCrypt,
-    udp: UdpSocket,
+    udp: PacketSocket,
     address: Address,
     local: Local | None,
     *,

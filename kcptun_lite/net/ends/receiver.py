@@ -17,8 +17,8 @@ from kcptun_lite.core.kcp.pacing import COALESCING_REST, Coalescer
 from kcptun_lite.errors import TransportError
 from kcptun_lite.net.ends.context import SessionContext
 from kcptun_lite.net.ends.failed_packets import FailedPacketSampler
+from kcptun_lite.net.packet_socket import PacketSocket
 from kcptun_lite.net.session.update_thread import monotonic_ms
-from kcptun_lite.net.udp.udp_socket import UdpSocket
 
 
 class Receiver:
@@ -26,7 +26,7 @@ class Receiver:
 
     def __init__(
         self,
-        udp: UdpSocket,
+        udp: PacketSocket,
         context: SessionContext,
         counters: Counters,
         on_batch: Callable[[PacketBatch, int], None],

@@ -7,22 +7,27 @@ Cost    a thread for the time a name is being resolved, so that a dead resolver 
 """
 
 import os
+from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from threading import Event, Lock, Thread
 from typing import NamedTuple
 
 from kcptun_lite.core.batch.packets import Address
 from kcptun_lite.errors import TransportError
+from kcptun_lite.net.packet_socket import DialedSocket
 from kcptun_lite.net.session.update_thread import monotonic_ms
 from kcptun_lite.net.udp.address import format_host
 from kcptun_lite.net.udp.udp_socket import UdpOptions, UdpSocket
 
 BENCH_TIME = 60_000  # ms that a server which did not answer is passed over, if there is another one
+WAY_TIME = 2500  # ms that a server is given to answer the second way, whatever else is said of it
 RESOLVE_PATIENCE = 15.0  # s for a name to be resolved
 RESOLVE_QUICKLY = 1.0  # s; if there are addresses from an earlier time
 RESOLVE_LOOK = 0.1  # s between looks whether the program stops
 
-Dialed = tuple[UdpSocket, list[Address]]
+Dialed = tuple[DialedSocket, list[Address]]
+Dial = Callable[[str, int, UdpOptions], Dialed]
+"`UdpSocket.dial`, or another one with its face"
 
 
 class Server(NamedTuple):
@@ -41,10 +46,15 @@ class Route:
     first one only).
     """
 
-    def __init__(self, servers: list[Server], options: UdpOptions, stop: Event) -> None:
+    def __init__(self, servers: list[Server], options: UdpOptions, stop: Event, ways: Sequence[Dial] = ()) -> None:
+        """`ways`: what makes sockets, in the order of preference, if it is not `UdpSocket.dial` alone."""
         self._servers = servers
         self._options = options
         self._stop = stop
+        self._ways = tuple(ways) or (UdpSocket.dial,)
+        self._way = 0
+        self._way_since = 0
+        "ms; when the way was left that comes before"
         self._lock = Lock()
         self._current = 0
         self._benched_until = [0] * len(servers)
@@ -57,7 +67,7 @@ class Route:
         self._pending: set[str] = set()
         "hosts that are being resolved"
 
-    def open(self, wanted_port: int | None = None) -> tuple[UdpSocket, Address]:
+    def open(self, wanted_port: int | None = None) -> tuple[DialedSocket, Address]:
         """A new socket and the address to use it for, at `wanted_port` if its server has it. Raises: TransportError."""
         with self._lock:
             index = self._current
@@ -79,22 +89,39 @@ class Route:
                 self._given.add(address)
         return udp, address
 
-    def open_again(self, remote: Address) -> tuple[UdpSocket, Address]:
+    def open_again(self, remote: Address) -> tuple[DialedSocket, Address]:
         """One more socket to where one was opened before. Raises: TransportError."""
-        udp, (address, *_) = UdpSocket.dial(_text(remote), remote[1], self._options)
+        udp, (address, *_) = self._ways[self._way](_text(remote), remote[1], self._options)
         with self._lock:
             if remote in self._given:
                 self._given.add(address)
         return udp, address
 
     def failed(self, remote: Address) -> None:
-        """There is no answer from `remote`: bench its server, and go on with the one benched longest ago or never.
+        """There is no answer from `remote`: try its server the next way, if there is one that has not been tried.
 
+        Else bench its server, and go on with the one benched longest ago or never.
         Of several sessions that have lost the same server, only the first one brings the next one's turn.
         """
         with self._lock:
-            if remote in self._given:
-                self._bench_locked(self._current)
+            now = monotonic_ms()
+            if remote not in self._given or (self._way and now - self._way_since < WAY_TIME):
+                return
+            if self._way + 1 < len(self._ways):
+                self._way, self._way_since = self._way + 1, now
+                return
+            self._way = 0
+            self._bench_locked(self._current)
+
+    def prefer_first_way(self) -> None:
+        """What did not get through may now: the network has changed."""
+        with self._lock:
+            self._way = 0
+
+    def open_first_way(self, remote: Address) -> tuple[DialedSocket, Address]:
+        """A socket of the first way to where another one leads. Raises: TransportError."""
+        udp, (address, *_) = self._ways[0](_text(remote), remote[1], self._options)
+        return udp, address
 
     def _bench_locked(self, index: int) -> None:
         now = monotonic_ms()
@@ -120,17 +147,17 @@ class Route:
         except TransportError:
             if not known or self._stop.is_set():
                 raise
-        return UdpSocket.dial(known[tries % len(known)], port, self._options)
+        return self._ways[self._way](known[tries % len(known)], port, self._options)
 
     def _look_up(self, host: str, port: int, patience_s: float) -> Dialed:
-        """`UdpSocket.dial` in a thread of its own, which is left behind if the program stops, or has waited enough."""
+        """Make a socket in a thread of its own, which is left behind if the program stops, or has waited enough."""
         answers: SimpleQueue[Dialed | TransportError] = SimpleQueue()
         is_waited_for = Event()
         is_waited_for.set()
 
         def dial() -> None:
             try:
-                udp, addresses = UdpSocket.dial(host, port, self._options)
+                udp, addresses = self._ways[self._way](host, port, self._options)
                 with self._lock:
                     self._known[host] = [_text(address) for address in addresses]
                 answers.put((udp, addresses))

@@ -11,17 +11,17 @@ from typing import NamedTuple
 
 from kcptun_lite.core.batch.packets import Address, Local
 from kcptun_lite.errors import TransportError
-from kcptun_lite.net.udp.udp_socket import UdpSocket
+from kcptun_lite.net.packet_socket import DialedSocket, PacketSocket
 
 PROBE_RESETS = 3  # times that a peer who is reached another way must say that it knows nothing of us ...
 PROBE_RESET_AFTER = 2500  # ms ... and for so long, while the old way stays silent, until we believe it
-NO_WAY = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL, errno.ENODEV)
+NO_WAY = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL, errno.ENODEV, errno.ECONNRESET)
 
 
 class PathProbe(NamedTuple):
     """Another way to the peer, tried while the session's own is silent."""
 
-    udp: UdpSocket
+    udp: DialedSocket
     remote: Address
 
 
@@ -42,7 +42,7 @@ class Verdict:
         return self._resets > 0 and now - self._since < 2 * PROBE_RESET_AFTER
 
 
-def send_all(udp: UdpSocket, packets: list[memoryview], remote: Address, local: Local | None = None) -> int:
+def send_all(udp: PacketSocket, packets: list[memoryview], remote: Address, local: Local | None = None) -> int:
     """Packets that the kernel took; none if the socket was closed meanwhile."""
     try:
         return udp.send(packets, remote, local)
@@ -50,7 +50,7 @@ def send_all(udp: UdpSocket, packets: list[memoryview], remote: Address, local: 
         return 0  # closed while we were at it
 
 
-def is_cut_off(udp: UdpSocket) -> bool:
+def is_cut_off(udp: PacketSocket) -> bool:
     """Whether the kernel itself says that there is no way from this socket."""
     error = udp.last_error
     return error is not None and error.errno in NO_WAY

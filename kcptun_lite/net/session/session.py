@@ -34,12 +34,12 @@ from kcptun_lite.errors import (
     nonsense,
 )
 from kcptun_lite.net.event_loop import EventLoop
+from kcptun_lite.net.packet_socket import PacketSocket
 from kcptun_lite.net.session.path_probe import PathProbe, Verdict, is_cut_off, send_all
 from kcptun_lite.net.session.peer_watch import PROBE_TIMEOUT, PeerWatch
 from kcptun_lite.net.session.stream import Stream
 from kcptun_lite.net.session.transmitter import Transmitter
 from kcptun_lite.net.session.update_thread import UpdateThread, monotonic_ms
-from kcptun_lite.net.udp.udp_socket import UdpSocket
 
 SLOW_RHYTHM = 1000  # ms between looks at the keep-alive of a session in which nothing is under way
 
@@ -51,7 +51,7 @@ class Session:
         self,
         conversation: Conversation,
         crypt: PacketCrypt,
-        udp: UdpSocket,
+        udp: PacketSocket,
         remote: Address,
         *,
         pool: BufferPool,
@@ -143,7 +143,7 @@ class Session:
 
     # -- the network's thread ------------------------------------------------------------------
 
-    def receive_through(self, udp: UdpSocket, packets: Sequence[memoryview], now: int) -> None:
+    def receive_through(self, udp: PacketSocket, packets: Sequence[memoryview], now: int) -> None:
         """Take opened packets from the session's own socket or from its path probe's (clients)."""
         with self.lock:
             path_probe = self._path_probe
@@ -175,7 +175,7 @@ class Session:
         packets: Sequence[memoryview],
         now: int,
         source: Address | None = None,
-        udp: UdpSocket | None = None,
+        udp: PacketSocket | None = None,
         local: Local | None = None,
     ) -> bool:
         """Take opened packets; they are free again when this returns. `udp`, `local`: to which they were sent.
@@ -343,6 +343,21 @@ class Session:
         """Why nothing gets through, if the kernel or an ICMP message has said so since the peer was last heard."""
         return self._udp.last_error or self._send_error
 
+    @property
+    def transport(self) -> str:
+        """`UDP` or `TCP`."""
+        return self._udp.transport
+
+    @property
+    def is_way_answered(self) -> bool:
+        """Whether the peer's kernel has taken the connection of --tcp; there is no such question with UDP."""
+        return self._udp.is_answered
+
+    @property
+    def is_way_reset(self) -> bool:
+        """Whether somebody says that the connection we send through is none (--tcp): another one costs little."""
+        return isinstance(self._udp.last_error, ConnectionResetError)
+
     def start_path_probe(self, path_probe: PathProbe) -> None:
         """Send through another socket as well, until one of the two ways brings an answer (clients)."""
         with self.lock:
@@ -360,7 +375,7 @@ class Session:
             if old:
                 old.udp.close()
 
-    def change_path(self, udp: UdpSocket, remote: Address) -> None:
+    def change_path(self, udp: PacketSocket, remote: Address) -> None:
         """Go on through another socket, perhaps to another address; what is in flight is sent again (clients)."""
         with self.lock:
             old = self._udp
@@ -375,7 +390,7 @@ class Session:
         else:
             self._transmitter.transmit_briefly()
 
-    def begin_again(self, conv: int, dialect: Dialect, udp: UdpSocket, remote: Address) -> None:
+    def begin_again(self, conv: int, dialect: Dialect, udp: PacketSocket, remote: Address) -> None:
         """Say all again in another dialect and from another socket, as the server has understood nothing (clients)."""
         with self._transmitter.lock, self.lock:
             now, old = monotonic_ms(), self._udp

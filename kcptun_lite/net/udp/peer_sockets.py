@@ -97,6 +97,9 @@ class PeerSockets:
         elif self._on_ready:
             self.watch(self._on_ready)
 
+    def every_second(self, has_session: Callable[[Address], bool]) -> None:
+        """Nothing: a peer's socket is shut with its session."""
+
     def watch(self, on_ready: Callable[[], None]) -> None:
         """Have the event loop call `on_ready` when something has come to any of them, until `close`."""
         self._on_ready = on_ready

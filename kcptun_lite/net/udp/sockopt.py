@@ -1,4 +1,4 @@
-"""Binding a UDP socket, and the options that the socket module leaves to its callers to lay out.
+"""Binding a socket, and the options that the socket module leaves to its callers to lay out.
 
 In      a socket; times, sizes, marks, a device
 Out     nothing, but for one warning where the system does not grant what the options ask for
@@ -33,15 +33,23 @@ def set_timeout(sock: socket.socket, option: int, timeout_ms: int) -> None:
 
 
 def bind(
-    family: int, address: Address, *, shares_port: bool = False, device: str = "", is_absent: bool = False
+    family: int,
+    address: Address,
+    *,
+    kind: socket.SocketKind = socket.SOCK_DGRAM,
+    shares_port: bool = False,
+    device: str = "",
+    is_absent: bool = False,
 ) -> socket.socket:
     """A bound socket, one for both families if `family` is IPv6.
 
     `device`: the only one it sends and receives through. `is_absent`: no interface has the address yet.
     Raises: OSError.
     """
-    bound = socket.socket(family, socket.SOCK_DGRAM)
+    bound = socket.socket(family, kind)
     try:
+        if kind == socket.SOCK_STREAM and address[1]:  # connections of before would keep the port
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if device:
             hold_to_device(bound, device)
         if shares_port:  # with sockets of the same user only

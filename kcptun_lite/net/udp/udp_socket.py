@@ -80,6 +80,9 @@ class UdpOptions(NamedTuple):
 class UdpSocket:
     """One bound UDP socket. One thread receives, any number send, any of them may close."""
 
+    transport = "UDP"
+    is_answered = True
+
     def __init__(self, bound: socket.socket, options: UdpOptions) -> None:
         """Takes over a bound blocking socket; `listen` and `dial` make one."""
         self._socket = bound
@@ -317,6 +320,10 @@ class UdpSocket:
         elif total:
             _lay_run(batch, size, total)
             batch.addresses.extend([address] * (len(batch) - len(batch.addresses)))
+
+    def room(self, address: Address) -> int:
+        """Not known: routers cut what is too large, or the session finds out (net/ends/path_sizes)."""
+        return MTU_MAX
 
     # -- out -----------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """A listener without a network, for the tests of this folder."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import pytest
@@ -43,6 +43,15 @@ class FakePeerSockets(set[Address]):
     def has_waiting(self, peer: Address) -> bool:
         return peer == self.waiting
 
+    def watch(self, on_ready: Callable[[], None]) -> None: ...
+
+    def receive(self, batch: PacketBatch) -> int:
+        return 0
+
+    def close(self) -> None: ...
+
+    def every_second(self, has_session: Callable[[Address], bool]) -> None: ...
+
     def rest_unknown(self) -> None:
         self.rests += 1
 
@@ -57,17 +66,17 @@ class Room:
         self.streams: list[Stream] = []
         self.begun: list[Session] = []
         self.ended: list[tuple[Session, SessionError]] = []
+        self.peer_sockets = FakePeerSockets()
         self.listener = Listener(
             make_context(small_params(**changes)),
             cast(Any, self.udp),
+            cast(Any, self.peer_sockets),
             self.table,
             on_stream=lambda session, stream: self.streams.append(stream),
             on_session=self.begun.append,
             on_validated=self.validated.append,
             on_closed=lambda session, reason: self.ended.append((session, reason)),
         )
-        self.peer_sockets = FakePeerSockets()
-        self.listener._peer_sockets = cast(Any, self.peer_sockets)
 
     def deliver(self, *packets: tuple[Address, memoryview]) -> None:
         """One batch."""

@@ -1,6 +1,7 @@
 """The listener: who gets a session, who is sent away, who has moved."""
 
 import time
+from typing import cast
 
 import pytest
 
@@ -26,6 +27,7 @@ from kcptun_lite.net.ends.session_table import (
 )
 from kcptun_lite.net.event_loop import EventLoop
 from kcptun_lite.net.session.update_thread import monotonic_ms
+from kcptun_lite.net.udp.peer_sockets import PeerSockets
 from kcptun_lite.net.udp.udp_socket import UdpOptions, UdpSocket
 from tests.net.ends.rooms import HERE, MAX_SESSIONS, SYN, THERE, Room, headers, is_empty
 from tests.net.fakes import make_context, segment, wait_until
@@ -304,9 +306,11 @@ def test_what_a_port_does_not_know_another_one_may(room: Room) -> None:
 
 
 def listen(room: Room, loop: EventLoop | None = None) -> Listener:
+    context, udp = make_context(loop=loop), UdpSocket.listen("127.0.0.1", 0, UdpOptions())
     return Listener(
-        make_context(loop=loop),
-        UdpSocket.listen("127.0.0.1", 0, UdpOptions()),
+        context,
+        udp,
+        PeerSockets(udp, context.loop),
         SessionTable(MAX_SESSIONS),
         on_stream=lambda session, stream: room.streams.append(stream),
         on_session=room.begun.append,
@@ -338,4 +342,4 @@ def test_a_closing_listener_takes_nobody_in(room: Room) -> None:
 def test_a_listener_that_was_never_started_can_be_closed(room: Room) -> None:
     listener = listen(room)
     listener.close()
-    assert listener._udp.is_closed
+    assert cast(UdpSocket, listener._udp).is_closed

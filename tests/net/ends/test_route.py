@@ -10,7 +10,7 @@ import pytest
 from kcptun_lite.core.batch.packets import Address
 from kcptun_lite.errors import TransportError
 from kcptun_lite.net.ends import route as room
-from kcptun_lite.net.ends.route import BENCH_TIME, Route, Server
+from kcptun_lite.net.ends.route import BENCH_TIME, WAY_TIME, Route, Server
 from kcptun_lite.net.udp.udp_socket import UdpOptions, UdpSocket
 from tests.net.fakes import PATIENCE_S, Clock, FakeUdp, in_background, wait_until
 
@@ -233,10 +233,74 @@ def test_a_dead_resolver_hides_no_address_that_was_known(
             raise TransportError("cannot resolve a")
         return names.dial(host, port, options)
 
-    monkeypatch.setattr(UdpSocket, "dial", dial)
+    monkeypatch.setattr(route, "_ways", (dial,))
     found = []
     for _ in range(3):
         found.append(route.open()[1])
         route.failed(found[-1])
     assert found == [("10.0.0.1", 1000), ("10.0.0.2", 1000), ("10.0.0.1", 1000)]
     recovers.set()
+
+
+# -- two ways ------------------------------------------------------------------------------------------------
+
+
+class Ways(Names):
+    """Two ways to every server, and which of them was taken each time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taken: list[str] = []
+
+    def ways(self) -> list[Any]:
+        def by(name: str) -> Any:
+            def dial(host: str, port: int, options: UdpOptions) -> tuple[Any, list[Address]]:
+                self.taken.append(name)
+                return self.dial(host, port, options)
+
+            return dial
+
+        return [by("udp"), by("tcp")]
+
+    def route(self, *servers: Server) -> Route:
+        return Route(list(servers), UdpOptions(), threading.Event(), self.ways())
+
+
+def test_a_server_is_tried_both_ways_before_the_next(clock: Clock) -> None:
+    ways = Ways()
+    route = ways.route(A, B)
+    for _ in range(4):
+        _, remote = route.open()
+        route.failed(remote)
+        clock.now += WAY_TIME
+    assert ways.taken == ["udp", "tcp", "udp", "tcp"]
+    assert [host for host, _ in ways.dialed] == ["a", "a", "b", "b"]
+
+
+def test_the_second_way_is_given_time(clock: Clock) -> None:
+    """Other sessions that have lost the first one report it, too."""
+    ways = Ways()
+    route = ways.route(A, B)
+    _, remote = route.open()
+    route.failed(remote)
+    route.open()
+    clock.now += WAY_TIME - 1
+    route.failed(remote)
+    route.open()
+    clock.now += 1
+    route.failed(remote)
+    route.open()
+    assert ways.taken == ["udp", "tcp", "tcp", "udp"]
+    assert [host for host, _ in ways.dialed] == ["a", "a", "a", "b"]
+
+
+def test_the_first_way_is_preferred_again(clock: Clock) -> None:
+    ways = Ways()
+    route = ways.route(A)
+    _, remote = route.open()
+    route.failed(remote)
+    assert route.open_first_way(remote)[1] == remote
+    route.open()
+    route.prefer_first_way()
+    route.open()
+    assert ways.taken == ["udp", "udp", "tcp", "udp"]

@@ -7,7 +7,7 @@
 
 
 
-_shtab_kcptun_lite_client_option_strings=(-l --localaddr -r --remoteaddr --key --crypt --mode -c --check --conn --autoexpire --scavengettl --interface --mtu --sndwnd --rcvwnd --ds --datashard --ps --parityshard --dscp --nocomp --sockbuf --ratelimit --smuxver --smuxbuf --streambuf --framesize --keepalive --closewait --maxstreams --memlimit --gogc --log --logformat --loglevel --status --name --quiet --snmplog --snmpperiod --acknodelay --nodelay --interval --resend --nc --QPP --QPPCount --tcp --pprof --genkey --test-config --print-config -h --help --help-all -v --version)
+_shtab_kcptun_lite_client_option_strings=(-l --localaddr -r --remoteaddr --key --crypt --mode -c --check --conn --autoexpire --scavengettl --tcp --transport --interface --mtu --sndwnd --rcvwnd --ds --datashard --ps --parityshard --dscp --nocomp --sockbuf --ratelimit --smuxver --smuxbuf --streambuf --framesize --keepalive --closewait --maxstreams --memlimit --gogc --log --logformat --loglevel --status --name --quiet --snmplog --snmpperiod --acknodelay --nodelay --interval --resend --nc --QPP --QPPCount --pprof --genkey --test-config --print-config -h --help --help-all -v --version)
 
 _shtab_kcptun_lite_client__c_COMPGEN=_shtab_compgen_files
 _shtab_kcptun_lite_client___log_COMPGEN=_shtab_compgen_files
@@ -16,15 +16,16 @@ _shtab_kcptun_lite_client___snmplog_COMPGEN=_shtab_compgen_files
 
 _shtab_kcptun_lite_client___crypt_choices=(aes aes-128 aes-128-gcm aes-192 salsa20 blowfish twofish cast5 3des tea xtea xor sm4 none null)
 _shtab_kcptun_lite_client___mode_choices=(fast3 fast2 fast normal manual)
+_shtab_kcptun_lite_client___transport_choices=(udp tcp auto)
 _shtab_kcptun_lite_client___logformat_choices=(text json)
 _shtab_kcptun_lite_client___loglevel_choices=(error warning info)
 
 _shtab_kcptun_lite_client___check_nargs='?'
+_shtab_kcptun_lite_client___tcp_nargs='?'
 _shtab_kcptun_lite_client___nocomp_nargs='?'
 _shtab_kcptun_lite_client___quiet_nargs='?'
 _shtab_kcptun_lite_client___acknodelay_nargs='?'
 _shtab_kcptun_lite_client___QPP_nargs='?'
-_shtab_kcptun_lite_client___tcp_nargs='?'
 _shtab_kcptun_lite_client___pprof_nargs='?'
 _shtab_kcptun_lite_client___genkey_nargs=0
 _shtab_kcptun_lite_client___test_config_nargs=0

@@ -7,7 +7,7 @@
 
 
 
-_shtab_kcptun_lite_server_option_strings=(-l --listen -t --target --key --crypt --mode -c --mtu --sndwnd --rcvwnd --ds --datashard --ps --parityshard --dscp --nocomp --sockbuf --ratelimit --smuxver --smuxbuf --streambuf --framesize --keepalive --closewait --maxstreams --maxsessions --workers --drain --strict --memlimit --gogc --log --logformat --loglevel --status --health --name --quiet --snmplog --snmpperiod --acknodelay --nodelay --interval --resend --nc --QPP --QPPCount --tcp --pprof --genkey --test-config --print-config -h --help --help-all -v --version)
+_shtab_kcptun_lite_server_option_strings=(-l --listen -t --target --key --crypt --mode -c --tcp --mtu --sndwnd --rcvwnd --ds --datashard --ps --parityshard --dscp --nocomp --sockbuf --ratelimit --smuxver --smuxbuf --streambuf --framesize --keepalive --closewait --maxstreams --maxsessions --workers --drain --strict --memlimit --gogc --log --logformat --loglevel --status --health --name --quiet --snmplog --snmpperiod --acknodelay --nodelay --interval --resend --nc --QPP --QPPCount --pprof --genkey --test-config --print-config -h --help --help-all -v --version)
 
 _shtab_kcptun_lite_server__c_COMPGEN=_shtab_compgen_files
 _shtab_kcptun_lite_server___log_COMPGEN=_shtab_compgen_files
@@ -19,12 +19,12 @@ _shtab_kcptun_lite_server___mode_choices=(fast3 fast2 fast normal manual)
 _shtab_kcptun_lite_server___logformat_choices=(text json)
 _shtab_kcptun_lite_server___loglevel_choices=(error warning info)
 
+_shtab_kcptun_lite_server___tcp_nargs='?'
 _shtab_kcptun_lite_server___nocomp_nargs='?'
 _shtab_kcptun_lite_server___strict_nargs='?'
 _shtab_kcptun_lite_server___quiet_nargs='?'
 _shtab_kcptun_lite_server___acknodelay_nargs='?'
 _shtab_kcptun_lite_server___QPP_nargs='?'
-_shtab_kcptun_lite_server___tcp_nargs='?'
 _shtab_kcptun_lite_server___pprof_nargs='?'
 _shtab_kcptun_lite_server___genkey_nargs=0
 _shtab_kcptun_lite_server___test_config_nargs=0

@@ -112,7 +112,15 @@ function add_security(s) {
 }
 
 function add_tuning(s, type) {
+	let o;
+
 	if (type == 'client') {
+		o = add(s, 'tuning', form.ListValue, 'transport', _('Transport'),
+			_('Packets as TCP segments where UDP is blocked or throttled; automatic: only while nothing comes back over UDP. The server needs it switched on.'),
+			{ default: 'udp' });
+		o.value('udp', 'UDP');
+		o.value('tcp', 'TCP');
+		o.value('auto', _('automatic'));
 		add(s, 'tuning', form.Value, 'interface', _('Network'),
 			_('The one that the tunnel leaves by, such as wanb; it waits while that is down.'),
 			{ datatype: 'uciname', placeholder: _('as the routes say') });
@@ -124,6 +132,8 @@ function add_tuning(s, type) {
 			_('Seconds a replaced session may live on for its open streams.'), 'uinteger', '600');
 	}
 	else {
+		add(s, 'tuning', form.Flag, 'tcp', _('TCP too'),
+			_('Serve clients whose packets come as TCP segments, on the same port.'));
 		number_option(s, 'tuning', 'maxsessions', _('Clients'), _('Sessions at most.'), 'min(1)', '1024');
 		number_option(s, 'tuning', 'workers', _('Workers'),
 			_('Processes that share the clients, as one uses one core; auto: one for each core.'),

@@ -1,0 +1,1 @@
+"""Datagrams as TCP segments (--tcp)."""
