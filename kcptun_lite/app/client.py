@@ -59,9 +59,9 @@ class Client(Tunnel):
 
     def __init__(self, config: ClientConfig) -> None:
         super().__init__(config)
-        servers = [Server(remote.host, remote.port_min, remote.port_max) for remote in config.remoteaddr]
+        servers = [Server(remote.host, remote.port_min, remote.port_max, remote.weight) for remote in config.remoteaddr]
         options = UdpOptions(config.sockbuf, config.dscp, config.interface)
-        route = Route(servers, options, self.stop_event, ways_of_dialling(config))
+        self._route = route = Route(servers, options, self.stop_event, ways_of_dialling(config))
         self._likely = likely_dialects(config)
         self._dialects = Dialects(self._likely, self._note_found)
         self._dialer = Dialer(self.context, route, self._dialects)
@@ -215,7 +215,12 @@ class Client(Tunnel):
         age = monotonic_ms() - session.opened_at
         is_fresh = not self.config.autoexpire or age < self.config.autoexpire * 1000
         conversation = session.conversation
-        if session.is_ending or not is_fresh or (conversation.is_held_up and self._may_put_aside()):
+        if (
+            session.is_ending
+            or session.is_unknown_elsewhere
+            or not is_fresh
+            or (conversation.is_held_up and self._may_put_aside())
+        ):
             return False
         smux = conversation.smux
         if smux is None:
@@ -292,9 +297,9 @@ class Client(Tunnel):
         super().session_closed(session, reason)
         if isinstance(reason, SessionRefused):
             self._refused_at = monotonic_ms()
-            sentence = (
-                f"server {format_address(session.remote)} takes no more sessions: its --maxsessions or --memlimit"
-            )
+            self._route.refused(session.remote)
+            remote = format_address(session.remote)
+            sentence = f"server {remote} takes no more sessions: its --maxsessions or --memlimit, or it is about to end"
             self.diagnosed(sentence, sentence)
         finding = diagnose(gather(session, self.config.crypt, monotonic_ms(), reason))
         if finding and finding.rule in ("stream", "dropped"):

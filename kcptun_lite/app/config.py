@@ -30,13 +30,15 @@ class Endpoint(NamedTuple):
     port_max: int = 0
     path: str = ""
     "unix socket; a leading @ stands for Linux's abstract name space. If set, the rest is empty"
+    weight: int = 0
+    "of one of several servers: its part of the sessions; 0: they are used one after the other"
 
     def __str__(self) -> str:
         if self.path:
             return self.path
         host = f"[{self.host}]" if ":" in self.host else self.host
         ports = f"{self.port_min}" if self.port_min == self.port_max else f"{self.port_min}-{self.port_max}"
-        return f"{host}:{ports}"
+        return f"{host}:{ports}" + (f"*{self.weight}" if self.weight else "")
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)

@@ -169,7 +169,8 @@ OPTIONS: tuple[Option, ...] = (
         None,
         BASIC,
         "the server, which must be given (kcptun's default is vps:29900): host:port or host:min-max, a random port for "
-        "each session; several, with commas, to fall back on",
+        "each session; several, with commas: the next one when one is dead, or sessions dealt out by weights, as "
+        "a:29900*3,b:29900",
         ("r",),
     ),
     Option(

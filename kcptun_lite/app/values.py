@@ -186,22 +186,37 @@ def listening_or_path(value: str) -> Endpoint:
     return Endpoint(path=_socket_path(value)) if _is_path(value) else listening(value)
 
 
+WEIGHT_MAX = 100
+
+
 def remotes(value: str) -> tuple[Endpoint, ...]:
-    """host:port or host:min-max, several with commas between; none for an empty text."""
+    """host:port or host:min-max, several with commas between; none for an empty text.
+
+    host:port*N has a weight; if one has, all others have 1.
+    """
     result = []
     if not value:
         return ()
     for part in value.split(","):
-        host, port_min, port_max = _split(part.strip(), lowest_port=1)
-        result.append(Endpoint(host or "127.0.0.1", port_min, port_max))
+        address, star, weight = part.strip().partition("*")
+        host, port_min, port_max = _split(address, lowest_port=1)
+        result.append(Endpoint(host or "127.0.0.1", port_min, port_max, weight=_weight(weight) if star else 0))
+    if any(remote.weight for remote in result):
+        result = [remote._replace(weight=remote.weight or 1) for remote in result]
     return tuple(result)
+
+
+def _weight(value: str) -> int:
+    if not value.isdecimal() or not 1 <= int(value) <= WEIGHT_MAX:
+        raise ValueError(f"{value!r} is no weight; write a number from 1 to {WEIGHT_MAX} behind the *")
+    return int(value)
 
 
 def target(value: str) -> Endpoint:
     if _is_path(value):
         return Endpoint(path=_socket_path(value))
     found = remotes(value)
-    if len(found) != 1 or found[0].port_min != found[0].port_max:
+    if len(found) != 1 or found[0].port_min != found[0].port_max or found[0].weight:
         raise ValueError(f"{value!r} must be one host and one port")
     return found[0]
 

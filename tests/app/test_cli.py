@@ -111,7 +111,7 @@ def test_the_worker_is_the_same_process_with_the_whole_configuration() -> None:
     assert worker["pid"] == started["pid"]
     program, plain, warnings = worker["job"]
     assert (program, plain["mtu"], plain["key"]) == ("client", 1000, "k")
-    assert plain["remoteaddr"] == [["a", 1, 2, ""], ["b", 3, 3, ""]]
+    assert plain["remoteaddr"] == [["a", 1, 2, "", 0], ["b", 3, 3, "", 0]]
     assert warnings == ["--pprof does nothing in kcptun_lite"]
 
 
@@ -190,6 +190,7 @@ def test_no_signal_comes_while_the_interpreter_starts_again() -> None:
     _, worker = spy("--key", "k")
     assert set(worker["blocked"]) == {
         signal.SIGHUP,
+        signal.SIGQUIT,
         signal.SIGUSR1,
         signal.SIGUSR2,
         signal.SIGTERM,

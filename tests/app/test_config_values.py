@@ -207,6 +207,11 @@ def test_only_udp_ports_come_in_ranges() -> None:
 def test_several_servers() -> None:
     config = client("--remoteaddr", "a:1, [::1]:2-3,:4")
     assert config.remoteaddr == (Endpoint("a", 1, 1), Endpoint("::1", 2, 3), Endpoint("127.0.0.1", 4, 4))
+    assert [remote.weight for remote in config.remoteaddr] == [0, 0, 0]
+    weighted = client("--remoteaddr", "a:1*3,b:2-4").remoteaddr
+    assert list(map(str, weighted)) == ["a:1*3", "b:2-4*1"], "who has none beside others has 1"
+    for wrong in "a:1*0", "a:1*", "a:1*x", "a:1*101", "a:1*-1":
+        assert "is no weight; write a number from 1 to 100 behind the *" in complaint("--remoteaddr", wrong)
     assert "has no port" in complaint("--remoteaddr", "a:1,")
     assert "has no usable port" in complaint("--remoteaddr", "a:0")
 

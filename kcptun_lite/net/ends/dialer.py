@@ -109,7 +109,7 @@ class Dialer:
         return False
 
     def _path_probe(self, session: Session, *, keeps_port: bool) -> PathProbe:
-        path_probe = PathProbe(*self._route.open(session.remote[1] if keeps_port else None))
+        path_probe = PathProbe(*self._route.open(session.remote[1] if keeps_port else None, session.remote))
         self._receive(session, session.conversation.conv, *path_probe)
         return path_probe
 

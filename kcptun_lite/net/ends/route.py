@@ -36,14 +36,16 @@ class Server(NamedTuple):
     host: str
     port_min: int
     port_max: int
+    weight: int = 0
+    "its part of the sessions, if all servers are used at the same time; 0: one server is, until it fails"
 
 
 class Route:
-    """Gives out sockets to the servers in turn; thread-safe.
+    """Gives out sockets to the servers; thread-safe.
 
-    The server used last is used again until it is reported as failed. Each socket goes to the port that is asked
-    for or else to a random one of its server's range, and to the next address of its name (all generations use the
-    first one only).
+    The server used last is used again until it is reported as failed, or sessions are dealt out by weights to those
+    that have not failed lately. Each socket goes to the port that is asked for or else to a random one of its server's
+    range, and to the next address of its name (all generations use the first one only).
     """
 
     def __init__(self, servers: list[Server], options: UdpOptions, stop: Event, ways: Sequence[Dial] = ()) -> None:
@@ -60,17 +62,27 @@ class Route:
         self._benched_until = [0] * len(servers)
         self._tries = [0] * len(servers)
         "failures of each server so far: the next try takes its next address"
-        self._given: set[Address] = set()
-        "what the current server's sockets were given out for, since its turn came"
+        self._given: dict[Address, int] = {}
+        "what sockets were given out for, and of which server that is, until it is reported as failed"
+        self._credits = [0] * len(servers)
+        "of weighted servers: who has most is next"
+        if turns := sum(server.weight for server in servers):
+            # Each client begins elsewhere in the round, so that those with one session are dealt out as well.
+            for _ in range(int.from_bytes(os.urandom(4), "big") % turns):
+                self._deal_locked()
         self._known: dict[str, list[str]] = {}
         "host -> its addresses, when they were known last"
         self._pending: set[str] = set()
         "hosts that are being resolved"
 
-    def open(self, wanted_port: int | None = None) -> tuple[DialedSocket, Address]:
-        """A new socket and the address to use it for, at `wanted_port` if its server has it. Raises: TransportError."""
+    def open(self, wanted_port: int | None = None, beside: Address | None = None) -> tuple[DialedSocket, Address]:
+        """A new socket and the address to use it for, at `wanted_port` if its server has it. Raises: TransportError.
+
+        `beside`: where the session is reached for which it is; its server is kept until that has failed.
+        """
         with self._lock:
-            index = self._current
+            index = self._current if not self._servers[0].weight else self._given.get(beside) if beside else None
+            index = self._deal_locked() if index is None else index
             server = self._servers[index]
             tries = self._tries[index]
         ports = range(server.port_min, server.port_max + 1)
@@ -85,8 +97,8 @@ class Route:
             raise
         address = addresses[tries % len(addresses)]
         with self._lock:
-            if index == self._current and tries == self._tries[index]:  # nobody has reported it meanwhile
-                self._given.add(address)
+            if tries == self._tries[index]:  # nobody has reported it meanwhile
+                self._given[address] = index
         return udp, address
 
     def open_again(self, remote: Address) -> tuple[DialedSocket, Address]:
@@ -94,7 +106,7 @@ class Route:
         udp, (address, *_) = self._ways[self._way](_text(remote), remote[1], self._options)
         with self._lock:
             if remote in self._given:
-                self._given.add(address)
+                self._given[address] = self._given[remote]
         return udp, address
 
     def failed(self, remote: Address) -> None:
@@ -111,7 +123,13 @@ class Route:
                 self._way, self._way_since = self._way + 1, now
                 return
             self._way = 0
-            self._bench_locked(self._current)
+            self._bench_locked(self._given[remote])
+
+    def refused(self, remote: Address) -> None:
+        """The server at `remote` has no room for a session: it is the next one's turn."""
+        with self._lock:
+            if remote in self._given:
+                self._bench_locked(self._given[remote])
 
     def prefer_first_way(self) -> None:
         """What did not get through may now: the network has changed."""
@@ -125,11 +143,23 @@ class Route:
 
     def _bench_locked(self, index: int) -> None:
         now = monotonic_ms()
-        self._given.clear()
+        self._given = {address: other for address, other in self._given.items() if other != index}
         self._tries[index] += 1
+        self._credits = [0] * len(self._servers)
         self._benched_until[index] = now + BENCH_TIME
         order = [(index + step) % len(self._servers) for step in range(1, len(self._servers) + 1)]
         self._current = min(order, key=lambda index: max(self._benched_until[index] - now, 0))
+
+    def _deal_locked(self) -> int:
+        """The next server by weights, evenly mixed: each gets its weight, who has most pays for all (as nginx does)."""
+        now = monotonic_ms()
+        fit = [index for index, until in enumerate(self._benched_until) if until <= now]
+        fit = fit or [min(range(len(self._servers)), key=self._benched_until.__getitem__)]
+        for index in fit:
+            self._credits[index] += self._servers[index].weight
+        chosen = max(fit, key=self._credits.__getitem__)
+        self._credits[chosen] -= sum(self._servers[index].weight for index in fit)
+        return chosen
 
     def _dial(self, host: str, port: int, tries: int) -> Dialed:
         """A socket, and the addresses of a host: those of now, or the last good ones if its name cannot be resolved.

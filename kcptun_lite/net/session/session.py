@@ -358,6 +358,11 @@ class Session:
         """Whether somebody says that the connection we send through is none (--tcp): another one costs little."""
         return isinstance(self._udp.last_error, ConnectionResetError)
 
+    @property
+    def is_unknown_elsewhere(self) -> bool:
+        """Whether its own way is silent, and whoever is reached another way does not know it: it may be over soon."""
+        return self._path_probe is not None and self._verdict.is_pending(monotonic_ms())
+
     def start_path_probe(self, path_probe: PathProbe) -> None:
         """Send through another socket as well, until one of the two ways brings an answer (clients)."""
         with self.lock:

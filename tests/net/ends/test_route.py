@@ -304,3 +304,62 @@ def test_the_first_way_is_preferred_again(clock: Clock) -> None:
     route.prefer_first_way()
     route.open()
     assert ways.taken == ["udp", "udp", "tcp", "udp"]
+
+
+def test_weights_deal_sessions_out(make_route: Callable[..., Route]) -> None:
+    route = make_route(A._replace(weight=3), B._replace(weight=1))
+    dealt = "".join(route.open()[1][0] for _ in range(40))
+    assert (dealt.count("a"), dealt.count("b")) == (30, 10)
+    assert "aaaa" not in dealt, "evenly mixed"
+
+
+def test_clients_with_one_session_are_dealt_out_as_well(
+    make_route: Callable[..., Route], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    firsts = []
+    for turn in range(8):
+        monkeypatch.setattr(os, "urandom", lambda size, turn=turn: turn.to_bytes(size, "big"))
+        firsts.append(make_route(A._replace(weight=3), B._replace(weight=1)).open()[1][0])
+    assert (firsts.count("a"), firsts.count("b")) == (6, 2)
+
+
+def test_a_weighted_server_that_fails_gets_no_sessions_until_its_time_is_up(
+    make_route: Callable[..., Route], clock: Clock
+) -> None:
+    route = make_route(*(server._replace(weight=1) for server in (A, B, C)))
+    remotes = {route.open()[1] for _ in range(3)}
+    assert remotes == {("a", 1000), ("b", 2000), ("c", 3000)}
+    route.failed(("a", 1000))
+    assert sorted(route.open()[1][0] for _ in range(4)) == ["b", "b", "c", "c"]
+    clock.now += BENCH_TIME
+    assert sorted(route.open()[1][0] for _ in range(3)) == ["a", "b", "c"]
+
+
+@pytest.mark.usefixtures("clock")
+def test_a_session_keeps_its_weighted_server_until_that_fails(make_route: Callable[..., Route]) -> None:
+    route = make_route(A._replace(weight=1), B._replace(weight=1))
+    remote = route.open()[1]
+    assert {route.open(remote[1], remote)[1] for _ in range(3)} == {remote}
+    route.failed(remote)
+    assert route.open(remote[1], remote)[1] != remote
+
+
+@pytest.mark.usefixtures("clock")
+def test_when_all_weighted_servers_have_failed_they_take_turns(make_route: Callable[..., Route], clock: Clock) -> None:
+    route = make_route(A._replace(weight=5), B._replace(weight=1))
+    found = ""
+    for _ in range(8):
+        remote = route.open()[1]
+        found += remote[0]
+        route.failed(remote)
+        clock.now += 1
+    assert found[2:] in ("ababab", "bababa")
+
+
+def test_a_server_without_room_gives_its_turn_to_the_next(make_route: Callable[..., Route]) -> None:
+    route = make_route(A, B)
+    refused = route.open()[1]
+    route.refused(refused)
+    assert route.open()[1] == ("b", 2000)
+    route.refused(refused)
+    assert route.open()[1] == ("b", 2000), "said before"

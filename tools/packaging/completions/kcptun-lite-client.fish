@@ -1,6 +1,6 @@
 complete -c kcptun-lite-client -f
 complete -c kcptun-lite-client -s l -l localaddr -x -d 'where programs connect to: host:port (no host: all addresses) or the path of a unix socket'
-complete -c kcptun-lite-client -s r -l remoteaddr -x -d 'the server, which must be given (kcptun\'s default is vps:29900): host:port or host:min-max, a random port for each session; several, with commas, to fall back on'
+complete -c kcptun-lite-client -s r -l remoteaddr -x -d 'the server, which must be given (kcptun\'s default is vps:29900): host:port or host:min-max, a random port for each session; several, with commas: the next one when one is dead, or sessions dealt out by weights, as a:29900*3,b:29900'
 complete -c kcptun-lite-client -l key -x -d 'the secret shared with the other end; better in the environment'
 complete -c kcptun-lite-client -l crypt -x -a 'aes aes-128 aes-128-gcm aes-192 salsa20 blowfish twofish cast5 3des tea xtea xor sm4 none null' -d 'aes, aes-128, aes-128-gcm, aes-192, salsa20, blowfish, twofish, cast5, 3des, tea, xtea, xor, sm4, none, null; the same at both ends'
 complete -c kcptun-lite-client -l mode -x -a 'fast3 fast2 fast normal manual' -d 'fast3, fast2, fast, normal: from quick to thrifty; manual: the numbers of the expert options'
