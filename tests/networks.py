@@ -56,6 +56,10 @@ class Host:
         """Lines of `ip -batch`."""
         subprocess.run(self.command("ip", "-batch", "-"), input="\n".join(lines) + "\n", text=True, check=True)
 
+    def run(self, *words: str) -> str:
+        """Run a command in this network; what it has written."""
+        return subprocess.run(self.command(*words), text=True, check=True, capture_output=True).stdout
+
     def shut(self) -> None:
         """A stateful firewall, as every NAT is one: nothing comes in but answers to what went out."""
         rules = """table inet filter {

@@ -175,7 +175,7 @@ def require(*names: str) -> None:
     import pytest  # the demo and the benchmarks use this file without it
 
     if missing := missing_programs(*names):
-        packages = "kcptun, iperf3, busybox, nftables, iptables, conntrack"
+        packages = "kcptun, iperf3, busybox, nftables, iptables, conntrack, nginx, libnginx-mod-stream, curl"
         text = f"not on the PATH: {', '.join(missing)} (Debian packages {packages})"
         if os.environ.get("CI"):
             pytest.fail(text)

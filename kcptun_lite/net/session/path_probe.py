@@ -54,3 +54,8 @@ def is_cut_off(udp: PacketSocket) -> bool:
     """Whether the kernel itself says that there is no way from this socket."""
     error = udp.last_error
     return error is not None and error.errno in NO_WAY
+
+
+def is_refused(udp: PacketSocket) -> bool:
+    """Whether the peer's host says that nobody listens."""
+    return isinstance(udp.last_error, ConnectionRefusedError)

@@ -48,9 +48,9 @@ class PeerWatch:
         """ms after which silence means something."""
         return max(PROBE_TIMEOUT, 2 * self._kcp.rtt.rto)
 
-    def is_silent(self, now: int) -> bool:
-        """Whether the way to the peer is in doubt."""
-        return self.silence(now) >= max(SILENCE, 4 * self._kcp.rtt.rto)
+    def is_silent(self, now: int, *, is_refused: bool = False) -> bool:
+        """Whether the way to the peer is in doubt; sooner if its host says that nobody listens."""
+        return self.silence(now) >= (2 * self.patience if is_refused else max(SILENCE, 4 * self._kcp.rtt.rto))
 
     def is_dead(self, now: int, has_streams: bool) -> bool:
         return self.silence(now) >= (DEAD_AFTER if has_streams or self._is_client else IDLE_DEAD_AFTER)

@@ -35,7 +35,7 @@ from kcptun_lite.errors import (
 )
 from kcptun_lite.net.event_loop import EventLoop
 from kcptun_lite.net.packet_socket import PacketSocket
-from kcptun_lite.net.session.path_probe import PathProbe, Verdict, is_cut_off, send_all
+from kcptun_lite.net.session.path_probe import PathProbe, Verdict, is_cut_off, is_refused, send_all
 from kcptun_lite.net.session.peer_watch import PROBE_TIMEOUT, PeerWatch
 from kcptun_lite.net.session.stream import Stream
 from kcptun_lite.net.session.transmitter import Transmitter
@@ -308,7 +308,8 @@ class Session:
                 kcp.probe()
             if watch.is_word_due(now, self.counters.bytes_received):
                 self.conversation.ping()
-            is_trouble = is_question_due and (has_no_way or watch.is_silent(now)) and not self._verdict.is_pending(now)
+            is_in_doubt = has_no_way or watch.is_silent(now, is_refused=is_refused(self._udp))
+            is_trouble = is_question_due and is_in_doubt and not self._verdict.is_pending(now)
             is_flush_wanted = self.conversation.flush_wanted is not Flush.NOTHING
         if failure:
             self.close(failure)
@@ -325,9 +326,8 @@ class Session:
         return idle if due is None else min(due, idle)
 
     def _reset_hopeless_locked(self, now: int) -> None:
-        is_refused = isinstance(self._udp.last_error, ConnectionRefusedError)
         for stream in list(self._streams.values()):
-            if self.watch.is_hopeless(stream.opened_at, now, is_refused=is_refused):
+            if self.watch.is_hopeless(stream.opened_at, now, is_refused=is_refused(self._udp)):
                 self._cut_locked(stream, DeadLink("no answer from the server"))
 
     def probe(self) -> None:
