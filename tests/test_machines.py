@@ -60,6 +60,5 @@ def test_sessions_are_dealt_out_by_weights_and_leave_a_server_that_has_died(tmp_
         assert (reached.count(1), reached.count(2)) == (6, 2)
         heavy = here.backends[0]
         heavy.kill()
-        wait_until(
-            lambda: all([here.works(unless=lambda one: one is heavy) for _ in range(4)]), "all sessions", BACK_WITHIN
-        )
+        goes_elsewhere(here, heavy)
+        wait_until(lambda: all([here.works(unless=lambda one: one is heavy) for _ in range(4)]), "all sessions")

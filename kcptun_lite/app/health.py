@@ -12,6 +12,8 @@ of each of ASKERS, lets go of the oldest for one more, and of all after PATIENCE
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from threading import Event
+from time import sleep
 
 from kcptun_lite import log
 from kcptun_lite.app.config import Endpoint
@@ -23,7 +25,9 @@ from kcptun_lite.net.tcp.acceptor import Acceptor, name_of
 from kcptun_lite.net.tcp.sockets import NO_RESET, listen
 
 ASKERS = 16  # at once
-PATIENCE = 2000  # ms for a question
+PATIENCE = 2000  # ms for a question ...
+HAND_OVER = 200  # ms ... of which so many are left when another process goes on
+LOOK = 0.01  # s
 REQUEST_MAX = 4096  # bytes up to the empty line
 METHODS = {b"GET", b"HEAD"}
 ENDS = b"\r\n\r\n", b"\n\n"
@@ -51,6 +55,24 @@ class Health:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_RESET)  # what is accepted inherits it
         self._acceptor = Acceptor(listening, loop, has_room=lambda: True, serve=self._take)
         self._acceptor.start()
+
+    def hand_over(self) -> int:
+        """Answer those who have come; others wait for the next process, or `go_on`. The socket's descriptor.
+
+        From another thread than the loop's.
+        """
+        is_paused = Event()
+        self._loop.call(self._acceptor.pause)
+        self._loop.call(is_paused.set)
+        is_paused.wait(HAND_OVER / 1000)
+        deadline = monotonic_ms() + HAND_OVER
+        while self._askers and monotonic_ms() < deadline:
+            sleep(LOOK)
+        return self.listening.fileno()
+
+    def go_on(self) -> None:
+        """There is no next process."""
+        self._loop.call(self._acceptor.resume)
 
     def close(self) -> None:
         self._acceptor.close()

@@ -327,13 +327,15 @@ class Parent:
             "workers": [(one.index, one.slot, one.pid, one.channel.fileno(), one.started_at) for one in workers],
             "retired": self._retired,
             "generation": self._generation,
-            "health": self._health.listening.fileno() if self._health and keeps_health else -1,
+            "health": self._health.hand_over() if self._health and keeps_health else -1,
             "started_at": self._started_at,
         }
         try:
             reload.execute(job, inherited)
         except OSError as exc:
             reload.close_to_children(inherited)
+            if self._health:
+                self._health.go_on()
             log.error(f"reload: {describe_os_error(exc)}; nothing has changed")
 
     def _go_on(self, inherited: reload.Inherited) -> None:
