@@ -8,12 +8,12 @@ Cost    two processes beside the tunnels, target and load, of some 1 ms for each
 A client is a session: a process of its own, or one of `--per-process` sessions (`--conn`) of a process.
 
     bulk    each client uploads as fast as it can
-    thin    each client sends 64 bytes 20 times a second, which come back
+    thin    each client sends 64 bytes 20 times a second (`--pace`), which come back
     idle    each client has one connection, on which nothing happens
 
     python tools/bench_clients.py                                          # ours and the real ones, 4, 16, 48 clients
     python tools/bench_clients.py --servers ours --workers 2 --clients 8
-    python tools/bench_clients.py --load idle thin --clients 1000 --per-process 100
+    python tools/bench_clients.py --load idle thin --clients 1000 --per-process 100 --pace 1
 """
 
 import argparse
@@ -29,6 +29,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from statistics import median
 from time import monotonic, perf_counter, sleep
@@ -43,10 +44,11 @@ OPTIONS: dict[str, object] = {"mode": "fast2"}
 CHUNK = 256 * 1024  # bytes
 NOISE = random.Random(1).randbytes(8 << 20)
 MESSAGE = bytes(range(64))
-PACE = 0.05  # s between two messages of a client
 WARM_UP = 2.0  # s
 PATIENCE = 60.0  # s for a first answer
 NEWCOMERS = 3
+MARGIN = 4  # times as many sessions and streams as clients are let in
+TIMES_MAX = 1 << 20  # of the last messages
 ORDER = struct.Struct("<HB")  # which client, and whether its bytes come back
 READY = b"!"
 TICK = os.sysconf("SC_CLK_TCK")
@@ -69,7 +71,7 @@ class Result:
     slowest: float
     "the slowest client's part of the mean"
     answer_ms: float
-    "first answer of one more client, median"
+    "first answer of one more client, median; inf: there was none"
     p99_ms: float
     "of a message"
     pss: int
@@ -141,8 +143,12 @@ def upload(addresses: list[str], ready: Any) -> None:
                 by_number[number].send(noise[at : at + CHUNK])
 
 
-def converse(addresses: list[str], ready: Any, times: Any) -> None:
-    """The load's process: each client sends a message when it is due, if the last one has come back."""
+def converse(addresses: list[str], ready: Any, pause: float, times: Counts, count: Counts) -> None:
+    """The load's process: each client sends a message when it is due, if the last one has come back.
+
+    `pause`: s between two messages of a client. `times`: s that each took, and `count` how many there are; a queue
+    between processes would hold the load up.
+    """
     socks = [begin(address, client, comes_back=True) for client, address in enumerate(addresses)]
     poller = select.epoll()
     for sock in socks:
@@ -150,19 +156,20 @@ def converse(addresses: list[str], ready: Any, times: Any) -> None:
     by_number = {sock.fileno(): sock for sock in socks}
     begun: dict[int, float] = {}
     left: dict[int, int] = defaultdict(int)
-    due = [(monotonic() + PACE * i / len(socks), sock.fileno()) for i, sock in enumerate(socks)]
+    due = [(monotonic() + pause * i / len(socks), sock.fileno()) for i, sock in enumerate(socks)]
     ready.set()
     while True:
         while due[0][0] <= monotonic():
             at, number = due.pop(0)
-            due.append((at + PACE, number))
+            due.append((at + pause, number))
             if not left[number]:
                 begun[number], left[number] = perf_counter(), len(MESSAGE)
                 by_number[number].sendall(MESSAGE)
         for number, _ in poller.poll(max(0.0, due[0][0] - monotonic())):
             left[number] -= len(by_number[number].recv(len(MESSAGE)))
             if not left[number]:
-                times.put(perf_counter() - begun[number])
+                times[count.value % len(times)] = perf_counter() - begun[number]
+                count.value += 1
 
 
 def rest(addresses: list[str], ready: Any) -> None:
@@ -216,7 +223,9 @@ def running(process: Any) -> Iterator[None]:
 def measure(server_kind: str, client_kind: str, load: str, clients: int, given: argparse.Namespace) -> Result:
     """One run of fresh programs. Raises RuntimeError or OSError if any of them fails."""
     received: Counts = _processes.RawArray(ctypes.c_uint64, clients + NEWCOMERS)
-    own = {"workers": given.workers} if server_kind.startswith("ours") and given.workers != 1 else {}
+    own: dict[str, object] = {}
+    if server_kind.startswith("ours"):  # all come from one address, which may have three quarters
+        own = {"workers": given.workers, "maxsessions": MARGIN * clients, "maxstreams": MARGIN * clients}
     with ExitStack() as stack:
         listening = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=1024))
         stack.enter_context(running(_processes.Process(target=serve, args=(listening, received), daemon=True)))
@@ -233,42 +242,42 @@ def measure(server_kind: str, client_kind: str, load: str, clients: int, given: 
         newcomers = [start(1) for _ in range(NEWCOMERS)]
         # Connections take turns in the sessions of a process, so these are one for each session.
         addresses = [started[client // given.per_process][1] for client in range(clients)]
-        ready, times = _processes.Event(), _processes.SimpleQueue()
-        work = {"bulk": (upload, (addresses, ready)), "thin": (converse, (addresses, ready, times))}
+        ready, count = _processes.Event(), _processes.RawValue(ctypes.c_uint64)
+        times: Counts = _processes.RawArray(ctypes.c_double, TIMES_MAX)
+        work = {
+            "bulk": (upload, (addresses, ready)),
+            "thin": (converse, (addresses, ready, 1 / given.pace, times, count)),
+        }
         target_of, arguments = work.get(load, (rest, (addresses, ready)))
         stack.enter_context(running(_processes.Process(target=target_of, args=arguments, daemon=True)))
         if not ready.wait(PATIENCE):
             raise RuntimeError("the load's connections do not come through")
         sleep(WARM_UP)
-        while not times.empty():
-            times.get()
         pids, clients_pids = family(server.pid), [program.pid for program, _ in started]
-        before = list(received)
+        before, count_before = list(received), count.value
         spent = {pid: processor_time(pid) for pid in (*pids, *clients_pids)}
         begun = monotonic()
         sleep(given.seconds)
-        after = list(received)
+        after, count_after = list(received), count.value
         spent = {pid: processor_time(pid) - old for pid, old in spent.items()}
         took = monotonic() - begun
         answers = []
         for index, (_, address) in enumerate(newcomers):
             asked = perf_counter()
-            begin(address, clients + index, comes_back=False).close()
-            answers.append(perf_counter() - asked)
+            with suppress(OSError):
+                begin(address, clients + index, comes_back=False).close()
+                answers.append(perf_counter() - asked)
         pss = sum(map(proportional_size, pids))
-        waits = []
-        while not times.empty():
-            waits.append(times.get())
+        waits = sorted(times[at % TIMES_MAX] for at in range(count_before, count_after)[-TIMES_MAX:])
     moved = [new - old for new, old in zip(after[:clients], before[:clients], strict=True)]
     units = {"bulk": sum(moved) / 1e6, "thin": sum(moved) / len(MESSAGE) / 1e3, "idle": took}[load]
-    waits.sort()
     return Result(
         sum(moved) * 8 / 1e6 / took,
         sum(spent[pid] for pid in pids) * 1e3 / units,
         sum(spent[pid] for pid in clients_pids) * 1e3 / units,
         max(spent[pid] for pid in pids) / took,
         min(moved) / (sum(moved) / clients) if sum(moved) else 1.0,
-        median(answers) * 1e3,
+        median(answers) * 1e3 if answers else inf,
         waits[len(waits) * 99 // 100] * 1e3 if waits else 0.0,
         pss,
     )
@@ -307,6 +316,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--per-process", type=int, default=1, metavar="N", help="clients that one process carries (1)")
     add("--load", nargs="+", choices=["bulk", "thin", "idle"], default=["bulk"], help="(bulk)")
     add("--workers", type=int, default=1, metavar="N", help="of our server (1)")
+    add("--pace", type=float, default=20, metavar="N", help="messages that a thin client sends each second (20)")
     add("--rounds", type=int, default=3, help="runs of each, of which the medians are shown (3)")
     add("--seconds", type=float, default=5, help="length of a run (5)")
     given = parser.parse_args()
