@@ -32,6 +32,7 @@ AT_LEAST = 8.0  # s that are looked at, whatever comes
 DRAIN = 10  # s
 PAUSE = 0.2  # s between two tries
 BEAT = 0.05  # s
+HANGING = 1.0  # s without an echo
 
 EVENTS: dict[str, Callable[[Backend], None]] = {
     "killed": Backend.kill,
@@ -49,7 +50,13 @@ class Pulse(threading.Thread):
         self._connection = connection
         self._connection.settimeout(PATIENCE)
         self.lost_at: float | None = None
+        self.beaten_at = monotonic()
         self.start()
+
+    @property
+    def hangs(self) -> bool:
+        """Whether it is neither lost nor answered."""
+        return self.lost_at is None and monotonic() - self.beaten_at > HANGING
 
     def run(self) -> None:
         try:
@@ -57,6 +64,7 @@ class Pulse(threading.Thread):
                 self._connection.sendall(b".")
                 if not self._connection.recv(1):
                     break
+                self.beaten_at = monotonic()
                 sleep(BEAT)
         except OSError:
             pass
@@ -90,7 +98,7 @@ def measure(client: str, balancer: str, event: str) -> tuple[str, str]:
                 without = max(without, asked - last)
                 last = monotonic()
                 has_moved = has_moved or machines.works(unless=lambda one: one is backend)
-        while pulse.lost_at is None and event in ("killed", "silent") and monotonic() < began + PATIENCE:
+        while pulse.hangs and monotonic() < began + PATIENCE:
             sleep(PAUSE)
         stream = "goes on" if pulse.lost_at is None else f"reset after {pulse.lost_at - began:.1f}"
         return (f"{without:.1f}" if has_moved else "never"), stream
