@@ -65,9 +65,9 @@ def check(status: dict[str, Any]) -> None:
 
 
 def is_after_exchange(status: dict[str, Any]) -> bool:
-    """Whether it is of a moment when all has been exchanged, and one more stream is open."""
+    """Whether it is of a moment when all has been exchanged, and one more stream alone is open."""
     totals = status.get("bytes_in", 0), status.get("bytes_out", 0)
-    return bool(status.get("streams")) and min(totals) > 100_000 and max(totals) > 300_000
+    return status.get("streams") == 1 and min(totals) > 100_000 and max(totals) > 300_000
 
 
 def read(path: Path) -> dict[str, Any]:
