@@ -76,8 +76,13 @@ def test_what_was_found_is_spoken_at_once_by_the_next_session() -> None:
         with Tunnel("ours", "go", target.address, TOLD, client_options={"conn": 3}, server_options=server) as tunnel:
             for seed in range(3):
                 exchange(connect(tunnel.address), up=1000, down=1000, seed=seed)
-            spoken = [line for line in tunnel.client.log if "smux version: " in line and " on connection" in line]
-            assert [line.partition("smux version: ")[2][0] for line in spoken] == ["1", "2", "2"]
+
+            def spoken() -> list[str]:
+                lines = [line for line in tunnel.client.log if "smux version: " in line and " on connection" in line]
+                return [line.partition("smux version: ")[2][0] for line in lines]
+
+            wait_until(lambda: len(spoken()) == 3, "a line for each session")  # its log is read beside
+            assert spoken() == ["1", "2", "2"]
             assert len([line for line in tunnel.client.log if " speaks " in line]) == 1
 
 

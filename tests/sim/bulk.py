@@ -19,7 +19,11 @@ class Bulk:
             end.kcp.know_ours()
         self.received = 0
         self.pair.b.on_data = self._count
+        self._begin()
         self._refill()
+
+    def _begin(self) -> None:
+        """For what a kind of transfer does differently."""
 
     def _refill(self) -> None:
         if self.pair.a.kcp.queued_bytes + sum(map(len, self.pair.a._backlog)) < 4 * len(BLOCK):

@@ -55,6 +55,9 @@ YIELD = 0.95  # of what arrives while a queue stands is what we go on with
 SHARED_GAIN = 1.25  # of a probe where others use the line ...
 SHARED_ROUNDS = 10  # ... and the most of what has arrived in so many rounds is our share ...
 SHARED_TIME = 5_000  # ... for so many ms, before we look again
+GIVEN_UP_OFTEN = 10  # times a queue has come while we did nothing for it ...
+GIVEN_UP_TIME = 20_000  # ... in so many ms: TCP takes what we give up, each time ...
+SHARED_TIME_AFTER = 15_000  # ... so we hold what is left, for so many ms
 MIN_RTT_TIME = 10_000  # ms that a least round trip is believed without being seen again
 PROBE_RTT_TIME = 200  # ms, or two round trips: how long little is sent to see it ...
 PROBE_RTT_PART = 0.25  # ... of what fills the line: what has stood in its queue seems to be part of the way
@@ -137,6 +140,8 @@ class LineModel(CongestionControl):
         self._least_since = 0  # ms; of the round trips since then
         self._state_since = 0
         self._shared_until = 0
+        self._given_up: deque[int] = deque(maxlen=GIVEN_UP_OFTEN)
+        "ms; when a queue came while we did nothing for it"
         self._before_drain = 0.0, 0
         "the rate, and the least round trip of that round in ms"
         self._shares: deque[float] = deque(maxlen=SHARED_ROUNDS)
@@ -351,7 +356,10 @@ class LineModel(CongestionControl):
         """
         if not seen.is_limited:
             self._steady_lost *= LOSS_DOUBT
-        if self.state is not State.DRAIN:
+        if self.state is State.CRUISE and self._gives_up_for_nothing(now):
+            self._share(now, SHARED_TIME_AFTER)
+            self._shares.append(self.rate)
+        elif self.state is not State.DRAIN:
             self._before_drain = self.rate, self._round_rtt
             if not seen.is_limited:
                 self._forget_rate(YIELD * seen.rate)
@@ -359,13 +367,25 @@ class LineModel(CongestionControl):
         elif self._rounds_in_state < DRAIN_ROUNDS:
             self._drain_on(seen)
         else:
-            self.is_shared, self._shared_until = True, now + SHARED_TIME
             rate, rtt = self._before_drain
             if self._round_rtt > QUEUE_UNMOVED * rtt:
                 self._forget_rate(rate)  # whoever fills the queue has taken what we gave up
-            self._shares.clear()
-            self._probe_gain = SHARED_GAIN
-            self._enter(State.PROBE, now)
+            self._share(now, SHARED_TIME)
+
+    def _gives_up_for_nothing(self, now: int) -> bool:
+        """Whether a queue has come often in a short time, though we have given way to it each time."""
+        self._given_up.append(now)
+        if len(self._given_up) < GIVEN_UP_OFTEN or now - self._given_up[0] >= GIVEN_UP_TIME:
+            return False
+        self._given_up.clear()
+        return True
+
+    def _share(self, now: int, time: int) -> None:
+        """Others use the line: hold our share for so many ms."""
+        self.is_shared, self._shared_until = True, now + time
+        self._shares.clear()
+        self._probe_gain = SHARED_GAIN
+        self._enter(State.PROBE, now)
 
     def _drain_on(self, seen: "Round") -> None:
         """The queue is still there, as others drain it as well, or fill it. What arrives of what we send tells how far.
