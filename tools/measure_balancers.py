@@ -91,7 +91,9 @@ def measure(client: str, balancer: str, event: str) -> tuple[str, str]:
         began = last = monotonic()
         EVENTS[event](backend)
         without, has_moved = 0.0, event == "comes back"
-        while monotonic() < began + AT_LEAST or (not has_moved and monotonic() < began + PATIENCE):
+        while monotonic() < began + AT_LEAST or (
+            (not has_moved or monotonic() > last + HANGING) and monotonic() < began + PATIENCE
+        ):
             sleep(PAUSE)
             asked = monotonic()
             if machines.works(unless=lambda one: one is backend and event in ("killed", "silent")):

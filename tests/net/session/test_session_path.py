@@ -249,11 +249,14 @@ def test_who_is_being_reset_elsewhere_waits_for_the_verdict(wire: Wire, clock: C
     assert wire.client.troubles == 1
     way = Way()
     session.start_path_probe(way.path_probe)
+    assert not session.is_unknown_elsewhere
     session.receive_through(cast(Any, way.udp), [segment(cmd=KCP_WINS, una=0)], clock.now)
+    assert session.is_unknown_elsewhere, "new streams had better take another session"
     wire.pass_time(2 * PROBE_RESET_AFTER - PROBE_PERIOD)
     assert wire.client.troubles == 1, "another path probe would begin again"
     wire.pass_time(2 * PROBE_PERIOD)
     assert wire.client.troubles > 1, "that way has died as well"
+    assert not session.is_unknown_elsewhere
     session.close()
 
 
