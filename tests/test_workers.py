@@ -262,6 +262,26 @@ def test_settings_are_read_again_and_bad_ones_change_nothing(tmp_path: Path) -> 
         assert _answers(local)
 
 
+def test_a_stop_does_not_wait_for_settings_that_do_not_come(tmp_path: Path) -> None:
+    settings = tmp_path / "server.json"
+    settings.write_text("{}")
+    server, _ = start_workers("ours", {**FAST, "target": "127.0.0.1:1", "workers": 2, "c": settings})
+    with running(server):
+        settings.unlink()
+        os.mkfifo(settings)
+        server._process.send_signal(signal.SIGUSR2)
+        wait_until(lambda: _is_being_read(settings), "the settings are being read")
+        assert server.stop(signal.SIGTERM, timeout=6.0) == 0
+
+
+def _is_being_read(fifo: Path) -> bool:
+    """Somebody has opened it, and goes on waiting for what this process leaves open."""
+    with suppress(OSError):
+        os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+        return True
+    return False
+
+
 def test_an_upgrade_comes_in_and_a_broken_one_leaves_the_old_workers(tmp_path: Path) -> None:
     installed = tmp_path / "kcptun_lite"
     shutil.copytree(ROOT / "kcptun_lite", installed, ignore=shutil.ignore_patterns("__pycache__"))

@@ -12,6 +12,7 @@ without `site`, whose work (sys.path) is handed over. The key reaches the worker
 it is neither in the arguments nor in the environment, which others can see in /proc.
 """
 
+import errno
 import marshal
 import os
 import sys
@@ -53,6 +54,8 @@ WORKER_ENVIRONMENT = {
 # idle and up to 1 MiB under load. So --gogc scales it, as it does the pool.
 HEAP_THRESHOLD = 1_048_576  # bytes
 HEAP_THRESHOLD_MIN = 131_072  # bytes; glibc's own
+
+SETTINGS_MAX = 1 << 20  # bytes of a JSON file
 
 # Options of python3 that take the next argument as their value.
 _VALUED = ("-W", "-X", "--check-hash-based-pycs")
@@ -195,4 +198,7 @@ def _open_standard_files() -> None:
 
 def _read_file(path: str) -> bytes:
     with open(path, "rb") as file:
-        return file.read()
+        data = file.read(SETTINGS_MAX + 1)
+    if len(data) > SETTINGS_MAX:  # or has no end, as /dev/zero
+        raise OSError(errno.EFBIG, f"it is larger than {SETTINGS_MAX >> 20} MiB")
+    return data

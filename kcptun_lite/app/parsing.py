@@ -298,13 +298,20 @@ class _Parsing:
         ports = found["listen"].port_max - found["listen"].port_min + 1
         if found["workers"] is None:  # auto
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-            found["workers"] = 1 if found["tcp"] else min(cores, WORKERS_MAX, ports if ports > 1 else cores)
+            most = min(WORKERS_MAX, found["maxsessions"], found["maxstreams"], ports if ports > 1 else cores)
+            found["workers"] = 1 if found["tcp"] else min(cores, most)
         if found["tcp"] and found["workers"] > 1:
             raise self._wrong("workers", f"{found['workers']} do not go with --tcp, which has one process; write 1")
         if ports > 1 and found["workers"] > ports:
             raise self._wrong(
                 "workers", f"{found['workers']} cannot share the {ports} ports of --listen; write {ports} or less"
             )
+        for dest in "maxsessions", "maxstreams":
+            if found["workers"] > found[dest]:
+                raise self._wrong(
+                    dest,
+                    f"{found[dest]} cannot be shared by {found['workers']} workers; write {found['workers']} or more",
+                )
         if found["workers"] > 1 and not hasattr(socket, "SO_REUSEPORT"):
             raise self._wrong("workers", "this system lets no two processes share a port; write 1")
 

@@ -43,3 +43,8 @@ def wait(timeout_s: float, among: tuple[int, ...] = _AWAITED) -> int | None:
     """The next signal, or None if none came within the time; those that are not `among` these wait."""
     found = signal.sigtimedwait(among, timeout_s)
     return found.si_signo if found else None
+
+
+def is_stop_pending() -> bool:
+    """Whether a signal to stop waits to be asked for; whoever is busy with something longer looks."""
+    return not signal.sigpending().isdisjoint(STOP)

@@ -15,7 +15,8 @@ def check_rights(config: ClientConfig | ServerConfig) -> None:
     if config.tcp:
         from kcptun_lite.net.fake_tcp import raw_socket
 
-        raw_socket.check()
+        is_choice = isinstance(config, ClientConfig) and config.transport == "auto"
+        raw_socket.check("--transport auto" if is_choice else "--tcp")
 
 
 def ways_of_dialling(config: ClientConfig) -> list[Dial]:

@@ -84,6 +84,7 @@ def test_help_fits_a_terminal_and_is_grouped(program: str) -> None:
         (["client", "--mtu", "20"], "kcptun-lite-client: --mtu: 20 is out of range; it must be 50 to 1500\n"),
         (["server", "-c", "/none"], "kcptun-lite-server: -c: /none cannot be read: No such file or directory\n"),
         (["server", "-c", "."], "kcptun-lite-server: -c: . cannot be read: Is a directory\n"),
+        (["server", "-c", "/dev/zero"], "kcptun-lite-server: -c: /dev/zero cannot be read: it is larger than 1 MiB\n"),
         (["client", "--key", "x" * 70_000], "kcptun-lite-client: the options together are too long; shorten --key\n"),
         (["client", "a\nb"], "kcptun-lite-client: 'a\\\\nb' belongs to no option; options begin with a dash"),
         ([], "usage: python -m kcptun_lite client|server [options]\n"),

@@ -55,7 +55,7 @@ def test_a_worker_that_has_ended_leaves_what_it_counted_and_holds_nothing() -> N
 def test_each_worker_has_its_part_of_what_is_meant_for_all() -> None:
     whole = server("--workers=3", "--maxsessions=100", "--memlimit=30M", "--ratelimit=9", "--status=/x", "--snmplog=/y")
     part = ServerConfig.unpack(share.of_worker(whole.pack()))
-    assert (part.maxsessions, part.maxstreams, part.memlimit) == (34, 342, 10 << 20)
+    assert (part.maxsessions, part.maxstreams, part.memlimit) == (33, 341, 10 << 20)
     assert (part.ratelimit, part.status, part.snmplog) == (9, "", ""), "a session is whole on one worker"
 
 
@@ -64,5 +64,8 @@ def test_auto_is_one_for_each_core_but_no_more_than_ports(monkeypatch: Any) -> N
     assert server("--workers=auto").workers == 3
     assert server("--workers=auto", "--listen=:1000-1001").workers == 2
     assert server("--workers=2", "--listen=:1000-1004").workers == 2
+    assert server("--workers=auto", "--maxsessions=2").workers == 2
+    sentence = complaint("--workers=4", "--maxsessions=1", program="server")
+    assert sentence == "--maxsessions: 1 cannot be shared by 4 workers; write 4 or more"
     sentence = complaint("--workers=3", "--listen=:1000-1001", program="server")
     assert sentence == "--workers: 3 cannot share the 2 ports of --listen; write 2 or less"

@@ -15,12 +15,15 @@ import select
 from signal import SIGKILL
 from typing import Any, NoReturn, TypedDict
 
+from kcptun_lite.app import signals
 from kcptun_lite.app.config import JOB_VARIABLE, Endpoint, Plain
 from kcptun_lite.app.workers.holdings import Numbers
 from kcptun_lite.app.workers.process import Python
 from kcptun_lite.errors import ConfigError
+from kcptun_lite.net.session.update_thread import monotonic_ms
 
-READ_LIMIT = 30_000  # ms for reading the settings
+READ_LIMIT = 30_000  # ms for reading the settings; the file may be a pipe, or on a server that does not answer
+LOOK = 100  # ms between two looks whether we are to stop meanwhile
 PIPE_BYTES = 64 * 1024
 
 
@@ -94,13 +97,14 @@ def read_settings(origin: Origin, config: Plain) -> Job:
 def _read_all(pid: int, *descriptors: int) -> list[bytes]:
     """All that a child writes to each of some pipes, which are closed; it is killed when it takes too long."""
     found = dict.fromkeys(descriptors, b"")
+    deadline = monotonic_ms() + READ_LIMIT
     waiting = select.poll()
     for number in descriptors:
         waiting.register(number, select.POLLIN)
     left = set(descriptors)
     while left:
-        ready = waiting.poll(READ_LIMIT)
-        if not ready:
+        ready = waiting.poll(LOOK)
+        if monotonic_ms() >= deadline or signals.is_stop_pending():
             os.kill(pid, SIGKILL)
         for number, _ in ready:
             data = os.read(number, PIPE_BYTES)

@@ -41,6 +41,5 @@ def of_worker(server: Plain) -> Plain:
     `--ratelimit` means a session, which is whole on one worker.
     """
     workers = server["workers"]
-    parts = {name: -(-server[name] // workers) for name in ("maxsessions", "maxstreams")}
-    parts["memlimit"] = server["memlimit"] // workers
+    parts = {name: server[name] // workers for name in ("maxsessions", "maxstreams", "memlimit")}
     return {**server, **parts, "workers": 1, "status": "", "snmplog": "", "health": None, "parent": 0}

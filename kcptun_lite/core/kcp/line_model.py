@@ -277,12 +277,15 @@ class LineModel(CongestionControl):
         self._round_rtt = self._round_sent = self._round_lost = 0
 
     def _note_distance(self, now: int) -> None:
-        """Whether the way is so short, or its round trips differ by so much, that they tell nothing of a queue."""
+        """Whether the way is so short, or its round trips differ by so much, that they tell nothing of a queue.
+
+        So it is where the peer tells of no round trip at all: it may acknowledge by `una` alone.
+        """
         if self._is_short and now - self._min_rtt_at > MIN_RTT_TIME:
             self.min_rtt, self._min_rtt_at = self._least_since or self.min_rtt, now
             self._least_since = 0
         is_noise = self._jitter > self.min_rtt * (NOISE_LEFT if self._is_short else 1)
-        self._set_short(0 < self.min_rtt < (LONG_RTT if is_noise else SHORT_RTT))
+        self._set_short(self.min_rtt < (LONG_RTT if is_noise else SHORT_RTT))
 
     def _set_short(self, is_short: bool) -> None:
         if is_short and not self._is_short:

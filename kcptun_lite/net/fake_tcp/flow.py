@@ -40,6 +40,7 @@ from kcptun_lite.net.udp.pktinfo import IN6_PKTINFO, IN_PKTINFO, IP_PKTINFO
 IP_MINTTL, IPV6_MINHOPCOUNT = 21, 73
 DEAF = 255
 TCP_TIMESTAMP = 24  # what the kernel would write into a segment of this connection now; tcp(7)
+ROOM_LEAST = 128  # bytes; no path has less, but whoever says so would have us send headers alone, or nothing
 LINGER_NOT = struct.pack("ii", 1, 0)  # SO_LINGER: a reset at once, and nothing is left of the connection
 
 
@@ -89,7 +90,7 @@ class Flow:
             self.control = [(socket.IPPROTO_IP, IP_PKTINFO, IN_PKTINFO.pack(0, addresses[0], bytes(4)))]
             self._pseudo_header_sum = int.from_bytes(b"".join(addresses), "big") + socket.IPPROTO_TCP
             self.to = (self.host, 0)
-        self.room: int = self.kernels.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG)
+        self.room: int = max(self.kernels.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG), ROOM_LEAST)
         clock: int = self.kernels.getsockopt(socket.IPPROTO_TCP, TCP_TIMESTAMP)
         self._clock = clock - monotonic_ms()
 

@@ -67,6 +67,8 @@ class FakeTcpPort:
         if listening.family == socket.AF_INET6:
             families = [socket.AF_INET6] if self.address[0] != "::" else [socket.AF_INET6, socket.AF_INET]
         self._raws = {family: RawSocket(family, options) for family in families}
+        if self.address[0] not in ("::", "0.0.0.0"):  # another address may have another service on this port
+            self._raws[listening.family].hear_only(self.address)
         self._is_mapped = socket.AF_INET6 in self._raws
         "whether IPv4 addresses are written as IPv4-mapped ones, as the kernel gives them"
         self._strays = 0

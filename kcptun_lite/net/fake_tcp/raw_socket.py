@@ -16,6 +16,7 @@ from kcptun_lite.core.batch.packets import Address, Local, PacketBatch
 from kcptun_lite.core.wire import MTU_MAX
 from kcptun_lite.errors import ConfigError
 from kcptun_lite.net.udp.sockopt import (
+    IP_FREEBIND,
     ON_LINUX,
     SO_RCVBUFFORCE,
     SO_SNDBUFFORCE,
@@ -28,7 +29,7 @@ from kcptun_lite.net.udp.udp_socket import RECEIVE_TIMEOUT_MS, SEND_TIMEOUT_MS, 
 
 IP_MTU_DISCOVER, IPV6_MTU_DISCOVER = 10, 23
 PMTUDISC_PROBE = 3  # DF, whatever the kernel believes the path to carry: the session finds out (net/ends/path_sizes)
-IPV6_CHECKSUM = 7
+IPV6_CHECKSUM, IPV6_FREEBIND = 7, 78
 CHECKSUM_AT = 16  # in the TCP header
 HEADERS_MAX = 60 + 60  # bytes of an IPv4 and a TCP header with all options
 ROOM = HEADERS_MAX + MTU_MAX + 1  # bytes that a batch must have for a segment: one more than allowed, to tell
@@ -61,6 +62,14 @@ class RawSocket:
         if inner := getattr(self, "inner", None):
             inner.close()
 
+    def hear_only(self, address: Address) -> None:
+        """Hear what is sent to this one of our addresses alone, which no interface may have yet. Raises: OSError."""
+        if self.family == socket.AF_INET:
+            self.inner.setsockopt(socket.IPPROTO_IP, IP_FREEBIND, 1)
+        else:
+            self.inner.setsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND, 1)
+        self.inner.bind((address[0], 0, *address[2:]))
+
     def fileno(self) -> int:
         return self.inner.fileno()
 
@@ -87,14 +96,14 @@ def take(batch: PacketBatch, payload: memoryview, address: Address) -> None:
         batch.addresses.append(address)
 
 
-def check() -> None:
-    """Raises: ConfigError that says why this machine has no raw sockets for us."""
+def check(option: str) -> None:
+    """Raises: ConfigError that says why this machine has no raw sockets for us, who want them for this option."""
     if not ON_LINUX:
-        raise ConfigError("--tcp: it needs Linux")
+        raise ConfigError(f"{option}: it needs Linux")
     try:
         RawSocket(socket.AF_INET, UdpOptions())
     except PermissionError as exc:
-        raise ConfigError(f"--tcp: {NEEDED}") from exc
+        raise ConfigError(f"{option}: {NEEDED}") from exc
     except OSError as exc:
         reason = exc.strerror or errno.errorcode.get(exc.errno or 0, repr(exc))
-        raise ConfigError(f"--tcp: no raw socket: {reason}") from exc
+        raise ConfigError(f"{option}: no raw socket: {reason}") from exc

@@ -18,6 +18,7 @@ from kcptun_lite.net.fake_tcp import connection as client_room
 from kcptun_lite.net.fake_tcp import port as server_room
 from kcptun_lite.net.fake_tcp import raw_socket
 from kcptun_lite.net.fake_tcp.connection import WAITING_MAX, FakeTcpConnection
+from kcptun_lite.net.fake_tcp.flow import ROOM_LEAST
 from kcptun_lite.net.fake_tcp.port import UNUSED_FOR, FakeTcpPort
 from kcptun_lite.net.fake_tcp.raw_socket import CHECKSUM_AT, IPV6_CHECKSUM, RawSocket
 from kcptun_lite.net.fake_tcp.segment import ACK, HEADER, PSH, RST, SYN
@@ -100,6 +101,31 @@ def test_a_port_of_all_addresses_hears_both_families() -> None:
         ends.client, (ends.remote, *_) = ends.dial("::1")
         ends.connect()
         assert received(ends.port, 1) == [b"hello"]
+
+
+def test_a_port_of_one_address_hears_nothing_of_a_service_of_another() -> None:
+    with ExitStack() as stack:
+        ends = Ends(stack, "127.0.0.1", "127.0.0.1")
+        ends.connect()
+        assert received(ends.port, 1) == [b"hello"]
+        other = stack.enter_context(socket.create_server(("127.0.0.2", ends.port.address[1])))
+        stranger = stack.enter_context(socket.create_connection(other.getsockname()))
+        stranger.sendall(b"not for us")  # with PSH, as ours have it
+        assert stack.enter_context(other.accept()[0]).recv(100) == b"not for us"
+        ends.say([b"after it"])
+        assert received(ends.port, 1) == [b"after it"]
+        assert ends.port._strays == 0
+
+
+def test_whoever_says_that_nothing_fits_his_way_is_not_believed() -> None:
+    with ExitStack() as stack:
+        ends = Ends(stack, "127.0.0.1", "127.0.0.1")
+        small = stack.enter_context(socket.socket())
+        small.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 88)  # the least that Linux lets us ask for
+        small.connect(ends.port.address)
+        small.sendall(b"x")
+        assert received(ends.port, 1) == [b"x"]
+        assert ends.port.room(ends.peer()) == ROOM_LEAST > 88
 
 
 def test_packets_that_wait_are_not_many(ends: Ends) -> None:
@@ -301,4 +327,4 @@ def test_without_the_right_to_raw_sockets(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(RawSocket, "__init__", fail)
     with pytest.raises(ConfigError, match="--tcp: it needs CAP_NET_RAW: run it as root, or give it that capability"):
-        raw_socket.check()
+        raw_socket.check("--tcp")
