@@ -37,6 +37,7 @@ from kcptun_lite.net.ends.listener import Listener
 from kcptun_lite.net.ends.session_table import SessionTable
 from kcptun_lite.net.session.stream import Stream
 from kcptun_lite.net.udp import udp_socket as peer_socket
+from kcptun_lite.net.udp.peer_sockets import PeerSockets
 from tests.net.fakes import FakeUdp, make_context
 
 _RECORD = struct.Struct("<BH")  # operation, length of the payload
@@ -425,6 +426,7 @@ def listener(data: bytes) -> None:
     room = Listener(
         context,
         cast(Any, udp),
+        PeerSockets(cast(Any, udp), context.loop),
         table := SessionTable(MAX_SESSIONS),
         on_stream=lambda session, stream: streams.append(stream),
         on_session=lambda session: None,
