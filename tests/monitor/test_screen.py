@@ -62,6 +62,7 @@ def test_several_tunnels_with_their_trouble(tmp_path: Path) -> None:
         async def steps(pilot: Pilot[None], monitor: Monitor) -> None:
             await until(pilot, lambda: "another --key" in trouble(monitor), "the diagnosis is seen")
             await until(pilot, lambda: "not running" in trouble(monitor), "so is what does not run")
+            await until(pilot, lambda: rows(monitor, "tunnels")[0][1] == "client", "the other one is read")
             assert rows(monitor, "tunnels") == [
                 ["home", "client", "open", "1", "2", "1.0M", "10.0k", "182", "1.5%", "19.1 MiB"],
                 ["hub", "server", "trouble", "1", "2", "1.0M", "10.0k", "", "", "19.1 MiB"],
