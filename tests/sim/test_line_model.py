@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pytest
 
 from kcptun_lite.core.kcp.line_model import QUEUE_MOST
-from kcptun_lite.core.kcp.sender import Limit
+from kcptun_lite.core.kcp.sender import LATE, Limit
 from tests.helpers import UDP_IP_BYTES, KcpPair, SimulatedLink, kcp_params
 from tests.sim.bulk import HEADERS, Bulk
 
@@ -202,3 +202,18 @@ def test_thin_traffic_is_sent_twice_where_packets_are_lost_and_once_where_not() 
         print(f"\n{loss:.0%}: p99 {late} ms, {pair.a.counters.copied} copies of {len(asked)}")
         assert fewest <= pair.a.counters.copied <= most
         assert late <= 30 + (20 if loss else 0)
+
+
+class LatePair(KcpPair):
+    """On a machine with too much to do nobody is called when he wants to be, but some ms later."""
+
+    def _next_event(self) -> int | None:
+        coming = super()._next_event()
+        return None if coming is None else coming + 3 * LATE
+
+
+def test_losses_are_repaired_though_every_call_is_late() -> None:
+    params = kcp_params("fast", snd_wnd=0xFFFF, rcv_wnd=0xFFFF, follows_line=True)
+    pair = LatePair(params, link={"delay": 30, "rate": 50.0, "loss": 0.1}, link_back={"delay": 30})
+    took = pair.exchange(bytes(1_000_000), b"", limit=6_000)
+    print(f"\n{took} ms")

@@ -93,7 +93,7 @@ class Sender:
         self._limits = dict.fromkeys(Limit, 0)
         self._doubt = 0.0
         "of losses; round trips that are waited longer"
-        self._needless = self._doubted_at = 0
+        self._needless = self._doubted_at = self._late_at = 0
         self._promised: int | None = None
         "ms; when we wanted to be asked again"
         self._resend_at: int | None = None
@@ -271,9 +271,15 @@ class Sender:
         return sent == allowed
 
     def _is_late(self, now: int) -> bool:
-        """Whether we are asked later than we wanted to be: then what the peer has said may not have been read, too."""
+        """Whether we are asked later than we wanted to be: then what the peer has said may not have been read, too.
+
+        Once in a round trip: where everybody is always late, losses must be repaired all the same.
+        """
         promised, self._promised = self._promised, None
-        return self._model is not None and promised is not None and now - promised > LATE
+        if self._model is None or promised is None or now - promised <= LATE or now - self._late_at < self._rtt.srtt:
+            return False
+        self._late_at = now
+        return True
 
     def _note_needless(self, now: int) -> None:
         """Believe losses later after a round trip in which something was sent again for nothing, sooner after others.
