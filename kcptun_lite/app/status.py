@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 from kcptun_lite import __version__
 from kcptun_lite.app.diagnosis import Diagnoses
 from kcptun_lite.app.limits import Limits
-from kcptun_lite.app.status_form import LISTED, SCHEMA
+from kcptun_lite.app.status_form import LISTED, SCHEMA, totals
 from kcptun_lite.core.batch.pool import BufferPool
 from kcptun_lite.core.budget import UNLIMITED
-from kcptun_lite.core.counters import CSV_COLUMNS, Counters
+from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.kcp.line_model import LineModel
 from kcptun_lite.net.session.session import Session
 from kcptun_lite.net.session.stream import Stream
@@ -62,17 +62,9 @@ def describe(facts: Facts, *, role: str, name: str, uptime: int, now: int) -> di
             for stream, (source, target) in facts.connections[-LISTED:]
         ],
         "streams": sum(session.stream_count for session in sessions),
-        "bytes_in": counters.bytes_received,
-        "bytes_out": counters.bytes_sent,
+        **totals(counters),
         "in_bytes_s": sum(received for received, _ in rates),
         "out_bytes_s": sum(sent for _, sent in rates),
-        "packets_in": counters.in_packets,
-        "packets_out": counters.out_packets,
-        "retransmitted": counters.retransmitted,
-        "recovered": counters.fec_recovered,
-        "lost": counters.lost,
-        "checksum_errors": counters.in_checksum_errors,
-        "counters": {column: getattr(counters, attribute) for column, attribute in CSV_COLUMNS.items()},
         "memory_bytes": _resident_bytes(),
         "memory": _describe_memory(facts.pool, sessions),
         "last_diagnosis": facts.diagnoses.current,

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from kcptun_lite.app.diagnosis import RECENT
-from kcptun_lite.app.status_form import LISTED
-from kcptun_lite.core.counters import CSV_COLUMNS, Counters
+from kcptun_lite.app.status_form import LISTED, totals
+from kcptun_lite.core.counters import Counters
 
 SUMS = (
     "session_count",
@@ -58,7 +58,6 @@ def retire(counters: Mapping[str, int]) -> dict[str, int]:
 
 def status(parts: Sequence[dict[str, Any]], counters: Counters, own: dict[str, Any]) -> dict[str, Any]:
     """The status of the server; `own`: the first keys, which are the parent's."""
-    columns = {column: getattr(counters, attribute) for column, attribute in CSV_COLUMNS.items()}
     sums = {name: sum(part[name] for part in parts) for name in SUMS}
     diagnoses = sorted((one for part in parts for one in part["diagnoses"]), key=lambda one: one["until"])
     current = [part["last_diagnosis"] for part in parts if part["last_diagnosis"]]
@@ -67,24 +66,9 @@ def status(parts: Sequence[dict[str, Any]], counters: Counters, own: dict[str, A
         "sessions": sorted((one for part in parts for one in part["sessions"]), key=lambda one: one["idle_s"])[:LISTED],
         "connections": [one for part in parts for one in part["connections"]][-LISTED:],
         **sums,
-        **_from_counters(counters),
-        "counters": columns,
+        **totals(counters),
         "memory": {name: sum(part["memory"][name] for part in parts) for name in MEMORY},
         "last_diagnosis": current[-1] if current else "",
         "diagnoses": diagnoses[-RECENT:],
         "workers": [{name: part[name] for name in OF_WORKER} for part in parts],
-    }
-
-
-def _from_counters(counters: Counters) -> dict[str, int]:
-    """What counts on though a worker has ended."""
-    return {
-        "bytes_in": counters.bytes_received,
-        "bytes_out": counters.bytes_sent,
-        "packets_in": counters.in_packets,
-        "packets_out": counters.out_packets,
-        "retransmitted": counters.retransmitted,
-        "recovered": counters.fec_recovered,
-        "lost": counters.lost,
-        "checksum_errors": counters.in_checksum_errors,
     }
