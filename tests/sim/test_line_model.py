@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from kcptun_lite.core.kcp.line_model import QUEUE_MOST
+from kcptun_lite.core.kcp.queue_meter import QUEUE_MOST
 from kcptun_lite.core.kcp.sender import LATE, Limit
 from tests.helpers import UDP_IP_BYTES, KcpPair, SimulatedLink, kcp_params
 from tests.sim.bulk import HEADERS, Bulk

@@ -11,6 +11,7 @@ line_model.py has the third way, which needs no settings. A controller gets ever
 from kcptun_lite.core.wire import KCP_SSTHRESH_INITIAL, KCP_SSTHRESH_MIN
 
 UNPACED_RTT = 8  # ms; below it a window is no burst worth spreading
+PACING_STEP = 4  # ms between two bursts of a window that opened at once
 
 
 class Flight:
@@ -34,6 +35,8 @@ class CongestionControl:
 
     window: int
     "segments that may be in flight, whatever the peer's window is"
+    pacing_step = PACING_STEP
+    "ms between two bursts of what is paced"
     is_loss_tolerant = True
     "whether acknowledged segments behind a hole make room for new ones (kcp-go: a window counts from snd_una on)"
 

@@ -18,7 +18,10 @@ from collections import deque
 from enum import Enum
 from typing import NamedTuple
 
-from kcptun_lite.core.kcp.congestion import CongestionControl, Flight
+from kcptun_lite.core.kcp.congestion import PACING_STEP, CongestionControl, Flight
+from kcptun_lite.core.kcp.delivery import Mark
+from kcptun_lite.core.kcp.probing import ProbeSize
+from kcptun_lite.core.kcp.queue_meter import QueueMeter
 
 INITIAL_WINDOW = 32  # segments; what kcp lets go before it has heard anything (KCP_WND_INITIAL)
 WINDOW_LEAST = 16  # segments
@@ -33,19 +36,17 @@ ROUND_MIN = 20  # ms
 SMOOTHED_ROUNDS = 3  # that one rate is measured over
 SHORTFALL = 0.85  # of the rate arriving where no queue tells why ...
 SHORT_ROUNDS = 4  # ... for so many rounds: the line has become slower, or drops what is above its rate
-QUEUE_LEAST, QUEUE_MOST = 5, 15  # ms of standing queue that are let be; an eighth of the round trip between those
-NOISE_FACTOR = 1.5  # times the jitter of single round trips that the least of several may be off
 PROBE_FOUND = 0.6  # of what a probe sends more must arrive, then there is room for it
 PROBE_SEGMENTS = 48  # that a probe sends more in a round trip, at the least ...
 PROBE_MOST = 0.5  # ... unless it is more than this part of the rate; whoever has less than that doubles it
 PROBE_QUEUE = 12  # ms of queue that a probe may make
+PROBE_LEAST = 0.05  # of the rate
 STARTUP_GROWTH = 1.25  # a round that brings less than so much more ...
 STARTUP_ROUNDS = 3  # ... so often in a row has found the line full
 STARTUP_LOSS = 0.4  # of a round lost, and STARTUP_LOST segments at the least: so has one whose queue was full before
 STARTUP_LOST = 32
-CLUMP = 40  # ms, or a round trip: so long all samples must agree on a queue, as acknowledgements may come in clumps
-CLUMP_SAMPLES = 4
-IDLE_PART = 8  # with nothing to send for more than this part of a round it is the application that is measured
+IDLE_PART = 8  # with nothing to send for more than this part of a round it is the application that is measured, ...
+SENT_PART, SENT_LEAST = 0.85, 32  # ... and with less sent than this part of what was to be, and so much: our processor
 CRUISE_ROUNDS = 6  # between two probes
 DRAIN_ROUNDS = 8  # that must empty a queue of our own; one that stays then is somebody else's
 DRAIN_GAIN = 0.75  # of the rate, and ...
@@ -61,6 +62,7 @@ SHARED_TIME_AFTER = 15_000  # ... so we hold what is left, for so many ms
 MIN_RTT_TIME = 10_000  # ms that a least round trip is believed without being seen again
 PROBE_RTT_TIME = 200  # ms, or two round trips: how long little is sent to see it ...
 PROBE_RTT_PART = 0.25  # ... of what fills the line: what has stood in its queue seems to be part of the way
+PACING_PART = 8  # of the least round trip between two bursts: a short line has a short queue
 ACK_DELAY = 20  # ms that a receiver may take to acknowledge; the window must not end before
 LOSS_EXPECTED = (100.0, 1.0)  # sent and lost, before anything is known
 LOSS_MOST = 0.2  # share of losses that are made up for ...
@@ -118,24 +120,23 @@ class LineModel(CongestionControl):
         "of the round before, of which the acknowledgements come in this one, and of this one"
         self._delivered = 0
         self._round_end = 0  # `_delivered` when the first segment of this round was sent
-        self._round_begin = 0  # `_delivered` when this round began
-        self._round_at: int | None = None
+        self._round_begin: Mark | None = None
         self._round_rtt = 0  # least of this round
         self._round_sent = self._round_lost = 0
         self._idle_since: int | None = None
         self._idle_time = 0  # ms of this round in which there was nothing to send
         self._was_limited = True  # the application was the limit in the last round
-        self._jitter = 0.0  # ms; how much one round trip differs from the one before
-        self._queue = 0  # ms; what the least of the latest round trips is above the least of all
+        self._round_rate = 0.0  # segments per ms that are to be sent in it; 0 where nobody knows
+        self._meter = QueueMeter()
         self._rounds_in_state = 0
         self._full_rounds = self._short_rounds = 0
         self._probe_gain = 1.0
         self._probe_base = 0.0
-        self._marks: deque[tuple[int, int]] = deque(maxlen=SHORT_ROUNDS_SEEN)
-        "when rounds have ended, and what was delivered then"
-        self._recent: deque[tuple[int, int]] = deque()
-        "when samples of the round trip were taken, and what they were; as long ago as a clump"
+        self._probe_size = ProbeSize()
+        self._marks: deque[Mark] = deque(maxlen=SHORT_ROUNDS_SEEN)
+        "the ends of rounds"
         self._steady_sent, self._steady_lost = LOSS_EXPECTED
+        self._is_loss_known = False  # something steady was sent in this round
         self._min_rtt_at = 0
         self._least_since = 0  # ms; of the round trips since then
         self._state_since = 0
@@ -162,9 +163,13 @@ class LineModel(CongestionControl):
         return max(rate, FLIGHT_LEAST / max(srtt, 1))
 
     @property
+    def pacing_step(self) -> int:  # type: ignore[override]
+        return min(max(self.min_rtt // PACING_PART, 1), PACING_STEP)
+
+    @property
     def queue_allowed(self) -> int:
         """ms of standing queue that are let be: less than that is noise."""
-        return min(max(self.min_rtt // 8, QUEUE_LEAST), QUEUE_MOST) + int(NOISE_FACTOR * self._jitter)
+        return self._meter.noise(self.min_rtt, has_begun=self.state is not State.STARTUP)
 
     @property
     def _sending_rate(self) -> float:
@@ -183,17 +188,21 @@ class LineModel(CongestionControl):
             self._idle_time += now - self._idle_since
             self._idle_since = None
         # A full queue loses packets, too: what is lost while there is none is the line's doing.
-        is_calm = self.state is State.CRUISE and self._queue <= self.queue_allowed // 2
+        is_calm = self.state is State.CRUISE and self._meter.queue <= self.queue_allowed // 2
         is_steady = self.min_rtt > 0 and (is_calm or self._was_limited)
         return Flight(ts, now, self._delivered, is_steady)
 
     def on_sent(self, count: int, flight: Flight) -> None:
+        if self._gain > 1:
+            self._probe_size.on_sent(count)
         self._round_sent += count
         if flight.is_steady:
             self._steady_sent += count
+            self._is_loss_known = True
 
     def on_lost(self, flight: Flight) -> None:
         self._round_lost += 1
+        self._probe_size.on_lost(flight.sent_at)
         self._steady_lost += flight.is_steady
 
     def on_idle(self, now: int) -> None:
@@ -210,71 +219,72 @@ class LineModel(CongestionControl):
             self._min_rtt_at, self._least_since = now, 0
         else:
             self._least_since = min(self._least_since or rtt, rtt)
-        self._note_queue(rtt, now)
+        self._meter.on_rtt(rtt, self.min_rtt, now)
         if self.state is State.PROBE_RTT:
             self._probe_rtt_least = min(self._probe_rtt_least or rtt, rtt)
-        elif self.state is State.PROBE and not self.is_shared and self._queue > self.queue_allowed:
+        elif self.state is State.PROBE and not self.is_shared and self._meter.queue > self.queue_allowed:
             self._enter(State.DRAIN, now)
 
     def on_acknowledged(self, count: int, newest: Flight, in_flight: int, now: int) -> None:
         self._delivered += count
-        if self._round_at is None:
-            self._round_at, self._round_begin, self._round_end = now, self._delivered, self._delivered
+        self._meter.on_acknowledged(count, self.rate, now)
+        here = Mark(now, newest.sent_at, self._delivered)
+        if self._round_begin is None:
+            self._round_begin, self._round_end = here, self._delivered
         if self.state is State.STARTUP:
             if 2 * (in_flight + count) >= self.window and not self._is_short:
                 self.window = min(self.window + count, self._window_max)
-            self._watch_startup(now)
+            self._watch_startup(self._round_begin, here)
         if self.state is State.DRAIN and in_flight <= self._full_line and self._rounds_in_state:
             self._enter(State.CRUISE, now)
-        if newest.delivered >= self._round_end and now - self._round_at >= ROUND_MIN:
-            self._end_round(now)
+        if newest.delivered >= self._round_end and now - self._round_begin.now >= ROUND_MIN:
+            self._end_round(self._round_begin, here)
 
-    def _note_queue(self, rtt: int, now: int) -> None:
-        """Keep `_queue` true: what the least of the latest samples is above the least of all."""
-        recent = self._recent
-        if recent:
-            self._jitter += (abs(rtt - recent[-1][1]) - self._jitter) / 16  # as in RFC 3550, section 6.4.1
-        recent.append((now, rtt))
-        span = min(CLUMP, self.min_rtt)
-        while len(recent) > CLUMP_SAMPLES and recent[1][0] <= now - span:
-            recent.popleft()
-        is_known = len(recent) >= CLUMP_SAMPLES and recent[0][0] <= now - span
-        self._queue = min(sample for _, sample in recent) - self.min_rtt if is_known else 0
-
-    def _watch_startup(self, now: int) -> None:
+    def _watch_startup(self, begin: Mark, here: Mark) -> None:
         """Stop growing as soon as a queue is certain (HyStart)."""
-        assert self._round_at is not None
-        elapsed = now - self._round_at
-        if self._queue > self.queue_allowed and elapsed >= ROUND_MIN and self.min_rtt >= SHORT_RTT:
-            self.rate = max(self.rate, (self._delivered - self._round_begin) / elapsed)
-            self._enter(State.DRAIN, now)
+        elapsed = here.now - begin.now
+        if self._meter.queue > self.queue_allowed and elapsed >= ROUND_MIN and self.min_rtt >= SHORT_RTT:
+            self.rate = max(self.rate, begin.rate_until(here))
+            self._enter(State.DRAIN, here.now)
             self._set_window()
 
     # -- once per round ------------------------------------------------------------------------
 
-    def _end_round(self, now: int) -> None:
-        assert self._round_at is not None
-        latest = (self._delivered - self._round_begin) / (now - self._round_at)
-        if self._idle_since is not None:
-            self._idle_time += now - self._idle_since
-            self._idle_since = now
-        was_limited, self._was_limited = self._was_limited, self._idle_time * IDLE_PART > now - self._round_at
-        is_limited = was_limited or self._was_limited  # what arrives was sent a round ago
-        self._idle_time = 0
+    def _end_round(self, begin: Mark, here: Mark) -> None:
+        now = here.now
+        latest = begin.rate_until(here)
+        is_limited = self._note_limit(begin, now)
         self._note_distance(now)
         has_queue = self._round_rtt - self.min_rtt > self.queue_allowed
-        rate = self._smooth(latest, is_limited, now)
+        self._meter.end_round()
+        rate = self._smooth(here, latest, is_limited)
         has_grown = rate >= STARTUP_GROWTH * self.rate
         self.rate = rate if self._is_short and not is_limited else max(self.rate, rate)
         self._learn_loss()
         self._rounds_in_state += 1
         if self.state is State.PROBE:
             self._gain = 1.0  # the round after it brings the verdict
+            self._probe_size.on_over(self._state_since, now)
         self._decide(Round(rate, latest, is_limited, has_queue, has_grown), now)
         self._set_window()
         self._gains = self._gains[1], self._gain
-        self._round_at, self._round_begin, self._round_end = now, self._delivered, self._delivered
+        self._round_begin, self._round_end = here, self._delivered
+        self._round_rate = 0.0 if self._is_short or self.state is State.STARTUP else self.pacing_rate(self._round_rtt)
         self._round_rtt = self._round_sent = self._round_lost = 0
+
+    def _note_limit(self, begin: Mark, now: int) -> bool:
+        """Whether it was not the line that has limited what arrived in this round; that was sent a round ago."""
+        if self._idle_since is not None:
+            self._idle_time += now - self._idle_since
+            self._idle_since = now
+        elapsed = now - begin.now
+        was_limited = self._was_limited
+        self._was_limited = (
+            self._idle_time * IDLE_PART > elapsed
+            or self._round_sent + SENT_LEAST < SENT_PART * self._round_rate * elapsed
+        )
+        self._idle_time = 0
+        return was_limited or self._was_limited
 
     def _note_distance(self, now: int) -> None:
         """Whether the way is so short, or its round trips differ by so much, that they tell nothing of a queue.
@@ -284,7 +294,7 @@ class LineModel(CongestionControl):
         if self._is_short and now - self._min_rtt_at > MIN_RTT_TIME:
             self.min_rtt, self._min_rtt_at = self._least_since or self.min_rtt, now
             self._least_since = 0
-        is_noise = self._jitter > self.min_rtt * (NOISE_LEFT if self._is_short else 1)
+        is_noise = self._meter.jitter > self.min_rtt * (NOISE_LEFT if self._is_short else 1)
         self._set_short(self.min_rtt < (LONG_RTT if is_noise else SHORT_RTT))
 
     def _set_short(self, is_short: bool) -> None:
@@ -292,18 +302,23 @@ class LineModel(CongestionControl):
             self.state, self.is_shared = State.STARTUP, False  # what comes when it is short no more
         self._is_short = is_short
 
-    def _smooth(self, latest: float, is_limited: bool, now: int) -> float:
+    def _smooth(self, here: Mark, latest: float, is_limited: bool) -> float:
         """The rate over some rounds: a lost ACK moves what it tells of from one round to the next."""
         marks = self._marks
         if is_limited or (self.state is State.STARTUP and not self._is_short):
             marks.clear()
         while len(marks) > SMOOTHED_ROUNDS and not self._is_short:
             marks.popleft()
-        rate = (self._delivered - marks[0][1]) / (now - marks[0][0]) if marks else latest
-        marks.append((now, self._delivered))
+        rate = marks[0].rate_until(here) if marks else latest
+        marks.append(here)
         return rate
 
     def _learn_loss(self) -> None:
+        if self.state is State.CRUISE and not self._is_loss_known:
+            self._steady_lost *= (
+                LOSS_DOUBT  # a queue never leaves: made up for too much, it may be what makes the losses
+            )
+        self._is_loss_known = False
         if self._steady_sent >= 1:
             self.loss = min(self._steady_lost / self._steady_sent, 1.0)
         if self._steady_sent > LOSS_SAMPLE:
@@ -364,8 +379,7 @@ class LineModel(CongestionControl):
             self._shares.append(self.rate)
         elif self.state is not State.DRAIN:
             self._before_drain = self.rate, self._round_rtt
-            if not seen.is_limited:
-                self._forget_rate(YIELD * seen.rate)
+            self._forget_rate(YIELD * (max(seen.rate, self.rate) if seen.is_limited else seen.rate))
             self._enter(State.DRAIN, now)
         elif self._rounds_in_state < DRAIN_ROUNDS:
             self._drain_on(seen)
@@ -421,10 +435,11 @@ class LineModel(CongestionControl):
 
     def _begin_probe(self, now: int) -> None:
         self._probe_base = self.rate
+        self._probe_size.learn(min(self.loss, LOSS_MOST))
         # Who has little of the line asks for more of it: in segments all probe alike.
         least = max(PROBE_QUEUE / self.min_rtt, PROBE_SEGMENTS / max(self.rate * self.min_rtt, 1.0))
         most = PROBE_MOST if self.rate * self.min_rtt > PROBE_SEGMENTS else 1.0
-        self._probe_gain = 1 + min(max(least, 0.05), most)
+        self._probe_gain = 1 + max(self._probe_size.part * min(least, most), PROBE_LEAST)
         self._enter(State.PROBE, now)
 
     def _forget_rate(self, rate: float) -> None:

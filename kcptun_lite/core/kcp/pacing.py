@@ -7,7 +7,6 @@ Wire    docs/protocol.md, "Rate limit"
 """
 
 LIMIT_BURST = 64 * 1500  # bytes; kcp-go's burst
-PACING_STEP = 4  # ms between two bursts of a window that opened at once
 PACING_BURST = 32  # segments that always may go at once
 UNPACED = float("inf")  # segments of credit
 COALESCING_REST = 1  # ms
@@ -45,17 +44,17 @@ class Pacer:
         self._credit = UNPACED  # segments
         self._at = 0
 
-    def room(self, now: int, wanted: int, rate: float) -> int:
-        """How many of `wanted` segments may go now; `rate` in segments per ms, 0 for no limit."""
+    def room(self, now: int, wanted: int, rate: float, step: int) -> int:
+        """How many of `wanted` segments may go now, and `step` ms later; `rate` in segments per ms, 0 for no limit."""
         self.resume_at = None
         if not rate:
             self._credit, self._at = UNPACED, now
             return wanted
-        self._credit = min(self._credit + (now - self._at) * rate, max(PACING_BURST, 2 * PACING_STEP * rate))
+        self._credit = min(self._credit + (now - self._at) * rate, max(PACING_BURST, 2 * step * rate))
         self._at = now
         if wanted <= self._credit:
             return wanted
-        self.resume_at = now + PACING_STEP
+        self.resume_at = now + step
         return max(0, int(self._credit))
 
     def spend(self, segments: int) -> None:

@@ -32,22 +32,23 @@ def test_a_rest_earns_no_more_than_a_burst() -> None:
 
 
 RATE = 12.5  # segments per ms; a window of 1000 in 100 ms, and a quarter more
+STEP = 4  # ms
 
 
 def test_a_window_that_opens_at_once_is_spread_over_the_round_trip() -> None:
     pacer = Pacer()
-    pacer.room(0, 2000, RATE)
+    pacer.room(0, 2000, RATE, STEP)
     pacer.spend(2000)  # all credit is gone
     now, gone = 0, 0
     while gone < 1000:
         now += 1
-        room = pacer.room(now, 1000 - gone, RATE)
+        room = pacer.room(now, 1000 - gone, RATE, STEP)
         assert room <= 100  # two steps of 4 ms at 12.5 segments per ms
         pacer.spend(room)
         gone += room
         assert gone == 1000 or pacer.resume_at is not None
     assert 80 <= now <= 250
-    assert pacer.room(now, 5000, 0.0) == 5000  # short round trips need no pacing
+    assert pacer.room(now, 5000, 0.0, STEP) == 5000  # short round trips need no pacing
 
 
 def rests(packets_a_ms: int, together: int, ms: int, size: int = 1350) -> int:
