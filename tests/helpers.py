@@ -364,14 +364,14 @@ class ConversationEnd:
         self._write()
 
     def transmit(self, link: SimulatedLink, now: int) -> None:
-        more = self.conversation.flush_wanted is not Flush.NOTHING
+        more = self.conversation.kcp.flush_wanted is not Flush.NOTHING
         while more:
             more = self.conversation.packets_to_send(self._batch, now)
             for packet in self._batch.views():
                 link.send(packet, now)
             self._batch.clear()
             self._write()
-            more = more or self.conversation.flush_wanted is Flush.EVERYTHING
+            more = more or self.conversation.kcp.flush_wanted is Flush.EVERYTHING
 
     def _note_events(self) -> None:
         for event in self.conversation.take_events():
@@ -395,8 +395,9 @@ class ConversationEnd:
         conversation = self.conversation
         for sid in list(self._backlog):
             backlog = self._backlog[sid]
-            while backlog and conversation.kcp.send_room > 0:
-                taken = conversation.send_stream_data(sid, memoryview(backlog[0]))
+            while backlog:
+                chunk = memoryview(backlog[0])
+                taken = conversation.send_ahead(sid, chunk) or conversation.send_stream_data(sid, chunk)
                 if taken == len(backlog[0]):
                     backlog.popleft()
                 elif taken:

@@ -16,7 +16,7 @@ FLOORS: tuple[set[str], ...] = (
     {"log", "core.budget"},
     {"core.batch"},
     {"core.kcp", "core.fec", "core.crypt", "core.mux"},
-    {"core.params", "core.glance"},
+    {"core.params", "core.glance", "core.overtaking"},
     {"core.streams"},
     {"core.conversation"},
     {"core.resting"},

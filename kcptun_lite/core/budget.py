@@ -91,3 +91,23 @@ class Share:
         """Give everything back; what is held after this is not counted."""
         self.update(-self._cost)
         self._is_closed = True
+
+
+class Taken:
+    """What readers have in their hands: bytes last taken from a stream, until its reader comes for more."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        "bytes, of all streams"
+        self._by_stream: dict[int, int] = {}
+
+    def add(self, sid: int, size: int) -> None:
+        """A reader has taken so much; what it had before was dropped."""
+        self._by_stream[sid] = size
+        self.size += size
+
+    def drop(self, sid: int) -> bool:
+        """A reader is done with what it had; whether that was anything."""
+        done = self._by_stream.pop(sid, 0)
+        self.size -= done
+        return done > 0

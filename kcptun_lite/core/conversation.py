@@ -13,7 +13,7 @@ from contextlib import nullcontext
 from kcptun_lite.core.batch.packets import PacketBatch
 from kcptun_lite.core.batch.rows import PacketList
 from kcptun_lite.core.batch.strided import PACKET_ALIGNMENT
-from kcptun_lite.core.budget import SEGMENT_BYTES, SEGMENT_COST, Budget, Share
+from kcptun_lite.core.budget import SEGMENT_BYTES, SEGMENT_COST, Budget, Share, Taken
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.fec.decoder import HELD_BYTES_MAX, FecDecoder
 from kcptun_lite.core.fec.encoder import FecEncoder, UncodedFec
@@ -22,10 +22,11 @@ from kcptun_lite.core.kcp.sender import QUEUE_TARGET
 from kcptun_lite.core.kcp.window_tuning import WindowTuning
 from kcptun_lite.core.mux.dialect import Dialect, Guess
 from kcptun_lite.core.mux.smux import Event, SmuxSession
+from kcptun_lite.core.overtaking import Overtaking
 from kcptun_lite.core.params import ConversationParams
 from kcptun_lite.core.streams import StreamLayer
 from kcptun_lite.core.validation import AddressValidation
-from kcptun_lite.core.wire import FEC_HEADER_SIZE, Buffer, is_run_of_segments
+from kcptun_lite.core.wire import FEC_HEADER_SIZE, SMUX_HEADER_SIZE, Buffer, is_run_of_segments
 from kcptun_lite.errors import RemoteProtocolError
 
 # Bytes that a conversation may hold however little the budget has left, so that it always gets on.
@@ -97,6 +98,7 @@ class Conversation:
             validation=self.validation,
         )
         self.kcp.is_terse = not is_validated
+        self._overtaking = Overtaking(self.kcp.sender.queue)
         self._window = WindowTuning(kcp_params.rcv_wnd, kcp_params.rcv_wnd_max)
         self._encoder: FecEncoder | UncodedFec | None = None
         if has_fec:
@@ -105,9 +107,7 @@ class Conversation:
         self._decoder = FecDecoder(self._counters)
         self._fec_least = max(FEC_LEAST, params.shards_bytes)
         self._has_answered = self._has_said_hello = False
-        self._taken: dict[int, int] = {}
-        "sid -> bytes last taken from the stream, which its reader holds until it comes for more"
-        self._taken_bytes = 0
+        self._taken = Taken()
         self._pulled_bytes = 0
         "of the peer's stream, before they were decompressed"
         self._is_broken = False
@@ -128,7 +128,7 @@ class Conversation:
             self._has_said_hello = True
             self._streams.hello()
         sid = self._streams.open_stream()
-        self._push_frames()
+        self._push_frames(sid, is_ahead=self._overtaking.ask(sid, SMUX_HEADER_SIZE))
         return sid
 
     def send_stream_data(self, sid: int, data: memoryview) -> int:
@@ -136,7 +136,15 @@ class Conversation:
 
         Raises: StreamClosed, StreamReset.
         """
-        room = min(self.kcp.send_room * self.kcp.mss, len(data), self.guess.room if self.guess else len(data))
+        return self._send_stream_data(sid, data, self.kcp.send_room * self.kcp.mss)
+
+    def send_ahead(self, sid: int, data: memoryview) -> int:
+        """As `send_stream_data`, of a small message before what others have waiting; 0 if it must stand in line."""
+        is_ahead = self._overtaking.ask(sid, SMUX_HEADER_SIZE + len(data))
+        return self._send_stream_data(sid, data, len(data), is_ahead=True) if is_ahead else 0
+
+    def _send_stream_data(self, sid: int, data: memoryview, room: int, *, is_ahead: bool = False) -> int:
+        room = min(room, len(data), self.guess.room if self.guess else len(data))
         if not self.validation.is_validated:  # what would be held back may as well wait here
             room = min(room, self.validation.credit - self.kcp.send_bytes - HANDSHAKE_BYTES)
         if room <= 0:
@@ -146,7 +154,7 @@ class Conversation:
             if not room:
                 return 0
         taken = self._streams.send_data(sid, data[:room])
-        self._push_frames()
+        self._push_frames(sid, is_ahead=is_ahead)
         return taken
 
     def stream_room(self, sid: int) -> int:
@@ -188,12 +196,13 @@ class Conversation:
     def finish_stream(self, sid: int) -> None:
         """Tell the peer that no more comes; receiving goes on."""
         self._streams.finish(sid)
-        self._push_frames()
+        self._push_frames(sid, is_ahead=self._overtaking.ask(sid, 2 * SMUX_HEADER_SIZE))
 
     def close_stream(self, sid: int) -> None:
         """Give the stream up in both directions; it was cut, unless `finish_stream` was called before."""
         self._streams.close(sid)
         self._push_frames()
+        self._overtaking.forget(sid)
         self._note_taken(sid, 0)
         self._pull()
         self._account()
@@ -310,11 +319,6 @@ class Conversation:
                 self.is_holding_back = True
                 batch.drop(index)
 
-    @property
-    def flush_wanted(self) -> Flush:
-        """What should go out without waiting for `next_deadline`."""
-        return self.kcp.flush_wanted
-
     def tick(self, now: int) -> None:
         """Do what time has made due: keep-alive, retransmission, delayed acknowledgements.
 
@@ -365,10 +369,6 @@ class Conversation:
         """ms of the next `tick` that matters to KCP; keep-alive runs on the caller's slow rhythm."""
         deadlines = self.kcp.next_deadline(), self.guess.ask_at if self.guess else None
         return min((at for at in deadlines if at is not None), default=None)
-
-    def progress(self) -> tuple[int, int, int]:
-        """Numbers of which one grows when a packet brings anything new: a replayed one changes none."""
-        return self.kcp.progress()
 
     @property
     def peer_shards(self) -> tuple[int, int] | None:
@@ -456,7 +456,7 @@ class Conversation:
             return READ_SEGMENTS
         wanted = min(self.kcp.received.count, READ_SEGMENTS) * EXPANDED_BYTES
         most = self.share.update(self.held_bytes, self.receiving_bytes(), wanted) // EXPANDED_BYTES
-        has_readers = self._taken_bytes or (self.smux and self.smux.unread_bytes)
+        has_readers = self._taken.size or (self.smux and self.smux.unread_bytes)
         return min(most, READ_SEGMENTS) or (0 if has_readers else 1)
 
     def sending_bytes(self) -> int:
@@ -465,17 +465,15 @@ class Conversation:
     def receiving_bytes(self) -> int:
         received = self.kcp.received
         held = received.unread_bytes + received.unread_count * SEGMENT_COST
-        return held + self._decoder.held_bytes + self._taken_bytes + self._layer.held_bytes
+        return held + self._decoder.held_bytes + self._taken.size + self._layer.held_bytes
 
     def _note_taken(self, sid: int, size: int) -> None:
         """What a reader has in its hands now; when it is done with it, there may be room again."""
         if not self.share.is_limited:
             return
         if size:
-            self._taken[sid] = size
-            self._taken_bytes += size
-        elif done := self._taken.pop(sid, 0):
-            self._taken_bytes -= done
+            self._taken.add(sid, size)
+        elif self._taken.drop(sid):
             self._pull()
             self._account()
 
@@ -492,7 +490,9 @@ class Conversation:
         decoder = self._decoder
         decoder.held_limit = min(HELD_BYTES_MAX, max(self._fec_least, decoder.held_bytes + allowance // 2))
 
-    def _push_frames(self) -> None:
+    def _push_frames(self, sid: int | None = None, *, is_ahead: bool = False) -> None:
         data = self._layer.bytes_to_send()
         if data:
-            self.kcp.send(data)
+            self.kcp.send(data, is_ahead=is_ahead)
+        if sid is not None and not is_ahead:
+            self._overtaking.note(sid)

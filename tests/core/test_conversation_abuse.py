@@ -41,10 +41,10 @@ class Server:
         """Bytes of the peer, in order; False when the server's window is shut."""
         self._stream += self._encoder.encode([frames]) if self._encoder else frames
         while self._stream:
-            before = self.conversation.progress()[1]
+            before = self.conversation.kcp.progress()[1]
             piece = self._stream[:1400]
             self.hear(KCP_SEGMENT.pack(CONV, KCP_PUSH, 0, 128, 0, before, 0, len(piece)) + piece)
-            if self.conversation.progress()[1] == before:
+            if self.conversation.kcp.progress()[1] == before:
                 return False
             self._stream = self._stream[len(piece) :]
             self.sent += len(piece)

@@ -236,7 +236,7 @@ class Wire:
         """Let time stand still and packets travel until neither end has more to say."""
         while any([self._carry_one(self.client, self.server), self._carry_one(self.server, self.client)]):
             for end in (self.client, self.server):
-                if end.session.conversation.flush_wanted is not Flush.NOTHING:
+                if end.session.conversation.kcp.flush_wanted is not Flush.NOTHING:
                     end.session.transmit()
 
     def _carry_one(self, source: End, target: End) -> bool:

@@ -32,6 +32,7 @@ from kcptun_lite.net.udp.udp_socket import UdpSocket
 UNDER_SESSION_LOCK = (
     "open_stream",
     "send_stream_data",
+    "send_ahead",
     "take_stream_data",
     "finish_stream",
     "close_stream",

@@ -138,9 +138,12 @@ class Kcp:
 
     # -- above ---------------------------------------------------------------------------------
 
-    def send(self, data: bytes) -> None:
-        """Queue bytes of the stream; they go out with the next flush as far as the window allows."""
-        self.sender.push(data)
+    def send(self, data: bytes, *, is_ahead: bool = False) -> None:
+        """Queue bytes of the stream; they go out with the next flush as far as the window allows.
+
+        `is_ahead`: before all that waits, but for a chunk that has been begun.
+        """
+        self.sender.push(data, is_ahead=is_ahead)
         self._counters.bytes_sent += len(data)
         self.flush_wanted = Flush.EVERYTHING
 

@@ -25,6 +25,7 @@ from kcptun_lite.core.wire import KCP_PUSH
 QUEUE_TARGET = 128 * 1024
 QUEUE_TIME = 5  # ms of the line that may wait where its rate is known
 QUEUE_LEAST = 16 * 1024  # bytes
+PIECES, PIECE_LEAST = 4, 8 * 1024  # of that, and bytes, are taken at once
 
 # Copies of thin traffic: a loss is repaired before anybody can have noticed it.
 THIN = 8  # segments at once, with nothing behind them
@@ -102,8 +103,8 @@ class Sender:
 
     # -- above ---------------------------------------------------------------------------------
 
-    def push(self, data: bytes) -> None:
-        self.queue.push(data)
+    def push(self, data: bytes, *, is_ahead: bool) -> None:
+        self.queue.push(data, is_ahead=is_ahead)
         self.held_bytes += len(data)
 
     @property
@@ -119,7 +120,12 @@ class Sender:
         queued = -(-self.queue.size // self._mss)
         limit = self.control.window
         room = limit + min(limit // 2, target // self._mss) - queued - self.window.unacked
-        return min(room, -(-(target - self.queue.size) // self._mss)) if self._model else room
+        if not self._model:
+            return room
+        free = target - self.queue.size
+        if target < QUEUE_TARGET:  # what goes ahead waits for the end of the piece that has been begun
+            free = min(free, max(target // PIECES, PIECE_LEAST))
+        return min(room, -(-free // self._mss))
 
     def _queue_target(self) -> int:
         rate = self._model.pacing_rate(self._rtt.srtt) if self._model else 0.0

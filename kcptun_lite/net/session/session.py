@@ -254,7 +254,7 @@ class Session:
         with self.lock:
             opened = [] if self._closed else self._dispatch_locked()
             has_ready = bool(self._ready)
-            is_flush_wanted = self.conversation.flush_wanted is not Flush.NOTHING
+            is_flush_wanted = self.conversation.kcp.flush_wanted is not Flush.NOTHING
             deadline = None if is_flush_wanted else self.conversation.next_deadline()
         for stream in opened:
             self._on_stream(self, stream)
@@ -310,7 +310,7 @@ class Session:
                 self.conversation.ping()
             is_in_doubt = has_no_way or watch.is_silent(now, is_refused=is_refused(self._udp))
             is_trouble = is_question_due and is_in_doubt and not self._verdict.is_pending(now)
-            is_flush_wanted = self.conversation.flush_wanted is not Flush.NOTHING
+            is_flush_wanted = self.conversation.kcp.flush_wanted is not Flush.NOTHING
         if failure:
             self.close(failure)
             return None

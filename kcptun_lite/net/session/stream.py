@@ -220,7 +220,8 @@ class Stream:
             conversation = self._owner.conversation
             if conversation.is_listening(self.sid) and not conversation.is_doubtful(self.sid):
                 # Small as it is, it need not stand in line with those who wait for room for more.
-                data = data[conversation.send_stream_data(self.sid, data) :]
+                taken = conversation.send_ahead(self.sid, data) or conversation.send_stream_data(self.sid, data)
+                data = data[taken:]
         self._unsent = bytes(data)
         self._owner.settle()
         return not data
@@ -270,6 +271,8 @@ class Stream:
         owner = self._owner
         writers = owner.writers
         conversation = owner.conversation
+        if taken := conversation.send_ahead(self.sid, data):
+            return taken
         writers.append(self)
         try:
             while conversation.is_listening(self.sid) and conversation.stream_room(self.sid):

@@ -95,7 +95,7 @@ class Transmitter:
                     self._ticker.wake(session, self.paced_until)
                     return True
                 with session.lock:
-                    if session.is_closed and not conversation.flush_wanted:
+                    if session.is_closed and not conversation.kcp.flush_wanted:
                         return True
                     more = conversation.packets_to_send(batch, now)
                     session.wake_writers_locked()

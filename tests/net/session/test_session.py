@@ -307,7 +307,7 @@ def test_many_threads_and_a_close_in_the_middle_leave_nothing_behind() -> None:
         assert not wire.client.session.writers
         assert wire.client.session.stream_count == 0
     assert context.pool.usage().in_use_bytes == 0
-    assert wire.client.session.conversation.flush_wanted is Flush.NOTHING
+    assert wire.client.session.conversation.kcp.flush_wanted is Flush.NOTHING
 
 
 # -- what fails on the way out -----------------------------------------------------------------------------------
@@ -378,7 +378,7 @@ def test_a_session_that_makes_no_sense_reads_no_bytes_of_others(wire: Wire, cloc
     wire.client.session.open_stream()
     wire.carry()
     end = wire.server.session.conversation
-    sn = end.progress()[1]
+    sn = end.kcp.progress()[1]
     packets = [segment(sn=sn, data=b"\x09" * 8), segment(sn=sn + 1, data=SMUX_HEADER.pack(1, SMUX_SYN, 0, 9) * 4)]
     with wire.server.session.lock:
         with pytest.raises(RemoteProtocolError):

@@ -52,7 +52,7 @@ def test_a_forged_packet_without_anything_new_does_not_move_the_session(wire: Wi
     wire.client.session.open_stream()
     wire.carry()
     server = wire.server.session
-    una, next_sn, _ = server.conversation.progress()
+    una, next_sn, _ = server.conversation.kcp.progress()
     for cmd in (KCP_ACK, KCP_WASK, KCP_WINS):
         assert not server.receive([segment(cmd=cmd, una=una)], clock.now, ELSEWHERE)
     assert not server.receive([segment(sn=next_sn + 1000, una=una, data=b"beyond the window")], clock.now, ELSEWHERE)
@@ -96,7 +96,7 @@ class Way:
 
 def known_answer(wire: Wire) -> memoryview:
     """What a server says that knows the session."""
-    return segment(cmd=KCP_WINS, una=wire.client.session.conversation.progress()[0])
+    return segment(cmd=KCP_WINS, una=wire.client.session.conversation.kcp.progress()[0])
 
 
 @pytest.fixture
@@ -313,7 +313,7 @@ def test_an_answer_in_between_clears_the_suspicion(wire: Wire, clock: Clock) -> 
     wire.carry()
     session = wire.client.session
     session.receive([segment(cmd=KCP_WINS, una=0)], clock.now)
-    session.receive([segment(cmd=KCP_WINS, una=session.conversation.progress()[0])], clock.now + 100)
+    session.receive([segment(cmd=KCP_WINS, una=session.conversation.kcp.progress()[0])], clock.now + 100)
     session.receive([segment(cmd=KCP_WINS, una=0)], clock.now + 1000)
     assert not session.is_closed
 
@@ -329,7 +329,7 @@ def test_what_the_peer_repeats_is_no_answer(wire: Wire, clock: Clock) -> None:
     server.opened[0].write(memoryview(b"x"))
     wire.carry()
     stream.write(memoryview(b"lost"))
-    repeated = segment(sn=session.conversation.progress()[1] - 1, una=1, data=b"again")
+    repeated = segment(sn=session.conversation.kcp.progress()[1] - 1, una=1, data=b"again")
     for _ in range(0, 2 * SILENCE, 100):
         clock.now += 100
         session.receive([memoryview(bytearray(repeated))], clock.now)
@@ -348,7 +348,7 @@ def test_who_hears_repetitions_only_says_something_new(wire: Wire, clock: Clock)
     wire.server.opened[0].write(memoryview(b"x"))
     wire.carry()
     session = wire.client.session
-    sn = session.conversation.progress()[1] - 1
+    sn = session.conversation.kcp.progress()[1] - 1
     clock.now += PROBE_TIMEOUT
     before = session.conversation.kcp.window.snd_nxt
     session.receive([segment(sn=sn, una=before, data=b"again")], clock.now)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from kcptun_lite.core.mux.smux import UNDER_WAY
+from kcptun_lite.core.overtaking import SMALL
 from kcptun_lite.core.wire import SMUX_HEADER, SMUX_UPD, SMUX_UPDATE
 from kcptun_lite.errors import StreamClosed, StreamReset
 from kcptun_lite.net.session.stream import DOUBT_BYTES, DOUBT_TIME, Stream
@@ -24,6 +25,8 @@ from tests.net.fakes import (
     wait_until_waiting,
     write_and_finish,
 )
+
+LARGE = SMALL + 1  # bytes; what overtakes nobody
 
 
 @pytest.fixture
@@ -228,6 +231,19 @@ def test_what_one_reader_unblocks_for_others_is_left_to_the_update_thread() -> N
 # -- taking turns --------------------------------------------------------------------------------------------
 
 
+def test_a_small_message_overtakes_those_who_wait_for_room(wire: Wire) -> None:
+    session = wire.client.session
+    bulk, quiet = session.open_stream(), session.open_stream()
+    wire.carry()
+    writer = in_background(bulk.write, memoryview(bytes(150_000)))
+    wait_until_waiting(bulk, to_write=True)
+    quiet.write(memoryview(b"short"))  # nothing has been carried: there is no room yet
+    assert list(session.writers) == [bulk]
+    session.close()
+    with pytest.raises(StreamReset):
+        writer.result()
+
+
 def test_writers_stand_in_line_and_a_quiet_one_gets_its_turn(wire: Wire) -> None:
     session = wire.client.session
     bulk = [session.open_stream() for _ in range(3)]
@@ -237,7 +253,7 @@ def test_writers_stand_in_line_and_a_quiet_one_gets_its_turn(wire: Wire) -> None
     wait_until_waiting(*bulk, to_write=True)
     line = list(session.writers)
     assert sorted(stream.sid for stream in line) == [stream.sid for stream in bulk]
-    request = in_background(lambda: quiet.write(memoryview(b"short")))
+    request = in_background(lambda: quiet.write(memoryview(bytes(LARGE))))
     wait_until_waiting(quiet, to_write=True)
     assert list(session.writers) == [*line, quiet], "behind those who came first, before their next turns"
     while quiet in session.writers:
@@ -311,12 +327,12 @@ def test_a_window_that_shrinks_while_its_writer_is_in_line_holds_nobody_up(monke
         wire.carry()
         first = in_background(lambda: shut.write(memoryview(bytes(100_000))))
         wait_until(lambda: list(session.writers) == [shut] and is_waiting(shut, to_write=True))
-        second = in_background(lambda: free.write(memoryview(b"short")))
+        second = in_background(lambda: free.write(memoryview(bytes(LARGE))))
         wait_until(lambda: list(session.writers) == [shut, free] and is_waiting(free, to_write=True))
         # The peer tells a window that is smaller than what is on its way to it, as one does whose --streambuf is
         # below the 256 KiB we begin with; and acknowledges all, so that the session has room.
         update = SMUX_HEADER.pack(2, SMUX_UPD, 8, shut.sid) + SMUX_UPDATE.pack(0, 1)
-        una, sn, _ = session.conversation.progress()
+        una, sn, _ = session.conversation.kcp.progress()
         in_flight = len(session.conversation.kcp.window.segments)
         session.receive([segment(sn=sn, una=una + in_flight, data=update)], clock.now)
         second.result()
