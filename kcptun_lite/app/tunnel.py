@@ -108,9 +108,18 @@ class Tunnel(ABC):
     def wait_for_stop(self, timeout_s: float) -> bool:
         return self.stop_event.wait(timeout_s)
 
+    def is_full(self) -> bool:
+        """Whether --maxstreams are open."""
+        return len(self._relays) >= self.config.maxstreams
+
     def has_room(self) -> bool:
-        """Whether --maxstreams and --memlimit leave room for one connection more."""
-        return len(self._relays) < self.config.maxstreams and self.pool.budget.free >= self.pool.relay_bytes
+        """Whether --maxstreams and --memlimit leave room for one connection more; somebody asks who wants it."""
+        if self.is_full():
+            if self._spoken.is_due("maxstreams", monotonic_ms()):
+                open_now = f"--maxstreams {self.config.maxstreams} are open"
+                log.warning(f"{open_now}: connections wait until one of them has ended")
+            return False
+        return self.pool.budget.free >= self.pool.relay_bytes
 
     def start_relay(self, begin: Callable[[Relay], None], stream: Stream, ends: Ends) -> bool:
         """Serve a stream, if there is room: `begin` gives the relay its connection.
@@ -124,10 +133,11 @@ class Tunnel(ABC):
             self.pool,
             self.loop,
             closewait_s=self.config.closewait,
+            is_full=self.is_full,
             on_closed=lambda relay: self._relay_closed(relay, ends),
         )
         with self._lock:
-            is_welcome = not self.is_stopping and len(self._relays) < self.config.maxstreams
+            is_welcome = not self.is_stopping and not self.is_full()
             if is_welcome:
                 self._relays[relay] = stream, ends
         if not is_welcome:
