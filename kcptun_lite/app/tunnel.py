@@ -38,7 +38,7 @@ from kcptun_lite.net.session.session import Session
 from kcptun_lite.net.session.stream import Stream
 from kcptun_lite.net.session.update_thread import UpdateThread, monotonic_ms
 from kcptun_lite.net.tcp.relay import Relay
-from kcptun_lite.net.udp.address import resolve
+from kcptun_lite.net.udp.address import format_address, format_host, resolve
 
 if TYPE_CHECKING:
     from kcptun_lite.app.notify import Notifier
@@ -173,8 +173,8 @@ class Tunnel(ABC):
             self._established -= 1
             self.retired.add(session.counters)
         if not isinstance(reason, SessionClosed):
-            conv, peer = f"{session.conversation.conv:08x}", session.remote[0]
-            text = f"session {conv} with {peer} closed: {reason}"
+            conv, peer = f"{session.conversation.conv:08x}", format_address(session.remote)
+            text = f"session {conv} with {format_host(session.remote)} closed: {reason}"
             fields = {"event": "session closed", "session": conv, "peer": peer, "cause": str(reason)}
             if session.is_validated:
                 log.info(text, **fields)

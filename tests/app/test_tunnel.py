@@ -20,7 +20,7 @@ from kcptun_lite.app.listening import listen_patiently
 from kcptun_lite.app.server import Server
 from kcptun_lite.app.tunnel import Tunnel
 from kcptun_lite.core.counters import Counters
-from kcptun_lite.errors import SessionClosed, TransportError, describe_exception
+from kcptun_lite.errors import SessionClosed, SessionError, TransportError, describe_exception
 from kcptun_lite.net.session.session import Session
 from kcptun_lite.net.tcp import relay as relay_room
 from kcptun_lite.net.udp.udp_socket import UdpSocket
@@ -77,6 +77,22 @@ def test_streams_are_told_in_the_log_with_both_ends_and_the_reason(lines: list[s
                     assert tcp.recv(1) == b"x"
             wait_until(lambda: any(line.startswith(f"stream closed {name}") for line in lines))
             assert f"stream opened {name}" in lines
+
+
+def test_an_ipv4_peer_of_a_port_of_both_families_is_called_by_its_ipv4_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str, dict[str, str]]] = []
+    monkeypatch.setattr(log, "_write", lambda level, text, fields: told.append((text, fields)))
+    server = make_server("127.0.0.1:9")
+    over: Any = SimpleNamespace(
+        conversation=SimpleNamespace(conv=7),
+        remote=("::ffff:10.0.0.1", 5, 0, 0),
+        counters=Counters(),
+        is_validated=True,
+    )
+    Tunnel.session_closed(server, over, SessionError("no answer"))
+    ((text, fields),) = told
+    assert text == "session 00000007 with 10.0.0.1 closed: no answer"
+    assert fields["peer"] == "10.0.0.1:5", "as when it was opened"
 
 
 def test_beyond_maxstreams_a_client_lets_connections_wait_their_turn() -> None:
