@@ -8,7 +8,7 @@ Knows   session slots, expiry (docs/protocol.md, "Client program"). Not: how a s
 import errno
 import math
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from threading import Thread
 
 from kcptun_lite import files, log
@@ -21,6 +21,7 @@ from kcptun_lite.app.listening import cannot_listen
 from kcptun_lite.app.path_manager import PathManager
 from kcptun_lite.app.transport import ways_of_dialling
 from kcptun_lite.app.tunnel import Tunnel
+from kcptun_lite.core.batch.packets import Address
 from kcptun_lite.core.crypt.crypt import fitting_methods
 from kcptun_lite.core.mux.dialect import Dialect
 from kcptun_lite.errors import (
@@ -71,6 +72,8 @@ class Client(Tunnel):
         self._accepted = 0
         self._refused_at: int | None = None
         "ms; when a server had no room for a session"
+        self._fitting: tuple[Address | None, Sequence[str]] = (None, ())
+        "who sent the last packet that failed its check and told something, and the methods that fit it"
         self._transport = "UDP"
         "what carried the packets of all sessions when it was looked at last"
         self._dialling: Thread | None = None
@@ -273,8 +276,10 @@ class Client(Tunnel):
 
     def _look_at_sessions(self, now: int) -> None:
         """Say what is wrong with the sessions, if something is."""
-        sample = self.context.failed_packets.take()
-        fitting = fitting_methods(self.context.key, sample.packet) if sample else None
+        if sample := self.context.failed_packets.take():
+            fitting = fitting_methods(self.context.key, sample.packet)
+            if fitting or self._fitting[0] != sample.source:
+                self._fitting = sample.source, fitting
         findings = []
         is_understood = False
         for session in self._sessions():
@@ -282,8 +287,8 @@ class Client(Tunnel):
                 continue
             evidence = gather(session, self.config.crypt, now)
             is_understood = is_understood or evidence.understood
-            if sample and sample.source == session.remote:
-                evidence = evidence._replace(fitting=fitting)
+            if session.remote == self._fitting[0]:
+                evidence = evidence._replace(fitting=self._fitting[1])
             if evidence.acknowledged and not evidence.understood:
                 session.probe()  # one that has dropped us tells it in its answer
             if finding := diagnose(evidence):

@@ -23,6 +23,9 @@ UNKNOWN_EVERY = 10_000  # ms between sentences about packets that no method fits
 RECENT = 8  # that the status tells with their times
 REMEMBERED = 64  # sentences; unknown sources must not fill the memory
 
+KEYLESS = {"none", "null"}
+"methods that fit whatever the key is: their users have not shown that they know it"
+
 REFUSED = "Connection refused"
 "`Evidence.error` when an ICMP message, or a reset in place of a handshake, said that nobody listens"
 RESET = "Connection reset"
@@ -156,7 +159,8 @@ def describe_unknown_source(client: str, fitting: Sequence[str], crypt: str) -> 
     """What a server says about an address whose packets fail their check. `fitting`: of `crypt.fitting_methods`."""
     if not fitting:
         return f"client {client} uses another --key, or is not kcptun"
-    return f"client {client} uses --crypt {' or '.join(fitting)}, this server {crypt}"
+    sentence = f"client {client} uses --crypt {' or '.join(fitting)}, this server {crypt}"
+    return f"{sentence} (or it is a --check, which tries all)" if KEYLESS.issuperset(fitting) else sentence
 
 
 def describe_adaptation(client: str, differences: Sequence[str]) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from kcptun_lite import log
 from kcptun_lite.app.config import ServerConfig
 from kcptun_lite.app.diagnosis import (
+    KEYLESS,
     UNKNOWN_EVERY,
     describe_adaptation,
     describe_refusal,
@@ -45,8 +46,6 @@ if TYPE_CHECKING:
 
 FREE_FOR_ALL = 3 / 4  # of --maxstreams; the rest is for sessions that have few ...
 SMALL_SHARE = 16  # ... no more than this part of them
-KEYLESS = {"none", "null"}
-"methods that fit whatever the key is: their users have not shown that they know it"
 
 
 class Server(Tunnel):

@@ -38,7 +38,7 @@ from kcptun_lite.net.session.session import Session
 from kcptun_lite.net.session.stream import Stream
 from kcptun_lite.net.session.update_thread import UpdateThread, monotonic_ms
 from kcptun_lite.net.tcp.relay import Relay
-from kcptun_lite.net.udp.address import resolve
+from kcptun_lite.net.udp.address import format_address, format_host, resolve
 
 if TYPE_CHECKING:
     from kcptun_lite.app.notify import Notifier
@@ -108,9 +108,18 @@ class Tunnel(ABC):
     def wait_for_stop(self, timeout_s: float) -> bool:
         return self.stop_event.wait(timeout_s)
 
+    def is_full(self) -> bool:
+        """Whether --maxstreams are open."""
+        return len(self._relays) >= self.config.maxstreams
+
     def has_room(self) -> bool:
-        """Whether --maxstreams and --memlimit leave room for one connection more."""
-        return len(self._relays) < self.config.maxstreams and self.pool.budget.free >= self.pool.relay_bytes
+        """Whether --maxstreams and --memlimit leave room for one connection more; somebody asks who wants it."""
+        if self.is_full():
+            if self._spoken.is_due("maxstreams", monotonic_ms()):
+                open_now = f"--maxstreams {self.config.maxstreams} are open"
+                log.warning(f"{open_now}: connections wait until one of them has ended")
+            return False
+        return self.pool.budget.free >= self.pool.relay_bytes
 
     def start_relay(self, begin: Callable[[Relay], None], stream: Stream, ends: Ends) -> bool:
         """Serve a stream, if there is room: `begin` gives the relay its connection.
@@ -124,10 +133,11 @@ class Tunnel(ABC):
             self.pool,
             self.loop,
             closewait_s=self.config.closewait,
+            is_full=self.is_full,
             on_closed=lambda relay: self._relay_closed(relay, ends),
         )
         with self._lock:
-            is_welcome = not self.is_stopping and len(self._relays) < self.config.maxstreams
+            is_welcome = not self.is_stopping and not self.is_full()
             if is_welcome:
                 self._relays[relay] = stream, ends
         if not is_welcome:
@@ -163,8 +173,8 @@ class Tunnel(ABC):
             self._established -= 1
             self.retired.add(session.counters)
         if not isinstance(reason, SessionClosed):
-            conv, peer = f"{session.conversation.conv:08x}", session.remote[0]
-            text = f"session {conv} with {peer} closed: {reason}"
+            conv, peer = f"{session.conversation.conv:08x}", format_address(session.remote)
+            text = f"session {conv} with {format_host(session.remote)} closed: {reason}"
             fields = {"event": "session closed", "session": conv, "peer": peer, "cause": str(reason)}
             if session.is_validated:
                 log.info(text, **fields)

@@ -466,6 +466,27 @@ def test_what_was_wrong_is_forgotten_when_all_is_well(start: Starter, target: Ta
     assert client.diagnoses.current == ""
 
 
+def test_what_fitted_once_is_not_forgotten_for_less(target: Target) -> None:
+    """The server tells its --crypt now and then, and in between what it is has not changed."""
+    with (
+        running(server := make_server(target.address, crypt="salsa20")),
+        running(client := make_client(udp_address(server), crypt="aes")),
+        connect(client) as application,
+    ):
+        application.sendall(b"x")
+        sentence = f"server {udp_address(server)} uses --crypt salsa20, this client aes"
+
+        def is_told() -> bool:
+            server._look_at_unknown_sources(monotonic_ms())
+            client._look_at_sessions(monotonic_ms())
+            return client.diagnoses.current == sentence
+
+        wait_until(is_told)
+        client.context.failed_packets.take()
+        client._look_at_sessions(monotonic_ms() + 10_000)
+        assert [found.text for found in client.diagnoses.recent] == [sentence]
+
+
 def test_a_client_that_finds_no_way_can_be_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     is_trying = threading.Event()
 

@@ -146,6 +146,9 @@ def test_what_a_server_says() -> None:
     assert describe_unknown_source("203.0.113.7", ["salsa20"], "aes") == (
         "client 203.0.113.7 uses --crypt salsa20, this server aes"
     )
+    assert describe_unknown_source("203.0.113.7", ["none"], "aes") == (
+        "client 203.0.113.7 uses --crypt none, this server aes (or it is a --check, which tries all)"
+    )
     assert (
         describe_unknown_source("203.0.113.7", [], "aes") == "client 203.0.113.7 uses another --key, or is not kcptun"
     )

@@ -20,8 +20,9 @@ from kcptun_lite.app.listening import listen_patiently
 from kcptun_lite.app.server import Server
 from kcptun_lite.app.tunnel import Tunnel
 from kcptun_lite.core.counters import Counters
-from kcptun_lite.errors import SessionClosed, TransportError, describe_exception
+from kcptun_lite.errors import SessionClosed, SessionError, TransportError, describe_exception
 from kcptun_lite.net.session.session import Session
+from kcptun_lite.net.tcp import relay as relay_room
 from kcptun_lite.net.udp.udp_socket import UdpSocket
 from tests.app.tunnels import Target, connect, make_client, make_server, running, udp_address
 from tests.net.fakes import PATIENCE_S, in_background, wait_until
@@ -78,6 +79,22 @@ def test_streams_are_told_in_the_log_with_both_ends_and_the_reason(lines: list[s
             assert f"stream opened {name}" in lines
 
 
+def test_an_ipv4_peer_of_a_port_of_both_families_is_called_by_its_ipv4_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str, dict[str, str]]] = []
+    monkeypatch.setattr(log, "_write", lambda level, text, fields: told.append((text, fields)))
+    server = make_server("127.0.0.1:9")
+    over: Any = SimpleNamespace(
+        conversation=SimpleNamespace(conv=7),
+        remote=("::ffff:10.0.0.1", 5, 0, 0),
+        counters=Counters(),
+        is_validated=True,
+    )
+    Tunnel.session_closed(server, over, SessionError("no answer"))
+    ((text, fields),) = told
+    assert text == "session 00000007 with 10.0.0.1 closed: no answer"
+    assert fields["peer"] == "10.0.0.1:5", "as when it was opened"
+
+
 def test_beyond_maxstreams_a_client_lets_connections_wait_their_turn() -> None:
     with Target() as target, running(server := make_server(target.address)):
         with running(client := make_client(udp_address(server), maxstreams=2)):
@@ -94,6 +111,26 @@ def test_beyond_maxstreams_a_client_lets_connections_wait_their_turn() -> None:
             with target.accept() as tcp:
                 assert tcp.recv(1) == b"\2"
             applications[2].close()
+
+
+def test_connections_that_wait_are_told_once_and_take_the_place_of_one_that_has_ended_half(
+    lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The application has gone, and its target does not care: with a kcptun's server it learns that after 30 s."""
+    monkeypatch.setattr(relay_room, "FULL_IDLE", 0.05)
+    with Target() as target, running(server := make_server(target.address)):
+        with running(client := make_client(udp_address(server), maxstreams=2)):
+            applications = [connect(client) for _ in range(3)]
+            opened = [target.accept() for _ in range(2)]
+            applications[0].close()
+            with target.accept() as tcp:
+                applications[2].sendall(b"x")
+                assert tcp.recv(1) == b"x"
+            for tcp in (*opened, *applications):
+                tcp.close()
+    assert [line for line in lines if "wait" in line] == [
+        "--maxstreams 2 are open: connections wait until one of them has ended"
+    ]
 
 
 def test_beyond_maxstreams_a_server_refuses() -> None:

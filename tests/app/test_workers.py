@@ -1,14 +1,24 @@
 """Sums over workers, the share of one."""
 
+from contextlib import ExitStack
+from marshal import dumps
+from signal import SIGKILL
+from socket import AF_UNIX, SOCK_SEQPACKET, socketpair
+from subprocess import Popen
 from typing import Any
 
 from kcptun_lite.app.config import ServerConfig
 from kcptun_lite.app.status import describe
 from kcptun_lite.app.status_form import LISTED
 from kcptun_lite.app.workers import merge, share
+from kcptun_lite.app.workers import parent as parent_room
+from kcptun_lite.app.workers.parent import Parent
+from kcptun_lite.app.workers.process import Python, Worker
+from kcptun_lite.app.workers.reload import Origin
 from kcptun_lite.core.counters import CSV_COLUMNS, Counters
 from tests.app.configs import complaint, server
 from tests.app.test_status import check, facts
+from tests.net.fakes import PATIENCE_S
 
 
 def told(**values: Any) -> dict[str, Any]:
@@ -57,6 +67,30 @@ def test_each_worker_has_its_part_of_what_is_meant_for_all() -> None:
     part = ServerConfig.unpack(share.of_worker(whole.pack()))
     assert (part.maxsessions, part.maxstreams, part.memlimit) == (33, 341, 10 << 20)
     assert (part.ratelimit, part.status, part.snmplog) == (9, "", ""), "a session is whole on one worker"
+
+
+def test_a_worker_that_hangs_is_killed_and_one_that_answers_late_is_not(monkeypatch: Any) -> None:
+    monkeypatch.setattr(parent_room, "HUNG_AFTER", 3)
+    origin: Origin = {"command": [], "environment": {}, "warnings": []}
+    parent = Parent(Python("", "", (), (), ""), server("--workers=2").pack(), origin)
+    with ExitStack() as stack:
+        processes, ends = [], []
+        for index in range(2):
+            channel, its = map(stack.enter_context, socketpair(AF_UNIX, SOCK_SEQPACKET))
+            processes.append(stack.enter_context(Popen(["sleep", "60"])))
+            stack.callback(processes[index].kill)
+            ends.append(its)
+            worker = parent._workers[index] = Worker(index, index, processes[index].pid, channel, 0)
+            worker.listening = "somewhere"
+        late, hung = processes
+        for second in range(3):
+            parent._ask()
+            if second == 1:
+                ends[0].send(dumps(("counters", {})))
+                assert parent._workers[0].hear(0)
+            parent._end_hung()
+        assert hung.wait(PATIENCE_S) == -SIGKILL
+        assert late.poll() is None
 
 
 def test_auto_is_one_for_each_core_but_no_more_than_ports(monkeypatch: Any) -> None:

@@ -47,6 +47,7 @@ FIRST_PAUSE, LAST_PAUSE = 1000, 30_000  # ms before a worker is started again, d
 GOOD_LIFE = 60_000  # ms ... unless it has lived so long
 STOP_LIMIT = 3500  # ms until workers that are told to stop are killed: a second more than they take
 ANSWER_LIMIT = 1000  # ms that a report waits for the workers' counters
+HUNG_AFTER = 30  # questions, one a second: whoever has answered none of them serves nobody any more
 SILENCE = 10_000  # ms; a worker that has not answered for so long keeps signs of life from systemd
 
 
@@ -168,6 +169,7 @@ class Parent:
     def _chores(self) -> list[Callable[[int], None]]:
         return [
             lambda now: self._ask(),
+            lambda now: self._end_hung(),
             lambda now: self._look_at_parent(),
             lambda now: self._snmp_log.tick(now, self._counters),
             self._tell_systemd,
@@ -383,11 +385,19 @@ class Parent:
     def _ask(self) -> None:
         for worker in list(self._workers.values()):
             if worker.is_ready:
+                worker.unanswered += 1
                 worker.ask(COUNTERS)
                 if self._status_file:
                     worker.ask(STATUS)
                 if self._health:
                     worker.ask(HEALTH)
+
+    def _end_hung(self) -> None:
+        """Its clients find nobody, and an old one would hold up all further reloads."""
+        for worker in list(self._workers.values()):
+            if worker.unanswered >= HUNG_AFTER:
+                log.error(f"worker {worker.index + 1} has not answered for {HUNG_AFTER} s: it is killed")
+                worker.signal(SIGKILL)
 
     def _counters(self) -> Counters:
         return merge.total([self._retired, *(worker.counters for worker in list(self._workers.values()))])

@@ -44,6 +44,8 @@ class Worker:
         self.index, self.slot, self.pid, self.channel, self.started_at = index, slot, pid, channel, started_at
         self.heard_at = started_at
         "ms; when it answered last"
+        self.unanswered = 0
+        "seconds in a row in which it was asked, and has said nothing"
         self.listening = ""
         "where, once it serves"
         self.is_old = False
@@ -72,7 +74,7 @@ class Worker:
         if not data:
             return False
         kind, value = marshal.loads(data)
-        self.heard_at = now
+        self.heard_at, self.unanswered = now, 0
         if kind == "ready":
             self.listening, self.trouble = value, ""
         elif kind == "counters":

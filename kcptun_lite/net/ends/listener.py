@@ -39,7 +39,7 @@ from kcptun_lite.net.ends.session_table import Place, SessionTable
 from kcptun_lite.net.packet_socket import PacketSocket, PeerDoors
 from kcptun_lite.net.session.session import Session
 from kcptun_lite.net.session.stream import Stream
-from kcptun_lite.net.udp.address import format_address
+from kcptun_lite.net.udp.address import format_address, format_host
 
 if TYPE_CHECKING:
     from kcptun_lite.net.ends.siblings import Siblings
@@ -133,7 +133,9 @@ class Listener:
             try:
                 is_any_use |= self._route(address, batch.asked.get(address), packets, now)
             except Exception as exc:  # a bug, or no memory left: it concerns this source alone
-                log.limited("listener", f"packets of {address[0]}: {describe_exception(exc)}", log.Level.ERROR)
+                log.limited(
+                    "listener", f"packets of {format_host(address)}: {describe_exception(exc)}", log.Level.ERROR
+                )
         if not is_any_use:
             self._doors.rest_unknown()
 
@@ -283,7 +285,7 @@ class Listener:
         elif self._context.pool.budget.free < SESSION_COST:
             why = "--memlimit is used up"
         if why:
-            log.limited("sessions", f"no session for {address[0]}: {why}")
+            log.limited("sessions", f"no session for {format_host(address)}: {why}")
             self._answer(conv, address, local, wnd=KCP_WND_INITIAL, una=0, ts=KCP_REFUSAL_TS)
             return None
         if gives_way:

@@ -212,6 +212,7 @@ class FakeTcpConnection:
             raw = RawSocket(socket.AF_INET6 if ":" in host else socket.AF_INET, self._options)
             see_segments(raw.inner, PSH | SYN | RST, self.address[1], peer[1])
             raw.inner.connect((host, 0, *peer[2:]) if ":" in host else (host, 0))
+            raw.forget_all()
             self._kernels.setblocking(False)
             with suppress(BlockingIOError):
                 self._kernels.connect(peer)

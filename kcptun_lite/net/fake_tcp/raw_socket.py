@@ -11,6 +11,7 @@ It needs CAP_NET_RAW. No segment is ever cut on its way (DF): a box that cuts TC
 
 import errno
 import socket
+from contextlib import suppress
 
 from kcptun_lite.core.batch.packets import Address, Local, PacketBatch
 from kcptun_lite.core.wire import MTU_MAX
@@ -69,6 +70,15 @@ class RawSocket:
         else:
             self.inner.setsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND, 1)
         self.inner.bind((address[0], 0, *address[2:]))
+
+    def forget_all(self) -> None:
+        """Drop what has come. Raises: OSError.
+
+        Before it had its filter a raw socket heard every connection of this machine, resets among them.
+        """
+        with suppress(BlockingIOError):
+            while True:
+                self.inner.recv(1, socket.MSG_DONTWAIT)
 
     def fileno(self) -> int:
         return self.inner.fileno()

@@ -32,6 +32,7 @@ SLOW_READ = 16 * 1024  # bytes; ... or one of so many, where each byte costs (--
 CALM = 1000  # ms without a wait for the connection, or for its bytes: then it needs no thread for that
 QUICK_CONNECT = 0.5  # s that a connection to the target may take without a thread
 DOUBT_IDLE = 30  # s that a half-closed connection may idle if the other end may have closed it (kcptun's --closewait)
+FULL_IDLE = 5  # s ... or if others wait for its place, or are refused: its application may have gone altogether
 ARRIVAL_TIME = 2000  # ms at the most that the last bytes are given to arrive ...
 READ_TIME = 100  # ms ... and then to be read ...
 ARRIVAL_LOOK = 20  # ms ... with looks so often
@@ -53,9 +54,9 @@ class Relay:
     """Moves bytes between a connection and a stream until both directions have ended, or one has failed.
 
     A direction that ends is passed on as such (`shutdown`, FIN). Then the other one may go on as long as it moves:
-    `closewait_s` without a byte ends it, and so does a peer that listens no more. A kcptun's FIN does not say whether
-    it still listens: so it is written to for a second more, as long as the data follow at once. A failure ends both at
-    once, with a TCP reset.
+    `closewait_s` without a byte ends it, less while the tunnel `is_full`, and so does a peer that listens no more. A
+    kcptun's FIN does not say whether it still listens: so it is written to for a second more, as long as the data
+    follow at once. A failure ends both at once, with a TCP reset.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Relay:
         loop: EventLoop,
         *,
         closewait_s: float,
+        is_full: Callable[[], bool],
         on_closed: Callable[["Relay"], None],
     ) -> None:
         self.stream = stream
@@ -72,6 +74,7 @@ class Relay:
         self._pool = pool
         self._loop = loop
         self._closewait_s = closewait_s
+        self._is_full = is_full
         self._on_closed = on_closed
         self._tcp: socket.socket | None = None
         self._lock = Lock()
@@ -400,8 +403,10 @@ class Relay:
         if self._moved != self._moved_before:
             self._idle_since, self._moved_before = now, self._moved
         patience = min(self._closewait_s, DOUBT_IDLE) if is_doubtful else self._closewait_s
+        if self._is_full():
+            patience = min(patience, FULL_IDLE)
         if now - self._idle_since >= patience * 1000:
-            self._end(None if is_doubtful else StreamReset(f"half-closed and idle for {self._closewait_s:g} s"))
+            self._end(None if is_doubtful else StreamReset(f"half-closed and idle for {patience:g} s"))
 
     def _fail(self, exc: Exception) -> None:
         """End both directions with a reset; a bug concerns this stream and not the tunnel."""

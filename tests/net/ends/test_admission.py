@@ -29,6 +29,7 @@ from kcptun_lite.net.ends.session_table import (
     host_of,
 )
 from kcptun_lite.net.session.session import Session
+from kcptun_lite.net.udp.address import mapped
 from tests.net.ends.rooms import HERE, MAX_SESSIONS, SYN, THERE, Room, headers, is_empty
 from tests.net.fakes import make_context, segment, small_params
 
@@ -236,6 +237,8 @@ def test_without_memory_no_session_is_made_and_who_asks_hears_it(monkeypatch: py
     room.deliver((HERE, segment(conv=7, data=SYN)))
     assert not room.begun and lines == ["no session for 10.0.0.1: --memlimit is used up"]
     assert headers(room.sent_to(HERE))[0][4] == KCP_REFUSAL_TS
+    room.deliver((mapped(HERE), segment(conv=8, data=SYN)))
+    assert lines[1:] == lines[:1], "as all other lines have it, whatever family the port is of"
 
 
 def test_a_bug_at_one_source_s_packets_costs_no_other_one_its_own(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -135,6 +135,31 @@ def test_packets_that_wait_are_not_many(ends: Ends) -> None:
     assert len(received(ends.port, WAITING_MAX)) == WAITING_MAX
 
 
+@pytest.mark.parametrize("flags", [RST | ACK, SYN | ACK], ids=["reset", "handshake"])
+def test_what_others_say_before_there_is_a_filter_is_nothing(flags: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A raw socket hears all connections of the machine from its first moment on."""
+    with ExitStack() as stack:
+        ends = Ends(stack, "127.0.0.1", "127.0.0.1")
+        others = RawSocket(socket.AF_INET, SMALL)
+        see_segments = client_room.see_segments
+
+        def after_a_segment_of_others(raw: socket.socket, *args: int) -> None:
+            header = HEADER.pack(1, 2, 3, 4, 5 << 4, flags, 0, 0, 0)
+            others.send(header, memoryview(b""), ("127.0.0.1", 0), [])
+            assert select.select([raw], [], [], 5)[0]
+            see_segments(raw, *args)
+
+        monkeypatch.setattr(client_room, "see_segments", after_a_segment_of_others)
+        monkeypatch.setattr(client_room, "READS_MAX", 1)
+        ends.say([b"hello"])
+        assert received(ends.client) == []
+        assert ends.client.last_error is None
+        wait_until(lambda: received(ends.client) == [] and ends.client.is_answered)
+        assert received(ends.port, 1) == [b"hello"]
+        flow = ends.client._flow
+        assert flow is not None and flow._ack != 4
+
+
 def test_nobody_listens() -> None:
     with ExitStack() as stack:
         ends = Ends(stack, "127.0.0.1", "127.0.0.1")

@@ -24,11 +24,13 @@ class Line:
         self.tcp, self._relays_end = tcp_pair()
         self.stream = wire.client.session.open_stream()
         self.closed: list[Relay] = []
+        self.is_tunnel_full = False
         self.relay = Relay(
             self.stream,
             context.pool,
             context.loop,
             closewait_s=closewait_s,
+            is_full=lambda: self.is_tunnel_full,
             on_closed=lambda relay: self.closed.append(relay),
         )
         self.may_open = threading.Event()

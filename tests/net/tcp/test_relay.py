@@ -112,7 +112,14 @@ def test_a_target_that_cannot_be_reached_cuts_the_stream(relays: Relays) -> None
     def refuse() -> socket.socket:
         raise TransportError("cannot connect to nowhere")
 
-    relay = Relay(line.stream, relays.context.pool, relays.context.loop, closewait_s=1, on_closed=closed.append)
+    relay = Relay(
+        line.stream,
+        relays.context.pool,
+        relays.context.loop,
+        closewait_s=1,
+        is_full=lambda: False,
+        on_closed=closed.append,
+    )
     relay.dial(lambda: None, refuse)
     with pytest.raises(StreamReset):
         line.peer.read_chunks(timeout_s=PATIENCE_S)
@@ -166,6 +173,18 @@ def test_where_the_other_end_may_have_gone_it_is_given_up_sooner_and_in_peace(
     line.tcp.shutdown(socket.SHUT_WR)
     line.wait_for_end()
     assert line.relay.failure is None
+
+
+def test_where_others_wait_for_its_place_it_is_given_up_sooner(relays: Relays, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay_module, "FULL_IDLE", 0.05)
+    open_one, half_closed = relays.start(), relays.start()
+    half_closed.tcp.shutdown(socket.SHUT_WR)
+    for line in open_one, half_closed:
+        line.is_tunnel_full = True
+    half_closed.wait_for_end()
+    assert is_reset(half_closed.tcp)
+    assert str(half_closed.relay.failure) == "half-closed and idle for 0.05 s"
+    assert not open_one.closed
 
 
 def test_it_may_take_its_time_as_long_as_it_moves(relays: Relays) -> None:
