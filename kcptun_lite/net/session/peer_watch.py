@@ -33,6 +33,7 @@ class PeerWatch:
         self._kcp = kcp
         self._is_client = is_client
         self._asked_at = 0
+        self._answered_at = now
         self._news_at = now
         self._received_at_pause = 0
         self._before = kcp.progress()
@@ -56,9 +57,8 @@ class PeerWatch:
         return self.silence(now) >= (DEAD_AFTER if has_streams or self._is_client else IDLE_DEAD_AFTER)
 
     def is_hopeless(self, opened_at: int, now: int, *, is_refused: bool) -> bool:
-        """Whether a stream of a client, opened into the silence, has waited long enough for somebody to hear of it."""
-        since = self._kcp.unanswered_since
-        if not self._is_client or since is None or opened_at < since:
+        """Whether a stream of a client, opened since the last answer, has waited long enough for another."""
+        if not self._is_client or self._kcp.unanswered_since is None or opened_at < self._answered_at:
             return False
         return now - opened_at >= (REFUSED_AFTER if is_refused else UNHEARD_AFTER)
 
@@ -76,9 +76,10 @@ class PeerWatch:
         is_new = after != self._before
         if is_new:
             self._news_at = now
-        if self._since_before is not None and kcp.unanswered_since is None:
-            if after[0] == self._before[0] and not are_answer(packets):
-                kcp.unanswered_since = self._since_before
+        if after[0] != self._before[0] or (self._since_before is not None and are_answer(packets)):
+            self._answered_at = now
+        elif self._since_before is not None and kcp.unanswered_since is None:
+            kcp.unanswered_since = self._since_before
         return is_new
 
     # -- when time has passed ------------------------------------------------------------------

@@ -152,6 +152,9 @@ class Session:
             self.receive(packets, now)
             if path_probe and self.watch.silence(now) < PROBE_TIMEOUT:
                 self._set_path_probe(None)  # the old way is not dead after all
+                with self.lock:
+                    self.conversation.ping()  # the server may believe that we have moved to the other
+                self._transmitter.transmit_briefly()
         elif path_probe and udp is path_probe.udp:
             self._receive_from_path_probe(path_probe, packets, now)
 

@@ -139,6 +139,15 @@ def test_an_answer_on_the_old_way_dismisses_the_path_probe(silent: Wire, clock: 
     assert way.udp.is_closed and session.remote == SERVER
 
 
+def test_whose_old_way_is_alive_says_so_on_it(silent: Wire, clock: Clock) -> None:
+    """The server may have heard the session on the other way, and answers to a socket that is closed now."""
+    session = silent.client.session
+    session.start_path_probe(Way().path_probe)
+    una = session.conversation.kcp.window.snd_nxt
+    session.receive_through(cast(Any, silent.client.udp), [segment(cmd=KCP_WINS, una=una)], clock.now)
+    assert session.conversation.kcp.window.snd_nxt == una + 1
+
+
 def test_an_unknown_source_there_moves_nothing_and_is_believed_only_after_a_while(silent: Wire, clock: Clock) -> None:
     session = silent.client.session
     way = Way()
@@ -381,6 +390,21 @@ def test_a_stream_that_is_opened_into_silence_is_reset_and_older_ones_wait(
     wire.is_cut = False
     wire.pass_time(2000)
     assert read_all(wire.server) == b"waits"
+
+
+def test_the_stream_that_finds_the_silence_is_reset_like_those_after_it(wire: Wire, clock: Clock) -> None:
+    """Nobody was asking anything when the server died: its own first packet is the first without an answer."""
+    session = wire.client.session
+    wire.pass_time(1000)
+    wire.is_cut = True
+    clock.now += 1000
+    session.open_stream()
+    assert session.conversation.kcp.unanswered_since == clock.now
+    session.conversation.kcp.unanswered_since += 1  # as where the clock goes on before the packet is written
+    wire.pass_time(UNHEARD_AFTER - 1000)
+    assert session.stream_count == 1
+    wire.pass_time(2200)
+    assert session.stream_count == 0
 
 
 @pytest.mark.parametrize("name", ["ENETUNREACH", "EHOSTUNREACH", "ENETDOWN", "EADDRNOTAVAIL", "ENODEV"])
