@@ -176,7 +176,7 @@ def _free_range(count: int) -> int:
             return first
 
 
-@pytest.mark.parametrize("kind", ["ours", "go", "newest"])
+@pytest.mark.parametrize("kind", ["ours", "go", pytest.param("newest", marks=pytest.mark.once)])
 def test_a_reload_resets_no_stream_and_new_ones_work_at_once(kind: str) -> None:
     if kind == "go":
         require("kcptun-client")
