@@ -95,6 +95,7 @@ def own_imports(path: Path) -> set[str]:
     return found & names
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("path", PATHS, ids=module_name)
 def test_imports_go_down(path: Path) -> None:
     name = module_name(path)
@@ -116,6 +117,7 @@ def test_there_is_no_circle_in_a_package() -> None:
     assert not left
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("path", PATHS, ids=module_name)
 def test_forbidden_imports_are_absent(path: Path) -> None:
     if MONITOR in path.parts:
@@ -144,6 +146,7 @@ def test_programs_start_without_the_monitors_libraries() -> None:
     assert not loaded & {"kcptun_lite.app.status", "kcptun_lite.app.status_file", "kcptun_lite.app.status_socket"}
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("path", MODULES, ids=module_name)
 def test_every_module_has_its_card(path: Path) -> None:
     card = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
@@ -153,6 +156,7 @@ def test_every_module_has_its_card(path: Path) -> None:
     assert {"In", "Out", "Knows"} <= set(headings)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("path", PATHS, ids=module_name)
 def test_files_can_be_read_in_one_sitting(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) < 500

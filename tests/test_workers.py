@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 
 import pytest
 
@@ -176,7 +176,7 @@ def _free_range(count: int) -> int:
             return first
 
 
-@pytest.mark.parametrize("kind", ["ours", "go", "newest"])
+@pytest.mark.parametrize("kind", ["ours", "go", pytest.param("newest", marks=pytest.mark.once)])
 def test_a_reload_resets_no_stream_and_new_ones_work_at_once(kind: str) -> None:
     if kind == "go":
         require("kcptun-client")
@@ -202,6 +202,7 @@ def test_a_reload_resets_no_stream_and_new_ones_work_at_once(kind: str) -> None:
         while monotonic() < deadline:  # while sessions move
             assert all(say(stream, b"meanwhile") for stream in streams)
             assert _answers(local)
+            sleep(0.02)  # who asks without a break takes the processors from those who reload
         for stream in streams:
             stream.close()
         wait_until(lambda: len(_children(server)) == 2, "only new workers")

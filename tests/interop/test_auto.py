@@ -185,6 +185,7 @@ def test_who_stops_reading_stops_nobody_else(client: str, server: str, options: 
             ask(tunnel)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("side", ["client", "server"])
 def test_between_two_of_ours_even_those_of_the_same_session_go_on(side: str) -> None:
     with stuck("ours", "ours", side, {}) as tunnel:
@@ -196,6 +197,7 @@ def test_between_two_of_ours_even_those_of_the_same_session_go_on(side: str) -> 
 # -- error correction --------------------------------------------------------------------------------------
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("server", ["go", "newest"])
 @pytest.mark.parametrize("shards", [(0, 0), (3, 1), (5, 5), (20, 10)], ids=str)
 def test_our_client_sends_parity_that_its_server_can_read(server: str, shards: tuple[int, int]) -> None:

@@ -212,6 +212,7 @@ def test_a_silent_target_is_no_mismatch() -> None:
             assert not [line for line in tunnel.client.log if "warning: server" in line]
 
 
+@pytest.mark.once
 def test_a_flood_of_bad_packets_gives_a_bounded_number_of_lines() -> None:
     random = Random(1)
     with Target(exchange_handler) as target:

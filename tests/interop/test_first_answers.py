@@ -8,6 +8,7 @@ from tools.bench_sessions import first_answers
 WITHIN = 1.0  # s; promised is that, of 200 new sessions at 5 % loss
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("client", ["go", "newest", "ours"])
 def test_a_new_session_is_answered_within_a_second(client: str) -> None:
     if client == "go":

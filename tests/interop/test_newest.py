@@ -32,6 +32,7 @@ def only_at_go(options: Options, kind: str) -> Options:
     return {**options, "closewait": 0} if kind == "newest" else options
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(("client", "server"), PAIRINGS, ids=["our client", "our server"])
 @pytest.mark.parametrize(
     "options",
@@ -51,6 +52,7 @@ def test_data_arrives_whole(client: str, server: str, options: Options) -> None:
                 exchange(connect(tunnel.address), up=SIZE, down=SIZE, seed=1, compressible=compressible)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("client", ["go", "newest"])
 @pytest.mark.parametrize("shards", [(5, 5), (3, 1), (20, 10)], ids=["5/5", "3/1", "20/10"])
 def test_our_server_sends_parity_that_its_client_can_read(client: str, shards: tuple[int, int]) -> None:
@@ -89,6 +91,7 @@ def test_a_reply_behind_a_half_close_arrives_whole(client: str, server: str, siz
                     assert sock.recv(1) == b""
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("smuxver", [1, 2])
 @pytest.mark.parametrize("client", ["go", "newest", "ours"])
 def test_a_download_that_is_cancelled_stops_at_our_server(client: str, smuxver: int) -> None:
@@ -101,6 +104,7 @@ def test_a_download_that_is_cancelled_stops_at_our_server(client: str, smuxver: 
             wait_until(lambda: bool(ended), "the target notices", STOPS_WITHIN)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("smuxver", [1, 2])
 def test_a_download_that_is_cancelled_stops_coming(smuxver: int) -> None:
     """In version 1 the newest server takes no notice of its end, and would pour for as long as its target does."""

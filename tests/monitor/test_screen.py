@@ -166,6 +166,7 @@ def test_filter_and_help_and_quit(tmp_path: Path) -> None:
         drive([path], steps)
 
 
+@pytest.mark.once
 def test_the_screen_holds_where_there_is_hardly_any_room(tmp_path: Path) -> None:
     path = tmp_path / "home.json"
     with teller(path):

@@ -80,6 +80,7 @@ def test_the_senders_shards_are_found_through_loss() -> None:
 SMALL_CODES = [(data, parity) for data in range(1, 6) for parity in range(1, 4)]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(("data", "parity"), SMALL_CODES)
 def test_no_loss_makes_other_shards_pass_for_the_senders(data: int, parity: int) -> None:
     """Every subset of a sender's packets of the first groups, by exhaustion. Order and copies cannot matter: what has
@@ -105,6 +106,7 @@ def test_no_loss_makes_other_shards_pass_for_the_senders(data: int, parity: int)
     assert finder.find() == (data, parity)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(("data", "parity"), [(1, 1), (2, 1), (1, 2), (3, 1), (2, 2), (3, 2), (4, 1)])
 def test_whatever_is_lost_only_what_was_sent_is_recovered(data: int, parity: int) -> None:
     """By exhaustion over twelve packets, in order and with neighbours swapped, all at once and then each once more."""
