@@ -262,9 +262,10 @@ class LineModel(CongestionControl):
         self.rate = rate if self._is_short and not is_limited else max(self.rate, rate)
         self._learn_loss()
         self._rounds_in_state += 1
-        if self.state is State.PROBE:
-            self._gain = 1.0  # the round after it brings the verdict
+        if self._gain > 1:
             self._probe_size.on_over(self._state_since, now)
+        if self.state in (State.PROBE, State.CRUISE):
+            self._gain = 1.0  # after one round; that behind a probe brings the verdict
         self._decide(Round(rate, latest, is_limited, has_queue, has_grown), now)
         self._set_window()
         self._gains = self._gains[1], self._gain
@@ -458,6 +459,7 @@ class LineModel(CongestionControl):
             self._enter(State.PROBE, now)
         else:
             self._enter(State.CRUISE, now)
+            self._gain = max(1 - self._meter.queue / self.min_rtt, DRAIN_GAIN)  # what it has queued goes at once
 
     def _enter(self, state: State, now: int) -> None:
         drain = DRAIN_HARD if self.state is State.STARTUP else DRAIN_GAIN

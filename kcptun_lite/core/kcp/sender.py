@@ -32,8 +32,7 @@ THIN = 8  # segments at once, with nothing behind them
 LATE = 3  # ms too late, we have waited for a processor ourselves ...
 GRACE = 4  # ms in which those who receive have their turn
 DOUBT_MOST = 2.0  # round trips
-NEEDLESS = 1  # percent of what is in flight, sent again for nothing, are no chance, ...
-NEEDLESS_FREE = 2  # ... but so many segments in a round trip are
+NEEDLESS = 1  # percent of what is in flight, sent again for nothing, are no chance
 # ms after the first sending, by the number of copies. Losses come in bursts of some 20 ms, one in ten of 48 or more.
 COPY_DELAYS = ((), (22,), (4, 48), (4, 14, 48))
 REPEAT_DELAY = 4  # ms to the copy of what goes again for the second time
@@ -298,7 +297,7 @@ class Sender:
         """
         if self._model and now - self._doubted_at >= max(self._rtt.srtt, 1):
             window = self.window
-            has_grown = window.needless - self._needless > NEEDLESS_FREE + NEEDLESS * window.unacked / 100
+            has_grown = window.needless - self._needless > NEEDLESS * window.unacked / 100
             self._needless, self._doubted_at = window.needless, now
             self._doubt = (
                 min(self._doubt + 1 / 4, DOUBT_MOST) if has_grown else max(self._doubt * 31 / 32 - 1 / 128, 0.0)
