@@ -11,10 +11,12 @@ BLOCK = bytes(1 << 20)
 class Bulk:
     """One end keeps the other's reader busy."""
 
+    Pair = KcpPair
+
     def __init__(self, *, seed: int = 1, back: dict[str, float] | None = None, **link: float) -> None:
         params = kcp_params("fast", snd_wnd=0xFFFF, rcv_wnd=0xFFFF, follows_line=True)
         clean = {key: value for key, value in link.items() if key not in ("rate", "queue")}
-        self.pair = KcpPair(params, link=dict(link), link_back=clean if back is None else back, seed=seed)
+        self.pair = self.Pair(params, link=dict(link), link_back=clean if back is None else back, seed=seed)
         for end in (self.pair.a, self.pair.b):
             end.kcp.know_ours()
         self.received = 0

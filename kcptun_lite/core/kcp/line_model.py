@@ -126,6 +126,7 @@ class LineModel(CongestionControl):
         self._idle_since: int | None = None
         self._idle_time = 0  # ms of this round in which there was nothing to send
         self._was_limited = True  # the application was the limit in the last round
+        self._was_window_full = False  # in this round: then it is the line that lets nothing more go
         self._round_rate = 0.0  # segments per ms that are to be sent in it; 0 where nobody knows
         self._meter = QueueMeter()
         self._rounds_in_state = 0
@@ -235,6 +236,7 @@ class LineModel(CongestionControl):
             if 2 * (in_flight + count) >= self.window and not self._is_short:
                 self.window = min(self.window + count, self._window_max)
             self._watch_startup(self._round_begin, here)
+        self._was_window_full = self._was_window_full or in_flight + count >= self.window
         if self.state is State.DRAIN and in_flight <= self._full_line and self._rounds_in_state:
             self._enter(State.CRUISE, now)
         if newest.delivered >= self._round_end and now - self._round_begin.now >= ROUND_MIN:
@@ -280,11 +282,10 @@ class LineModel(CongestionControl):
             self._idle_since = now
         elapsed = now - begin.now
         was_limited = self._was_limited
-        self._was_limited = (
-            self._idle_time * IDLE_PART > elapsed
-            or self._round_sent + SENT_LEAST < SENT_PART * self._round_rate * elapsed
-        )
+        is_slow = self._round_sent + SENT_LEAST < SENT_PART * self._round_rate * elapsed
+        self._was_limited = self._idle_time * IDLE_PART > elapsed or (is_slow and not self._was_window_full)
         self._idle_time = 0
+        self._was_window_full = False
         return was_limited or self._was_limited
 
     def _note_distance(self, now: int) -> None:

@@ -155,17 +155,20 @@ class SendWindow:
         index = (ack[0] - self.snd_una) & MASK32
         return index < len(self.segments) and not self.segments[index].acked
 
-    def lost_first_sendings(self, acks: Sequence[tuple[int, int]]) -> list[Flight]:
-        """Sendings of which only a later copy has arrived, by the ACKs of one datagram; ask before `una` is passed."""
+    def lost_first_sendings(self, acks: Sequence[tuple[int, int]]) -> list[tuple[Flight, int]]:
+        """Sendings of which only a copy has arrived, and how many ms later that was sent, by the ACKs of one datagram.
+
+        To be asked before `una` is passed.
+        """
         if not self._copied:
             return []
-        lost: list[Flight] = []
+        lost: list[tuple[Flight, int]] = []
         for sn, ts in acks:
             index = (sn - self.snd_una) & MASK32
             if index < len(self.segments) and (segment := self.segments[index]).sn in self._copied:
                 self._copied.discard(segment.sn)
-                if 0 < diff32(ts, segment.flight.ts):
-                    lost.append(segment.flight)
+                if (later := diff32(ts, segment.flight.ts)) > 0:
+                    lost.append((segment.flight, later))
         return lost
 
     def acknowledge(self, acks: Sequence[tuple[int, int]]) -> int:

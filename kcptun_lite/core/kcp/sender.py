@@ -12,6 +12,7 @@ from enum import Enum
 
 from kcptun_lite.core.counters import Counters
 from kcptun_lite.core.kcp.congestion import CongestionControl, Flight
+from kcptun_lite.core.kcp.copies import Copies
 from kcptun_lite.core.kcp.datagrams import DatagramWriter
 from kcptun_lite.core.kcp.line_model import SHORT_RTT, LineModel
 from kcptun_lite.core.kcp.pacing import Pacer
@@ -27,20 +28,12 @@ QUEUE_TIME = 5  # ms of the line that may wait where its rate is known
 QUEUE_LEAST = 16 * 1024  # bytes
 PIECES, PIECE_LEAST = 4, 8 * 1024  # of that, and bytes, are taken at once
 
-# Copies of thin traffic: a loss is repaired before anybody can have noticed it.
-THIN = 8  # segments at once, with nothing behind them
+THIN = 8  # segments at once, with nothing behind them, of which copies go (core/kcp/copies.py)
 LATE = 3  # ms too late, we have waited for a processor ourselves ...
 GRACE = 4  # ms in which those who receive have their turn
 DOUBT_MOST = 2.0  # round trips
 NEEDLESS = 1  # percent of what is in flight, sent again for nothing, are no chance
-# ms after the first sending, by the number of copies. Losses come in bursts of some 20 ms, one in ten of 48 or more.
-COPY_DELAYS = ((), (22,), (4, 48), (4, 14, 48))
 REPEAT_DELAY = 4  # ms to the copy of what goes again for the second time
-LOSS_NOTICED = 0.002  # of each hundred answers one may be late: there are two ways, and other reasons
-LOSS_LEFT = 0.00015  # that only the last copy makes up for, late as it is
-COPY_SHARE = 0.05  # of the line's rate ...
-COPY_RATE_LEAST = 8.0  # ... bytes per ms if that is more
-COPY_BURST = 16 * 1024  # bytes
 
 
 class Limit(Enum):
@@ -89,8 +82,7 @@ class Sender:
         self._pacer = Pacer()
         self._model = control if isinstance(control, LineModel) else None
         window.doubts_runs = self._model is not None  # a window that is set may be too small to wait
-        self._copy_credit = float(COPY_BURST)
-        self._copies_at = 0
+        self._copies = Copies()
         self._limits = dict.fromkeys(Limit, 0)
         self._doubt = 0.0
         "of losses; round trips that are waited longer"
@@ -141,8 +133,9 @@ class Sender:
         """What one datagram of the peer acknowledges; 32 bits each."""
         window = self.window
         if acks:
-            for flight in window.lost_first_sendings(acks):
+            for flight, later in window.lost_first_sendings(acks):
                 self.control.on_lost(flight)
+                self._copies.on_lost(later)
         before = window.snd_una
         newest_ts = acks[-1][1] if acks else None
         freed = window.acknowledge_until(una, now - self._model.min_rtt if self._model else NEVER, newest_ts)
@@ -322,14 +315,6 @@ class Sender:
         """Have what stands alone go again soon, as often as losses ask for, while that is a small part of the line."""
         if model.min_rtt < SHORT_RTT:
             return
-        self._copy_credit += (now - self._copies_at) * max(COPY_SHARE * model.rate * self._mss, COPY_RATE_LEAST)
-        self._copy_credit = min(self._copy_credit, COPY_BURST)
-        self._copies_at = now
         size = sum(len(segment.payload) for segment in self.window.segments[first - self.window.snd_una :])
-        count, left = 0, model.loss if model.loss > LOSS_NOTICED else 0.0
-        while left > LOSS_LEFT and count < len(COPY_DELAYS) - 1 and self._copy_credit > size:
-            self._copy_credit -= size
-            left *= model.loss
-            count += 1
-        if count:
-            self.window.plan_repeats(first, COPY_DELAYS[count], self.window.snd_nxt - first)
+        if delays := self._copies.plan(model.loss, model.rate * self._mss, size, now):
+            self.window.plan_repeats(first, delays, self.window.snd_nxt - first)

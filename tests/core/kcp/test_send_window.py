@@ -332,7 +332,7 @@ def test_a_sending_is_lost_if_only_its_copy_has_arrived(answered: int, lost: boo
     segment = push(window, b"x", 10, 100)
     window.plan_repeats(segment.sn, (2,), 1)
     assert list(window.repeats(12)) == [segment]
-    assert window.lost_first_sendings([(segment.sn, answered)]) == ([segment.flight] if lost else [])
+    assert window.lost_first_sendings([(segment.sn, answered)]) == ([(segment.flight, answered - 10)] if lost else [])
 
 
 class Walked(list[Segment]):
