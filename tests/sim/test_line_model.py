@@ -6,6 +6,7 @@ of encryption in 1350 bytes. The first second of each run is the model's to lear
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import median
 
 import pytest
 
@@ -46,7 +47,7 @@ def test_the_line_is_filled_and_its_queue_is_not(case: Case, loss: float) -> Non
     bulk.goodput(LEARNING)
     share = bulk.goodput() / (case.rate * (1 - loss) * HEADERS)
     link = bulk.pair.a_to_b
-    queue = bulk.queue(2_000)
+    queue = bulk.queue(max(2_000, 40 * case.delay))  # two or three probes
     print(
         f"\n{case}, {loss:.0%}: {share:.0%}, own loss {link.overflowed / link.sent:.2%}, queue {queue[len(queue) // 2]}"
     )
@@ -115,13 +116,14 @@ def test_a_peer_next_door_that_moves_far_away_is_followed() -> None:
 
 @pytest.mark.parametrize("jitter", [10, 30])
 def test_packets_out_of_order_are_no_losses(jitter: int) -> None:
-    bulk = Bulk(rate=50.0, delay=30, queue=100, jitter=jitter)
-    bulk.goodput(LEARNING)
-    share = bulk.goodput() / (50 * HEADERS)
-    print(
-        f"\njitter {jitter}: {share:.0%}, {bulk.pair.b.counters.repeated / bulk.pair.a_to_b.sent:.1%} sent for nothing"
-    )
-    assert share >= (0.9 if jitter == 10 else 0.45)
+    shares = []
+    for seed in range(1, 4):
+        bulk = Bulk(rate=50.0, delay=30, queue=100, jitter=jitter, seed=seed)
+        bulk.goodput(LEARNING)
+        shares.append(bulk.goodput() / (50 * HEADERS))
+        needless = bulk.pair.b.counters.repeated / bulk.pair.a_to_b.sent
+        print(f"\njitter {jitter}: {shares[-1]:.0%}, {needless:.1%} sent for nothing")
+    assert median(shares) >= (0.9 if jitter == 10 else 0.45)
 
 
 def test_acknowledgements_in_clumps_are_no_faster_line() -> None:

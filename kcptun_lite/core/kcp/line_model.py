@@ -92,6 +92,8 @@ class Round(NamedTuple):
     "the same, over this one alone"
     is_limited: bool
     "by what there was to send"
+    was_held: bool
+    "less was sent than was meant, now or the round before"
     has_queue: bool
     "all of its round trips were longer than the least"
     has_grown: bool
@@ -126,6 +128,8 @@ class LineModel(CongestionControl):
         self._idle_since: int | None = None
         self._idle_time = 0  # ms of this round in which there was nothing to send
         self._was_limited = True  # the application was the limit in the last round
+        self._holds = False, False
+        "less was sent than was meant, in the round before and in this one"
         self._was_window_full = False  # in this round: then it is the line that lets nothing more go
         self._round_rate = 0.0  # segments per ms that are to be sent in it; 0 where nobody knows
         self._meter = QueueMeter()
@@ -268,7 +272,7 @@ class LineModel(CongestionControl):
             self._probe_size.on_over(self._state_since, now)
         if self.state in (State.PROBE, State.CRUISE):
             self._gain = 1.0  # after one round; that behind a probe brings the verdict
-        self._decide(Round(rate, latest, is_limited, has_queue, has_grown), now)
+        self._decide(Round(rate, latest, is_limited, any(self._holds), has_queue, has_grown), now)
         self._set_window()
         self._gains = self._gains[1], self._gain
         self._round_begin, self._round_end = here, self._delivered
@@ -282,8 +286,9 @@ class LineModel(CongestionControl):
             self._idle_since = now
         elapsed = now - begin.now
         was_limited = self._was_limited
-        is_slow = self._round_sent + SENT_LEAST < SENT_PART * self._round_rate * elapsed
-        self._was_limited = self._idle_time * IDLE_PART > elapsed or (is_slow and not self._was_window_full)
+        is_held = self._round_sent + SENT_LEAST < SENT_PART * self._round_rate * elapsed
+        self._holds = self._holds[1], is_held
+        self._was_limited = self._idle_time * IDLE_PART > elapsed or (is_held and not self._was_window_full)
         self._idle_time = 0
         self._was_window_full = False
         return was_limited or self._was_limited
@@ -413,7 +418,7 @@ class LineModel(CongestionControl):
         """
         if self._rounds_in_state > 1:
             self._gain = DRAIN_HARD
-        if seen.is_limited:
+        if seen.is_limited or seen.was_held:
             return
         if self._rounds_in_state > 1:
             self._forget_rate(min(self.rate, seen.latest / self._gains[0]))

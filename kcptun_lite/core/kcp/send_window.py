@@ -4,7 +4,7 @@ In      segments as they are sent, acknowledgements as they come, `now`
 Out     which segments to send again and why; how many were acknowledged, and when the newest of them was sent
 Knows   sequence numbers and times. Not: headers, datagrams, how much may be in flight
 Wire    docs/protocol.md, "KCP": acknowledgement and retransmission (kcp-go's rules)
-Cost    an acknowledged batch walks nothing but its own segments; only holes and timeouts walk the window
+Cost    an acknowledged batch walks its own segments and the holes; only timeouts walk the window
 """
 
 from collections import deque
@@ -93,6 +93,9 @@ class SendWindow:
         self.acks_come_twice = False
         "the peer tells each ACK of an early segment in two datagrams"
         self._fast_limit = fast_limit
+        self._edge = first_sn  # behind the highest sn that an ACK has named
+        self._holes: list[Segment] = []
+        "below the edge and not acknowledged, in order; some may have been since"
         self._newest: Flight | None = None
         "the newest sending acknowledged since `take_progress`"
         self._progress = 0
@@ -140,7 +143,7 @@ class SendWindow:
                 freed += len(segment.payload)
                 self.needless += segment.resends > 0 and segment.flight.sent_at > answers_since
         self._progress += before - self.unacked
-        self._note_delivered(flight, flight.sent_at)
+        self._note_delivered(flight, flight.sent_at, is_known=not segments[passed - 1].resends)
         del segments[:passed]
         self.snd_una += passed
         if self._copied:
@@ -203,24 +206,42 @@ class SendWindow:
                     live.append((index, sent_at))
                 elif not self.acks_come_twice:  # kcp-go counts one that does twice
                     live.append((index, sent_at))
-                self._note_delivered(flight, sent_at)
+                self._note_delivered(flight, sent_at, is_known=sent_at == flight.sent_at)
         if live:
+            live.sort()
+            self._move_edge(live[-1][0])
             self._count_skips(live)
         return freed
 
+    def _move_edge(self, highest: int) -> None:
+        """The segment at this index is acknowledged: those before it that are not are holes."""
+        una = self.snd_una
+        if una + highest >= self._edge:
+            passed = self.segments[max(self._edge - una, 0) : highest]
+            self._holes += [segment for segment in passed if not segment.acked]
+            self._edge = una + highest + 1
+
+    def _open_holes(self) -> list[Segment]:
+        una = self.snd_una
+        self._holes = [segment for segment in self._holes if not segment.acked and segment.sn >= una]
+        return self._holes
+
     def _count_skips(self, live: list[tuple[int, int]]) -> None:
+        """`live`: index in the window, and ms when it was sent, of what is acknowledged now; sorted, and used up."""
         limit = max(self._fast_limit, 1)
-        live.sort()
-        # A walk through a large window, which the same ACK again and again must not have.
+        # A walk through many holes, which the same ACK again and again must not have.
         highest = self.snd_una + live[-1][0], live[-1][1]
         if self._futile and highest[0] <= self._futile[0] and max([at for _, at in live]) <= self._futile[1]:
             return
         is_futile = True
-        segments = self.segments
+        una = self.snd_una
         latest: list[int] = []  # when those above were sent: the `limit` latest ones, as no more are counted
-        for index in range(live[-1][0], -1, -1):
-            segment = segments[index]
-            if latest and not segment.acked and segment.fastack < limit:
+        for segment in reversed(self._open_holes()):
+            while live and una + live[-1][0] > segment.sn:
+                latest.append(live.pop()[1])
+                if len(latest) > limit:
+                    latest.remove(min(latest))
+            if latest and segment.fastack < limit:
                 sent = segment.flight.sent_at
                 skips = sum([sent_at >= sent for sent_at in latest])
                 if skips:
@@ -229,21 +250,20 @@ class SendWindow:
                     self.has_skipped = True
                     if segment.fastack >= limit:
                         self.has_fast = self._fast_limit > 0
-            while live and live[-1][0] == index:
-                latest.append(live.pop()[1])
-                if len(latest) > limit:
-                    latest.remove(min(latest))
         if is_futile:
             self._futile = highest
 
-    def _note_delivered(self, flight: Flight, sent_at: int) -> None:
-        if self._newest is None or flight.sent_at > self._newest.sent_at:
+    def _note_delivered(self, flight: Flight, sent_at: int, *, is_known: bool) -> None:
+        """`is_known`: it was this sending that has arrived, and none before it."""
+        if is_known and (self._newest is None or flight.sent_at > self._newest.sent_at):
             self._newest = flight
         if self._delivered_at is None or sent_at > self._delivered_at:
             self._delivered_at = sent_at
 
     def take_progress(self) -> tuple[int, Flight | None]:
-        """Segments acknowledged since the last call, and the newest sending of those."""
+        """Segments acknowledged since the last call, and the newest sending of those; none until one is known."""
+        if self._newest is None:
+            return 0, None
         progress, self._progress = self._progress, 0
         newest, self._newest = self._newest, None
         return progress, newest
@@ -281,18 +301,22 @@ class SendWindow:
         if not (timed_out or self.has_fast or (early and self.has_skipped)):
             return []
         due: list[tuple[Segment, Cause]] = []
-        run: list[tuple[Segment, Cause]] = []  # believed lost, one after the other
-        earliest: int | None = None
+        run: list[tuple[Segment, Cause]] = []  # believed lost, with nothing acknowledged between them
+        una = self.snd_una
+        # What nothing has skipped can only have timed out.
+        candidates = self._open_holes() + (self.segments[max(self._edge - una, 0) :] if timed_out else [])
+        earliest = None if timed_out else self.next_resend
         is_head = True
         skipped = False
-        for index, segment in enumerate(self.segments):
-            if segment.acked:
-                if self.doubts_runs and len(run) >= RUN and not is_head and self._hold(run, now, loss_delay):
+        before = una - 1
+        for segment in candidates:
+            if segment.sn != before + 1:
+                if not is_head and self._hold(run, now, loss_delay):
                     return self.due(now, loss_delay, early=early, skip_delay=skip_delay)
                 due += run
                 run = []
                 is_head = False
-                continue
+            before = segment.sn
             at, fastack = segment.resend_at, segment.fastack
             if now < segment.hold_until and not is_head:
                 at = max(at, segment.hold_until)
@@ -302,7 +326,7 @@ class SendWindow:
                 run.append((segment, Cause.FAST if 0 < self._fast_limit <= fastack else Cause.EARLY))
                 continue
             elif now >= at:
-                is_late = index >= HEAD and self._is_tail(segment)
+                is_late = segment.sn - una >= HEAD and self._is_tail(segment)
                 lost_at = segment.flight.sent_at + (loss_delay * 3 // 2 if is_late else loss_delay)
                 if segment.is_given_up or now >= lost_at:
                     run.append((segment, Cause.TIMEOUT))
@@ -313,6 +337,8 @@ class SendWindow:
                 skipped = skipped or fastack > 0
             if earliest is None or at < earliest:
                 earliest = at
+        if before + 1 < self._edge and not is_head and self._hold(run, now, loss_delay):
+            return self.due(now, loss_delay, early=early, skip_delay=skip_delay)
         due += run
         self._next_of_others, self._others_skipped = earliest, skipped
         if due:
@@ -329,12 +355,14 @@ class SendWindow:
         self.has_skipped, self.has_fast = self._others_skipped, False
 
     def _hold(self, run: list[tuple[Segment, Cause]], now: int, loss_delay: int) -> bool:
-        """Doubt that a long run is lost, with others acknowledged before and behind it; whether any segment is held.
+        """Doubt that a run is lost, if it is long, with others acknowledged before and behind it; whether any is held.
 
         It is rather their ACKs that were lost, all in one datagram, and are not sent again: `una` will tell of them
         when the holes before are closed, which takes a round trip more. If they are lost, `una`
         stops at the first of them.
         """
+        if not self.doubts_runs or len(run) < RUN:
+            return False
         is_any_held = False
         for segment, _ in run:
             until = segment.flight.sent_at + DOUBT * loss_delay

@@ -360,3 +360,27 @@ def test_the_same_ack_again_and_again_walks_the_window_no_more_than_it_has_to() 
     push(window, b"later", 60, 100)
     window.acknowledge([(1000, 60)])
     assert window.segments[0].fastack == 1, "what is sent again can be skipped again"
+
+
+def test_the_newest_sending_is_one_that_is_known_to_have_arrived() -> None:
+    """Else rounds end too early: what was sent again for nothing cannot have been answered yet."""
+    window = SendWindow(2)
+    first = push(window, b"a", 0, 100)
+    again = window.segments[0]
+    window.resent(again, Cause.FAST, flight(90), 100, 1)
+    window.acknowledge([(0, 0)])  # of the first sending
+    assert window.take_progress() == (0, None)
+    second = push(window, b"b", 95, 100)
+    window.acknowledge([(1, 95)])
+    assert first is again and window.take_progress() == (2, second.flight)
+
+
+def test_una_alone_does_not_tell_which_sending_has_arrived() -> None:
+    window = SendWindow(2)
+    push(window, b"a", 0, 100)
+    window.resent(window.segments[0], Cause.FAST, flight(90), 100, 1)
+    window.acknowledge_until(1)
+    assert window.take_progress() == (0, None)
+    known = push(window, b"b", 95, 100)
+    window.acknowledge_until(2)
+    assert window.take_progress() == (2, known.flight)
