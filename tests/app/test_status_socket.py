@@ -6,6 +6,7 @@ import socket
 import stat
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -202,13 +203,22 @@ def test_it_goes_on_resting_if_there_are_still_none(
         assert viewer.recv(100) == b"status\n"
 
 
+def is_listening(path: str) -> bool:
+    """Whether a viewer is welcome: the socket is there a moment before somebody listens."""
+    try:
+        connect(path).close()
+    except OSError:
+        return False
+    return True
+
+
 def test_the_programs_tell_each_second_what_moves(tmp_path: Path) -> None:
     path = tmp_path / "c.json"
     with (
         Target(echo_handler) as target,
         Tunnel("ours", "ours", target.address, client_options={"status": path}) as tunnel,
     ):
-        wait_until(path.exists, "the file is there")
+        wait_until(partial(is_listening, f"{path}.sock"), "somebody listens")
         with connect(f"{path}.sock") as viewer, viewer.makefile("rb") as lines, connect(tunnel.address) as sock:
             while True:
                 sock.sendall(bytes(50_000))

@@ -17,6 +17,8 @@ def at(door: Door, ask: Ask) -> None:
     async def main() -> None:
         async with TestClient(TestServer(await door._make_app(), host="127.0.0.1")) as client:
             await ask(client)
+            while door._browsers:  # whose programs end when they are told to
+                await asyncio.sleep(0.01)
 
     asyncio.run(main())
 
@@ -91,8 +93,6 @@ def test_there_is_room_for_some_browsers() -> None:
         assert (await client.get("/ws")).status == 503
         for socket in sockets:
             await socket.close()
-        while door._browsers:
-            await asyncio.sleep(0.01)
 
     at(door, ask)
 
