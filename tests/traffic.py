@@ -47,7 +47,11 @@ def connect(address: str, timeout: float = STALL_TIMEOUT) -> socket.socket:
     if not port.isdigit():
         sock = socket.socket(socket.AF_UNIX)
         sock.settimeout(timeout)
-        sock.connect(address)
+        try:
+            sock.connect(address)
+        except OSError:
+            sock.close()
+            raise
         return sock
     return socket.create_connection((host.strip("[]"), int(port)), timeout)
 
