@@ -8,10 +8,10 @@ Cost    under a microsecond a message
 
 # ms after the first sending, by the number of copies.
 DELAYS = ((), (22,), (4, 48), (4, 14, 48))
-# The same, in three, where losses come in bursts: if these last 20 ms on average, one in a hundred lasts 96 or more.
+# Where losses come in bursts: if these last 20 ms on average, one in a hundred lasts 96 or more.
 # All that a stream says in the meantime waits with what is lost.
-BURST_DELAYS = (14, 40, 96)
-AGAIN = 0.3  # of the lost first sendings whose first copy is lost as well: more than chance
+BURST_DELAYS = (4, 14, 40, 96)
+AGAIN = 0.25  # of the lost first sendings whose first copy is lost as well: more than chance
 AGAIN_MEMORY = 15 / 16  # of that, per loss
 SLACK = 2  # ms that a copy may be late
 LOSS_NOTICED = 0.002  # of each hundred answers one may be late: there are two ways, and other reasons
