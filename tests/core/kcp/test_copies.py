@@ -1,4 +1,4 @@
-"""Thin traffic goes again as often as losses ask for, later where they come in bursts, and never for much of the line."""
+"""Thin traffic goes again as often as losses ask for, later where they come in bursts, and never as much of a line."""
 
 import pytest
 
