@@ -14,7 +14,7 @@ from time import monotonic
 import pytest
 
 from tests.programs import ROOT, Program, Tunnel, require, wait_until
-from tests.traffic import Target, connect, echo_handler, receive_exactly
+from tests.traffic import Target, can_connect, connect, echo_handler, receive_exactly
 
 FAST = {"mode": "fast3", "sndwnd": 512, "rcvwnd": 512, "datashard": 0, "parityshard": 0}
 
@@ -161,14 +161,6 @@ def test_a_log_that_nobody_reads_holds_nothing_up(end: str) -> None:
                 ask(sock)
         mute.terminate()
         assert mute.wait(10) == 0
-
-
-def can_connect(address: str) -> bool:
-    try:
-        connect(address).close()
-    except OSError:
-        return False
-    return True
 
 
 def test_a_program_takes_as_many_descriptors_as_it_may() -> None:

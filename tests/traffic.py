@@ -56,6 +56,15 @@ def connect(address: str, timeout: float = STALL_TIMEOUT) -> socket.socket:
     return socket.create_connection((host.strip("[]"), int(port)), timeout)
 
 
+def can_connect(address: str) -> bool:
+    """Whether somebody listens; a unix socket is there a moment before."""
+    try:
+        connect(address).close()
+    except OSError:
+        return False
+    return True
+
+
 def receive_exactly(sock: socket.socket, size: int) -> bytes:
     """`size` bytes. Raises ConnectionError if the stream ends before, TimeoutError if it stalls."""
     received = bytearray(size)

@@ -14,7 +14,7 @@ import pytest
 from kcptun_lite.app.status_socket import VIEWERS, StatusSocket
 from kcptun_lite.net.event_loop import Callback, EventLoop
 from tests.programs import Tunnel, wait_until
-from tests.traffic import Target, connect, echo_handler
+from tests.traffic import Target, can_connect, connect, echo_handler
 
 LONG = 1 << 20  # bytes; more than the system takes at once
 
@@ -203,22 +203,13 @@ def test_it_goes_on_resting_if_there_are_still_none(
         assert viewer.recv(100) == b"status\n"
 
 
-def is_listening(path: str) -> bool:
-    """Whether a viewer is welcome: the socket is there a moment before somebody listens."""
-    try:
-        connect(path).close()
-    except OSError:
-        return False
-    return True
-
-
 def test_the_programs_tell_each_second_what_moves(tmp_path: Path) -> None:
     path = tmp_path / "c.json"
     with (
         Target(echo_handler) as target,
         Tunnel("ours", "ours", target.address, client_options={"status": path}) as tunnel,
     ):
-        wait_until(partial(is_listening, f"{path}.sock"), "somebody listens")
+        wait_until(partial(can_connect, f"{path}.sock"), "somebody listens")
         with connect(f"{path}.sock") as viewer, viewer.makefile("rb") as lines, connect(tunnel.address) as sock:
             while True:
                 sock.sendall(bytes(50_000))

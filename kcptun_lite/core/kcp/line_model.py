@@ -91,9 +91,7 @@ class Round(NamedTuple):
     latest: float
     "the same, over this one alone"
     is_limited: bool
-    "by what there was to send"
-    was_held: bool
-    "less was sent than was meant, now or the round before"
+    "by what there was to send, or by our processor"
     has_queue: bool
     "all of its round trips were longer than the least"
     has_grown: bool
@@ -128,8 +126,6 @@ class LineModel(CongestionControl):
         self._idle_since: int | None = None
         self._idle_time = 0  # ms of this round in which there was nothing to send
         self._was_limited = True  # the application was the limit in the last round
-        self._holds = False, False
-        "less was sent than was meant, in the round before and in this one"
         self._was_window_full = False  # in this round: then it is the line that lets nothing more go
         self._round_rate = 0.0  # segments per ms that are to be sent in it; 0 where nobody knows
         self._meter = QueueMeter()
@@ -272,7 +268,7 @@ class LineModel(CongestionControl):
             self._probe_size.on_over(self._state_since, now)
         if self.state in (State.PROBE, State.CRUISE):
             self._gain = 1.0  # after one round; that behind a probe brings the verdict
-        self._decide(Round(rate, latest, is_limited, any(self._holds), has_queue, has_grown), now)
+        self._decide(Round(rate, latest, is_limited, has_queue, has_grown), now)
         self._set_window()
         self._gains = self._gains[1], self._gain
         self._round_begin, self._round_end = here, self._delivered
@@ -287,7 +283,6 @@ class LineModel(CongestionControl):
         elapsed = now - begin.now
         was_limited = self._was_limited
         is_held = self._round_sent + SENT_LEAST < SENT_PART * self._round_rate * elapsed
-        self._holds = self._holds[1], is_held
         self._was_limited = self._idle_time * IDLE_PART > elapsed or (is_held and not self._was_window_full)
         self._idle_time = 0
         self._was_window_full = False
@@ -322,9 +317,8 @@ class LineModel(CongestionControl):
 
     def _learn_loss(self) -> None:
         if self.state is State.CRUISE and not self._is_loss_known:
-            self._steady_lost *= (
-                LOSS_DOUBT  # a queue never leaves: made up for too much, it may be what makes the losses
-            )
+            # A queue never leaves: what is made up for may be too much, and that what makes the losses.
+            self._steady_lost *= LOSS_DOUBT
         self._is_loss_known = False
         if self._steady_sent >= 1:
             self.loss = min(self._steady_lost / self._steady_sent, 1.0)
@@ -386,7 +380,7 @@ class LineModel(CongestionControl):
             self._shares.append(self.rate)
         elif self.state is not State.DRAIN:
             self._before_drain = self.rate, self._round_rtt
-            self._forget_rate(YIELD * (max(seen.rate, self.rate) if seen.is_limited else seen.rate))
+            self._forget_rate(YIELD * (self.rate if seen.is_limited else seen.rate))
             self._enter(State.DRAIN, now)
         elif self._rounds_in_state < DRAIN_ROUNDS:
             self._drain_on(seen)
@@ -418,7 +412,7 @@ class LineModel(CongestionControl):
         """
         if self._rounds_in_state > 1:
             self._gain = DRAIN_HARD
-        if seen.is_limited or seen.was_held:
+        if seen.is_limited:
             return
         if self._rounds_in_state > 1:
             self._forget_rate(min(self.rate, seen.latest / self._gains[0]))
